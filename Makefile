@@ -1,0 +1,64 @@
+# Everything a person needs: `make run` and `make test`. Each sets itself up first; nothing else is to be installed.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup run test unit scenarios faults browser bench soak lint format lock debian clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements/dev.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	touch $@
+
+run: setup
+	$(BIN)/python -m relay demo
+
+# Debian packages that the scenarios need: installed when we are root on Debian, else named by the tests that miss them.
+debian:
+	@bash tests/debian.sh
+
+test: setup debian lint unit scenarios faults browser
+
+unit: setup
+	$(BIN)/pytest -q tests --ignore=tests/scenarios --ignore=tests/faults --ignore=tests/browser
+
+scenarios: setup
+	$(BIN)/pytest -q tests/scenarios
+
+faults: setup
+	$(BIN)/pytest -q -s tests/faults
+
+browser: setup
+	$(BIN)/pytest -q tests/browser
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Side by side with Postfix, in one run; needs a C compiler, Postfix and root.
+bench: setup debian
+	$(BIN)/python -m benchmarks
+
+# The full counts: 200 kills, 20 power cuts, 1,000 real messages; minutes to an hour.
+soak: setup debian
+	RELAY_SOAK=1 $(BIN)/pytest -q -s tests/faults tests/scenarios
+
+lock: setup
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" pyproject.toml -o requirements/run.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" pyproject.toml --group dev -c requirements/run.txt -o requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

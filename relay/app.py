@@ -1,0 +1,260 @@
+"""The composition root: builds every part of the daemon, starts them from the store upwards, stops them in reverse.
+
+lock ▸ keys ▸ store ▸ extraction, forwarding, posting, sweep ▸ HTTP ▸ control socket ▸ SMTP ▸ READY=1
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import web
+from webapi.webhooks import Poster
+
+from relay import commands, notify
+from relay.bodies import Bodies
+from relay.config.fields import Endpoint
+from relay.config.models import Config
+from relay.control import DirectoryLock, serve
+from relay.declare import definitions
+from relay.dns import Resolver
+from relay.extract import Extractor
+from relay.extraction import Extraction
+from relay.forward import Forwarder
+from relay.intake import Intake, Policy
+from relay.secrets import Keys
+from relay.smtp_in import Listen, SmtpServer
+from relay.smtp_limits import Limits, Settings
+from relay.smtp_out import Sender
+from relay.store import events
+from relay.store.sites import declare_all
+from relay.store.store import DATABASE, Store
+from relay.sweep import Ages, Sweeper
+from relay.tls import TlsFiles
+from webapi import app as web_app
+
+log = structlog.get_logger()
+
+#: Seconds that mail being received, forwarded and posted has to come to its end when the daemon stops.
+GRACE = 20.0
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class Daemon:
+    """A running daemon: where it listens, and what its parts are."""
+
+    config: Config
+    store: Store
+    bodies: Bodies
+    keys: Keys
+    forwarder: Forwarder
+    poster: Poster
+    smtp: SmtpServer
+    http_ports: list[int]
+
+
+@contextlib.asynccontextmanager
+async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Daemon]:
+    """Start the daemon; leaving the context stops it, losing nothing.
+
+    Raises AlreadyRunning, KeysError, WrongRevision, OSError and what the declared sites may be refused for.
+    """
+    async with AsyncExitStack() as stack:
+        data_dir = config.data_dir
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stack.enter_context(DirectoryLock(data_dir))
+        handed = notify.take_sockets()
+        keys = Keys.load(data_dir / "keys")
+        bodies = Bodies(data_dir / "bodies")
+        bodies.prepare()
+        store = await _open_store(stack, config, keys, clock)
+        forwarder, poster = await _start_workers(stack, config, store, bodies, keys, clock)
+        extraction = Extraction(
+            store,
+            bodies,
+            Extractor(workers=config.extract.workers),
+            claim=poster.claim,
+            on_posts=poster.submit,
+            clock=clock,
+        )
+        await extraction.start()
+        stack.push_async_callback(extraction.close, GRACE)
+        sweeper = Sweeper(store, bodies, _ages(config), clock)
+        _background(stack, sweeper.run())
+        context = web_app.Context(
+            store=store,
+            bodies=bodies,
+            keys=keys,
+            config=config,
+            clock=clock,
+            on_posts_due=poster.wake,
+            on_deliveries_due=forwarder.wake,
+        )
+        http_ports = await _start_http(stack, config, context, handed.get("http", []))
+        intake = Intake(store, keys, _policy(config), forwarder, extraction, bodies, data_dir, clock)
+        smtp = SmtpServer(intake, bodies, _smtp_settings(config))
+        daemon = Daemon(config, store, bodies, keys, forwarder, poster, smtp, http_ports)
+        control = await serve(data_dir / "control.sock", commands.handlers(daemon, clock))
+        stack.push_async_callback(control.close)
+        await smtp.start(_listen(config.smtp.listen, handed.get("smtp", []), "smtp"))
+        stack.push_async_callback(smtp.stop, GRACE)
+        log.info("ready", smtp=smtp.ports, http=http_ports, sites=len(store.sites.by_id), data_dir=str(data_dir))
+        yield daemon
+
+
+async def serve_forever(config: Config) -> None:
+    """Run until SIGTERM or SIGINT; SIGHUP is answered at once, for certificates reload by themselves."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with running(config) as daemon:
+        loop.add_signal_handler(signal.SIGHUP, _reloaded)
+        notify.ready(f"SMTP {daemon.smtp.ports}, HTTP {daemon.http_ports}")
+        watchdog = asyncio.create_task(notify.watchdog(lambda: True))  # a stuck event loop sends nothing
+        await stopping.wait()
+        watchdog.cancel()
+        notify.stopping("finishing what is under way")
+        log.info("stopping")
+
+
+def _reloaded() -> None:
+    notify.reloading()
+    notify.ready("certificates are read anew whenever their files change")
+
+
+async def _open_store(stack: AsyncExitStack, config: Config, keys: Keys, clock: Clock) -> Store:
+    store = Store(config.data_dir / DATABASE)
+    await store.open(lambda line: log.info("migration", step=line))
+    stack.push_async_callback(store.close)
+    declared = definitions(config, keys.seal)
+    now = clock()
+    await store.redefine(lambda tx: declare_all(tx, declared, now))
+    await store.write(events.void_post_claims)
+    return store
+
+
+async def _start_workers(
+    stack: AsyncExitStack, config: Config, store: Store, bodies: Bodies, keys: Keys, clock: Clock
+) -> tuple[Forwarder, Poster]:
+    nameservers = [str(server) for server in config.dns.nameservers]
+    resolver = Resolver(nameservers, lifetime=config.dns.timeout)
+    sender = Sender(
+        config.hostname,
+        resolver,
+        mx_port=config.forward.mx_port,
+        per_destination=config.forward.per_destination,
+    )
+    forwarder = Forwarder(
+        store,
+        bodies,
+        sender,
+        keys,
+        hostname=config.hostname,
+        next_hop=config.forward.next_hop,
+        per_destination=config.forward.per_destination,
+        clock=clock,
+    )
+    await forwarder.start()
+    stack.push_async_callback(forwarder.close, GRACE)
+    poster = Poster(
+        store,
+        keys,
+        public_url=config.http.public_url,
+        links_live_for=config.retention.raw,
+        allow_private_addresses=config.webhooks.allow_private_addresses,
+        clock=clock,
+    )
+    await poster.start()
+    stack.push_async_callback(poster.close, GRACE)
+    return forwarder, poster
+
+
+def _background(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
+    task = asyncio.create_task(work)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(end)
+
+
+async def _start_http(
+    stack: AsyncExitStack, config: Config, context: web_app.Context, handed: Sequence[socket.socket]
+) -> list[int]:
+    runner = web.AppRunner(web_app.build(context), access_log=None, handle_signals=False, shutdown_timeout=5.0)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    http = config.http
+    tls = TlsFiles(http.tls_cert, http.tls_key).context() if http.tls_cert and http.tls_key else None
+    for where in _listen(http.listen, handed, "http"):
+        site: web.BaseSite
+        if isinstance(where, socket.socket):
+            site = web.SockSite(runner, where, ssl_context=tls)
+        else:
+            site = web.TCPSite(runner, *where, ssl_context=tls)
+        await site.start()
+    return [address[1] for address in runner.addresses]
+
+
+def _listen(wanted: Sequence[Endpoint | str], handed: Sequence[socket.socket], name: str) -> list[Listen]:
+    found: list[Listen] = []
+    for endpoint in wanted:
+        if isinstance(endpoint, Endpoint):
+            found.append((endpoint.host, endpoint.port or 0))
+        elif handed:
+            found.extend(handed)
+        else:
+            raise OSError(f"{name}.listen says systemd, but systemd handed over no socket named {name!r}")
+    return found
+
+
+def _policy(config: Config) -> Policy:
+    return Policy(
+        hostname=config.hostname,
+        operator=config.operator,
+        next_hop=config.forward.next_hop,
+        retry_for=config.forward.retry_for,
+        window=config.attribution.window,
+        min_free=config.smtp.min_free,
+        received_limit=config.limits.received_fields,
+        header_size=config.limits.header_size,
+        header_fields=config.limits.header_fields,
+    )
+
+
+def _smtp_settings(config: Config) -> Settings:
+    limits, smtp = config.limits, config.smtp
+    return Settings(
+        hostname=config.hostname,
+        max_message_size=smtp.max_message_size,
+        bare_lf=smtp.bare_lf,
+        tls=TlsFiles(smtp.tls_cert, smtp.tls_key) if smtp.tls_cert and smtp.tls_key else None,
+        limits=Limits(
+            recipients=limits.recipients,
+            connections=limits.connections,
+            connections_per_address=limits.connections_per_address,
+            commands=limits.commands,
+            errors=limits.errors,
+            idle_commands=limits.idle_commands,
+            command_timeout=limits.command_timeout,
+            data_timeout=limits.data_timeout,
+            data_grace=limits.data_grace,
+            data_rate=limits.data_rate,
+            exempt=tuple(limits.exempt),
+        ),
+    )
+
+
+def _ages(config: Config) -> Ages:
+    kept = config.retention
+    return Ages(raw=kept.raw, messages=kept.messages, visits=kept.visits, routes=kept.routes)

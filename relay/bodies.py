@@ -1,0 +1,157 @@
+"""Raw messages in wire form: dot-stuffed, CR LF lines, without the final dot (core/wire.py).
+
+A small body stays in memory and rides in the accept transaction; a larger one goes to a file of its own while it
+arrives, and the file and its directory entry are synced before the row that names it is committed. A crash in
+between leaves a file that no row names; :meth:`Bodies.orphans` finds those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Octets up to which a body is kept in memory and stored in the database.
+INLINE = 256 * 1024
+#: Octets written, and read back, at once.
+CHUNK = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A whole received body: ``size`` octets of wire form, in memory (``data``) or in a synced file (``file``)."""
+
+    size: int
+    digest: bytes
+    data: bytes | None = None
+    file: str | None = None
+
+
+class Bodies:
+    """The directory of large bodies. Names are random, so that none is ever used twice."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def prepare(self) -> None:
+        """Create the directory (0700); raises OSError."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def writer(self) -> BodyWriter:
+        return BodyWriter(self._directory)
+
+    def path(self, name: str) -> Path:
+        return self._directory / name
+
+    async def chunks(self, name: str, start: int = 0) -> AsyncIterator[bytes]:
+        """The octets of a stored body from ``start`` on, read off the event loop; raises OSError when it is gone."""
+        loop = asyncio.get_running_loop()
+        file = await loop.run_in_executor(None, os.open, self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            offset = start
+            while chunk := await loop.run_in_executor(None, os.pread, file, CHUNK, offset):
+                offset += len(chunk)
+                yield chunk
+        finally:
+            os.close(file)
+
+    def read(self, name: str, length: int = -1) -> bytes:
+        """The first ``length`` octets of a stored body (all of it when negative). Blocks."""
+        with (self._directory / name).open("rb") as file:
+            return file.read(length)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete bodies whose rows are gone; a missing file is no error. Blocks."""
+        for name in names:
+            (self._directory / name).unlink(missing_ok=True)
+
+    def names(self, older_than: float) -> Iterator[str]:
+        """Names of the files last written before ``older_than``. Blocks."""
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                try:
+                    if entry.stat(follow_symlinks=False).st_mtime < older_than:
+                        yield entry.name
+                except FileNotFoundError:
+                    continue  # removed by its transaction while we looked
+
+
+class BodyWriter:
+    """Takes one body as it arrives. Every writer ends in :meth:`close` or in :meth:`discard`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._waiting: list[bytes] = []
+        self._waiting_size = 0
+        self._hash = hashlib.sha256()
+        self._name: str | None = None
+        self._file = -1
+        self.size = 0
+        #: The first octets, enough for the header block, kept when the rest has gone to a file.
+        self.head = b""
+
+    def write(self, chunk: bytes) -> bool:
+        """Take ``chunk``. True when the caller must ``await flush()`` before it reads more."""
+        self._waiting.append(chunk)
+        self._waiting_size += len(chunk)
+        self.size += len(chunk)
+        return self._waiting_size > INLINE
+
+    async def flush(self) -> None:
+        """Write what waits to the file, off the event loop; raises OSError (disk full, I/O error)."""
+        data = self._take()
+        await asyncio.get_running_loop().run_in_executor(None, self._append, data)
+
+    async def close(self) -> Body:
+        """The finished body. A body in a file is on disk, synced, and so is its name; raises OSError."""
+        if self._file < 0:
+            data = self._take()
+            self._hash.update(data)
+            self.head = data
+            return Body(len(data), self._hash.digest(), data=data)
+        data = self._take()
+        await asyncio.get_running_loop().run_in_executor(None, self._finish, data)
+        return Body(self.size, self._hash.digest(), file=self._name)
+
+    def discard(self) -> None:
+        """Forget everything; the file, if there is one, is removed."""
+        self._waiting.clear()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        if self._name is not None:
+            (self._directory / self._name).unlink(missing_ok=True)
+            self._name = None
+
+    def _take(self) -> bytes:
+        data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
+        self._waiting = []
+        self._waiting_size = 0
+        return data
+
+    def _append(self, data: bytes) -> None:
+        if self._file < 0:
+            self.head = data[:INLINE]
+            self._name = secrets.token_hex(16)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._file = os.open(self._directory / self._name, flags, 0o600)
+        self._hash.update(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+
+    def _finish(self, data: bytes) -> None:
+        if data:
+            self._append(data)
+        os.fsync(self._file)
+        os.close(self._file)
+        self._file = -1
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

@@ -1,0 +1,176 @@
+"""relay.toml as frozen models: one class a table, one field a key, with its default (docs/configuration.md).
+
+Strict: no value is coerced, no unknown key passes. What needs more than one key to be judged is in ``rules``.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+from relay.config import fields as f
+from relay.core.model import Method
+
+_LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+
+#: How many names are generated for a pool that has neither a list nor a size.
+DEFAULT_POOL_SIZE = 30
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Storage(Section):
+    url: f.Storage = "sqlite"
+
+
+class Smtp(Section):
+    listen: f.Listens = (f.Endpoint("127.0.0.1", 2525),)
+    max_message_size: Annotated[int, Field(ge=65536, le=2 << 30)] = 52_428_800  # RFC 5321 §4.5.3.1.7 wants 64K at least
+    tls_cert: f.OptionalFilePath = None
+    tls_key: f.OptionalFilePath = None
+    bare_lf: Literal["normalise", "refuse"] = "normalise"
+    min_free: f.Size = 104_857_600
+
+
+class Http(Section):
+    listen: f.Listens = (f.Endpoint("127.0.0.1", 8080),)
+    public_url: f.PublicUrl = "http://127.0.0.1:8080"
+    trusted_proxies: f.Listed[f.Network] = ()
+    tls_cert: f.OptionalFilePath = None
+    tls_key: f.OptionalFilePath = None
+    max_body: Annotated[int, Field(ge=1024, le=1 << 30)] = 1_048_576
+    max_bind_body: Annotated[int, Field(ge=1024, le=1 << 20)] = 16_384
+
+
+class Limits(Section):
+    exempt: f.Listed[f.Network] = _LOOPBACK
+    recipients: f.Count = 100
+    connections: f.Count = 1000
+    connections_per_address: f.Count = 50
+    commands: f.Count = 1000
+    errors: f.Count = 20
+    idle_commands: f.Count = 20
+    command_timeout: Annotated[float, f.between("100ms", "1h")] = 300.0
+    data_timeout: Annotated[float, f.between("100ms", "1h")] = 180.0
+    data_grace: Annotated[float, f.between("100ms", "1h")] = 60.0
+    data_rate: f.Size = 256
+    header_size: Annotated[int, Field(ge=4096, le=262_144)] = 262_144
+    header_fields: f.Count = 1000
+    received_fields: f.Count = 50
+    binds_per_address_per_minute: f.Count = 120
+    api_failures_per_address_per_minute: f.Count = 30
+
+
+class Dns(Section):
+    nameservers: f.Listed[f.Nameserver] = ()
+    timeout: Annotated[float, f.between("100ms", "1m")] = 10.0
+
+
+class Forward(Section):
+    next_hop: f.OptionalNextHop = Field(default=None, repr=False)
+    mx_port: f.Port = 25
+    retry_for: Annotated[float, f.between("0s", "30d")] = 432_000.0
+    per_destination: f.Count = 20
+
+
+class Webhooks(Section):
+    allow_private_addresses: bool = False
+
+
+class Geoip(Section):
+    files: f.Listed[f.FilePath] = ()
+
+
+class Attribution(Section):
+    window: Annotated[float, f.between("0s", "30d")] = 86_400.0
+
+
+class Retention(Section):
+    raw: Annotated[float, f.between("1h", "36500d")] = 180 * 86_400.0
+    messages: Annotated[float, f.between("1h", "36500d")] = 730 * 86_400.0
+    visits: Annotated[float, f.between("1h", "36500d")] = 400 * 86_400.0
+    routes: Annotated[float, f.between("1h", "36500d")] = 400 * 86_400.0
+
+
+class Extract(Section):
+    workers: Annotated[int, Field(ge=1, le=64)] = 2
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Target(Section):
+    address: f.Mailbox
+    method: Annotated[Method, Strict(False)] = Method.POOL
+    domain: f.Domain = None
+    pool: f.Listed[f.Mailbox] = ()
+    pool_size: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    lease: Annotated[float, f.between("1s", "30d")] = 900.0
+    forward_to: f.OptionalMailbox = None
+    next_hop: f.OptionalNextHop = Field(default=None, repr=False)
+
+    @property
+    def generated(self) -> int:
+        """How many substitutes are to be generated at ``domain`` for this target's pool."""
+        if self.method is not Method.POOL or self.pool:
+            return 0
+        return self.pool_size or DEFAULT_POOL_SIZE
+
+
+class Static(Section):
+    address: f.Mailbox
+    target: f.Mailbox
+    label: f.ShortText
+
+
+class Webhook(Section):
+    """Within its site a webhook is known by its URL: that is how its state is found again after a restart."""
+
+    url: f.WebhookUrl
+    secret: f.WebhookSecret = Field(default=None, repr=False)
+    fill: Literal["exact", "inferred", "likely"] = "inferred"
+    enabled: bool = True
+
+
+class Site(Section):
+    name: f.SiteName
+    key: f.SiteKey
+    origins: Annotated[f.Listed[f.Origin], Field(min_length=1)]
+    tracking: bool = True
+    send_to_crm: bool = True
+    bots: Literal["none", "lease"] = "none"
+    visit_timeout: Annotated[float, f.between("1m", "400d")] = 14 * 86_400.0
+    require_visit: bool = True
+    skip_bounces: bool = True
+    skip_automatic: bool = True
+    targets: f.Listed[Target] = Field(default=(), alias="target")
+    statics: f.Listed[Static] = Field(default=(), alias="static")
+    webhooks: f.Listed[Webhook] = Field(default=(), alias="webhook")
+
+
+class Config(Section):
+    """The whole file. Paths are absolute or relative to the directory the file lies in, already joined with it."""
+
+    hostname: f.Hostname
+    operator: f.OptionalMailbox = None
+    data_dir: f.FilePath = Field(default=Path("var"), validate_default=True)
+    storage: Storage = Storage()
+    smtp: Smtp = Smtp()
+    http: Http = Http()
+    limits: Limits = Limits()
+    dns: Dns = Dns()
+    forward: Forward = Forward()
+    webhooks: Webhooks = Webhooks()
+    geoip: Geoip = Geoip()
+    attribution: Attribution = Attribution()
+    retention: Retention = Retention()
+    extract: Extract = Extract()
+    log: Log = Log()
+    sites: f.Listed[Site] = Field(default=(), alias="site")

@@ -1,0 +1,147 @@
+"""Whose visit a mail came from (PRODUCT.md, "attribution").
+
+A pool address is leased to one visit after another, and a mail may come long after its page was seen. All that is
+known are the holdings of the address, the time the mail says it was written (clamped, see ``written_at``) and the
+time it came.
+
+    holders of the address                                     answer
+    -------------------------------------------------------    ------------------------------------------------
+    nobody ever, or only after the mail came                   none
+    one visit V (the last that began before writing), and      exact V, however long ago V held it
+      no other from ``window`` before writing until receipt
+    nobody began before writing, one visit V until receipt     exact V: the Date is wrong, but nobody else saw it
+    anything else                                              likely: V and all the others, with probabilities
+
+    weight of a candidate, before the weights are scaled to the sum 1
+    -----------------------------------------------------------------------------------------------------------
+    held it when the mail was written                          1
+    its lease ended a seconds before writing                   2 ** -(a / 3600)
+    began only after writing: it wrote the mail only if        0.01, and by its age as above, counted back from
+      the Date is wrong, and then it wrote it before receipt   receipt
+    several holdings of one visit                              the greatest of them
+
+The method names the rule and its version; a stored attribution is never computed again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from relay.core.model import Attribution, AttributionState, Candidate, Holding
+
+POOL_METHOD = "pool/1"
+PLUS_METHOD = "plus/1"
+UNIQUE_METHOD = "unique/1"
+STATIC_METHOD = "static/1"
+
+#: Seconds before receipt that a Date is believed; senders retry for up to five days (RFC 5321 §4.5.4.1).
+DATE_REACH = 5 * 86400.0
+#: Seconds after which an ended lease weighs half.
+HALF_LIFE = 3600.0
+#: log2 of the chance that a sender's Date is wrong by more than the gap between two leases: one in a hundred.
+LATER_LOG2 = math.log2(0.01)
+#: A visit number has at most this many digits (20 hold any unsigned 64-bit number of another counter).
+NUMBER_DIGITS = 20
+
+Fill = Literal["exact", "inferred", "likely"]
+
+_RANK = {
+    AttributionState.EXACT: 0,
+    AttributionState.INFERRED: 1,
+    AttributionState.LIKELY: 2,
+    AttributionState.CLAIMED: 3,
+    AttributionState.NONE: 4,
+}
+
+
+def written_at(date: float | None, received: float) -> float:
+    """When the mail was written: its Date, no later than receipt and no earlier than five days before it."""
+    if date is None:
+        return received
+    return min(max(date, received - DATE_REACH), received)
+
+
+def attribute_pool(
+    holdings: Sequence[Holding], written: float, received: float, window: float = 86400.0
+) -> Attribution:
+    """Attribute a mail to a pool address. ``holdings`` are all that is known of that address, in any order.
+
+    ``written`` comes from ``written_at``, ``window`` is the time in seconds before writing within which no other
+    visit may have held the address. Linear in the holdings, but for the sorting of the candidates.
+    """
+    last: Holding | None = None  # the newest that began before the mail was written
+    logs: dict[int, float] = {}  # visit: log2 of its weight; logarithms, so that no weight underflows to nothing
+    for holding in holdings:
+        if holding.start > received:
+            continue
+        if holding.start <= written and (last is None or (holding.start, holding.end) > (last.start, last.end)):
+            last = holding
+        if holding.end >= written - window:
+            logs[holding.visit] = max(_log_weight(holding, written, received), logs.get(holding.visit, -1e300))
+    if last is not None and last.visit not in logs:
+        logs[last.visit] = _log_weight(last, written, received)
+    if not logs:
+        return Attribution(AttributionState.NONE, POOL_METHOD)
+    if len(logs) == 1:
+        return Attribution(AttributionState.EXACT, POOL_METHOD, visit=next(iter(logs)))
+    return Attribution(AttributionState.LIKELY, POOL_METHOD, candidates=_candidates(logs))
+
+
+def _log_weight(holding: Holding, written: float, received: float) -> float:
+    if holding.start <= written:
+        return -max(0.0, written - holding.end) / HALF_LIFE
+    return LATER_LOG2 - max(0.0, received - holding.end) / HALF_LIFE
+
+
+def _candidates(logs: dict[int, float]) -> tuple[Candidate, ...]:
+    most = max(logs.values())
+    weights = {visit: 2.0 ** (log - most) for visit, log in logs.items()}
+    total = sum(weights.values())
+    ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(Candidate(visit, weight / total) for visit, weight in ranked)
+
+
+def attribute_plus(tag: str, visit: int | None) -> Attribution:
+    """Attribute a mail to ``local+tag@…``. ``visit`` is the row id of the site's visit with that number, if known.
+
+    A number nobody issued is only claimed by the sender; a tag that is no number (1 to 20 digits) says nothing.
+    """
+    if not (tag.isascii() and tag.isdigit() and len(tag) <= NUMBER_DIGITS):
+        return Attribution(AttributionState.NONE, PLUS_METHOD)
+    if visit is None:
+        return Attribution(AttributionState.CLAIMED, PLUS_METHOD, number=tag)
+    return Attribution(AttributionState.EXACT, PLUS_METHOD, visit=visit)
+
+
+def attribute_unique(visit: int | None) -> Attribution:
+    """Attribute a mail to an address minted for one visit; ``visit`` is None when that visit has been erased."""
+    if visit is None:
+        return Attribution(AttributionState.NONE, UNIQUE_METHOD)
+    return Attribution(AttributionState.EXACT, UNIQUE_METHOD, visit=visit)
+
+
+def attribute_static() -> Attribution:
+    """Attribute a mail to a static substitute: its label is certain, and there is no visit behind it."""
+    return Attribution(AttributionState.EXACT, STATIC_METHOD)
+
+
+def best(attributions: Sequence[Attribution]) -> int:
+    """Index of the best-attributed, the first on a tie. ValueError when there is none to choose from."""
+    return min(range(len(attributions)), key=lambda index: _RANK[attributions[index].state])
+
+
+def stated_visit(attribution: Attribution, fill: Fill) -> int | None:
+    """Row id of the visit whose fields a webhook with this ``fill`` states, or None (PRODUCT.md, ``fill``).
+
+    A claimed number never fills anything: it goes out as ``visit_id`` with every other visit field null.
+    """
+    state = attribution.state
+    if state is AttributionState.EXACT:
+        return attribution.visit
+    if state is AttributionState.INFERRED and fill in ("inferred", "likely"):
+        return attribution.visit
+    if state is AttributionState.LIKELY and fill == "likely" and attribution.candidates:
+        return attribution.candidates[0].visit
+    return None

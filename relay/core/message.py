@@ -1,0 +1,449 @@
+"""The header block of a message: scanned before 250, on bytes, and the fields we put before it.
+
+The bytes are in wire form: CR LF line ends, dot-stuffed. A stuffed dot can only begin a field *name*, and no name
+wanted here begins with one, so nothing is un-stuffed.
+
+    header block = *field [CR LF body]                                       RFC 5322 §3.5
+    field        = name *WSP ":" value CR LF, folded lines begin with WSP    RFC 5322 §2.2, obsolete §4.5.8
+    name         = 1*(printable ASCII but ":" and space)
+
+A line that is neither field nor fold ends the block, as in Postfix: it is the first line of the body. A first line
+"From …" or ">From …" (mbox) is passed over. Of a field that stands several times the first counts.
+
+Everything is linear in the octets and looks at most at ``HEAD_LIMIT`` of them; no input raises.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+#: Longest header block in octets, and its most fields; the caller refuses more with 552.
+HEAD_LIMIT = 256 * 1024
+FIELD_LIMIT = 1000
+#: Octets of one field that are looked at; parentheses and backslashes of one that begins with a comment.
+DATE_LIMIT = 128
+ADDRESS_LIMIT = 8 * 1024
+SUBJECT_LIMIT = 8 * 1024
+#: A longer address is none: local part 64, "@", domain 255 (RFC 5321 §4.5.3.1).
+MAILBOX_LIMIT = 320
+IDS_LIMIT = 16 * 1024
+COMMENT_MARKS_LIMIT = 64
+#: Most Message-IDs kept of References (the last, which are the nearest), and most loop tokens.
+REFERENCES_LIMIT = 50
+TOKENS_LIMIT = 50
+
+_CRLF = b"\r\n"
+_FIELD_END = re.compile(rb"\r\n(?![ \t])").search
+_NAME_OCTETS = bytes(octet for octet in range(33, 127) if octet != ord(":"))
+_WANTED = frozenset(
+    b"date from subject message-id in-reply-to references content-type auto-submitted precedence list-id"
+    b" list-unsubscribe x-autoreply x-autorespond x-autoreply-from x-mail-autoreply x-auto-response-suppress".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """What the header block says. Texts come from strangers; they are valid UTF-8 and bounded, no more.
+
+    ``end``: offset of the empty line or of the first line that is no field; the size of a message without body.
+    ``complete`` is False when the block is larger than allowed: everything else is then unreliable.
+    ``mbox_line``: octets of a leading mbox "From " line, 0 without one.
+    ``date``: seconds since the epoch, None when absent or hopeless. ``from_``: bare address, "" when there is none.
+    ``subject``: raw, unfolded, at most 8 KiB. Message-IDs stand without their angle brackets.
+    ``cut``: spans of fields that must not reach the next hop (``without``). ``auto``: why it is automatic mail.
+    ``bounce``: a report (multipart/report); the null sender is the caller's knowledge.
+    """
+
+    end: int
+    complete: bool
+    mbox_line: int
+    received: int
+    date: float | None
+    from_: str
+    subject: bytes
+    message_id: str | None
+    in_reply_to: str | None
+    references: tuple[str, ...]
+    loop_tokens: tuple[str, ...]
+    cut: tuple[tuple[int, int], ...]
+    auto: str | None
+    bounce: bool
+
+
+def scan(head: bytes, hostname: str, limit: int = HEAD_LIMIT, most_fields: int = FIELD_LIMIT) -> Headers:
+    """Scan the beginning of a message: all of it, or at least ``limit`` octets.
+
+    ``hostname`` is the name our Authentication-Results carry; received ones that claim it are cut (RFC 8601 §5).
+    """
+    values: dict[bytes, bytes] = {}
+    cut: list[tuple[int, int]] = []
+    tokens: list[str] = []
+    received = fields = 0
+    bound = min(len(head), limit)
+    complete = True
+    pos = mbox_line = _mbox_line(head, bound)
+    while not head.startswith(_CRLF, pos):
+        if pos == bound or fields == most_fields:
+            complete = pos == len(head) < limit
+            break
+        match = _FIELD_END(head, pos, bound)
+        stop = match.end() if match else bound
+        colon = head.find(b":", pos, stop)
+        name = head[pos : stop if colon < 0 else colon].lower()
+        if name not in _WANTED:
+            name = name.rstrip(b" \t")
+            if not name or name.translate(None, _NAME_OCTETS):
+                break
+        if match is None and len(head) >= limit:  # a field that does not end within the limit
+            complete = False
+            break
+        if colon < 0:
+            break
+        if name in _WANTED:
+            values.setdefault(name, head[colon + 1 : stop])
+        elif name == b"received":
+            received += 1
+        elif name.startswith(b"x-visit-"):
+            cut.append((pos, stop))
+            if name == b"x-visit-relay" and len(tokens) < TOKENS_LIMIT:
+                tokens.append(_text(head[colon + 1 : stop][:256]))
+        elif name == b"authentication-results" and _claims(head[colon + 1 : stop], hostname):
+            cut.append((pos, stop))
+        fields += 1
+        pos = stop
+    return Headers(
+        end=pos,
+        complete=complete,
+        mbox_line=mbox_line,
+        received=received,
+        date=parse_date(values.get(b"date", b"")),
+        from_=first_address(values.get(b"from", b"")),
+        subject=_unfold(values.get(b"subject", b""))[:SUBJECT_LIMIT],
+        message_id=_first_id(values.get(b"message-id", b"")),
+        in_reply_to=_first_id(values.get(b"in-reply-to", b"")),
+        references=_message_ids(values.get(b"references", b"")),
+        loop_tokens=tuple(tokens),
+        cut=tuple(cut),
+        auto=_automatic(values),
+        bounce=_word(values, b"content-type") == b"multipart/report",
+    )
+
+
+def _mbox_line(head: bytes, bound: int) -> int:
+    if not head.startswith((b"From ", b">From ")) or head[4:68].lstrip(b" \t").startswith(b":"):
+        return 0
+    end = head.find(_CRLF, 0, bound)
+    return bound if end < 0 else end + 2
+
+
+def _unfold(value: bytes) -> bytes:
+    return value.replace(_CRLF, b"").strip(b" \t")
+
+
+def _text(value: bytes) -> str:
+    return _unfold(value).decode("utf-8", "replace")
+
+
+def _word(values: dict[bytes, bytes], name: bytes) -> bytes:
+    """The first word of a structured field, in lower case, without parameters and comments after it."""
+    value = _unfold(values.get(name, b"")[:ADDRESS_LIMIT]).lower()
+    return value.partition(b";")[0].partition(b"(")[0].strip(b" \t")
+
+
+def _automatic(values: dict[bytes, bytes]) -> str | None:
+    """Why a message is automatic mail (RFC 3834 §5, RFC 2369, RFC 2919 and customs older than these), else None."""
+    if b"auto-submitted" in values and _word(values, b"auto-submitted") not in (b"", b"no"):
+        return "auto-submitted"
+    if _word(values, b"precedence") in (b"bulk", b"list", b"junk", b"auto_reply"):
+        return "bulk precedence"
+    if b"list-id" in values or b"list-unsubscribe" in values:
+        return "mailing list"
+    for name in (b"x-autoreply", b"x-autorespond", b"x-autoreply-from", b"x-mail-autoreply"):
+        if name in values and _word(values, name) not in (b"", b"no", b"false"):
+            return "autoreply"
+    # Asking for no receipts (DR, RN, NRN) is what people's clients do; only machines ask for no answers.
+    suppress = _unfold(values.get(b"x-auto-response-suppress", b"")[:ADDRESS_LIMIT]).lower().replace(b",", b" ")
+    if not {b"all", b"oof", b"autoreply"}.isdisjoint(suppress.split()):
+        return "auto-response suppressed"
+    return None
+
+
+def _claims(value: bytes, hostname: str) -> bool:
+    """Whether the authserv-id of an Authentication-Results is ours: [CFWS] (token / quoted-string) (RFC 8601 §2.2).
+
+    What stands behind more comments than anyone writes is taken for ours.
+    """
+    own = hostname.lower().encode()
+    if own not in value.lower() and b'"' not in value:
+        return False
+    value = _unfold(value)
+    if value.startswith(b"(") and sum(map(value.count, (b"(", b")", b"\\"))) > COMMENT_MARKS_LIMIT:
+        return True
+    while value.startswith(b"("):
+        value = value[_after_comment(value, 0) :].lstrip(b" \t")
+    if value.startswith(b'"'):
+        return value[1:].partition(b'"')[0].replace(b"\\", b"").strip().lower().rstrip(b".") == own
+    return re.split(rb"[\s;(]", value, maxsplit=1)[0].lower().rstrip(b".") == own
+
+
+# Message-IDs ------------------------------------------------------------------------------------------------------
+
+
+def _message_ids(value: bytes) -> tuple[str, ...]:
+    """The last Message-IDs of a field, in its order. Without angle brackets, every word is taken for one."""
+    value = value[:IDS_LIMIT]
+    if b"<" in value:
+        pieces = [piece.partition(b">")[0] for piece in value.rsplit(b"<", REFERENCES_LIMIT)[1:]]
+    else:
+        pieces = value.split()[-REFERENCES_LIMIT:]
+    ids = (b"".join(piece.split()).decode("utf-8", "replace") for piece in pieces)
+    return tuple(one for one in ids if 0 < len(one) <= 998)
+
+
+def _first_id(value: bytes) -> str | None:
+    return next(iter(_message_ids(value)), None)
+
+
+# From -------------------------------------------------------------------------------------------------------------
+
+# Each alternative can only match one way and never fails once begun, so no input makes it go back.
+_TOKEN = re.compile(
+    rb'"(?:[^"\\]++|\\.)*+"?'  # quoted string, its end optional
+    rb"|\[[^\[\]]*+\]?"  # domain literal, its end optional
+    rb"|\\.?"
+    rb"|[ \t\r\n]++"
+    rb'|[^ \t\r\n"\\()<>,;:\[\]]++'
+    rb"|.",
+    re.DOTALL,
+).match
+_COMMENT_MARK = re.compile(rb"\\.|[()]", re.DOTALL).finditer
+_NO_ADDRESS_OCTET = re.compile(rb'[ \t\r\n"\\()<>,;:\[\]@]')
+
+
+def first_address(value: bytes) -> str:
+    """The first bare address of a From field (RFC 5322 §3.4 and what real mail makes of it), "" without one.
+
+    ``Name <a@b>``, ``a@b (Name)``, groups, routes; quoted strings, comments and encoded words are not searched,
+    unless nothing is found outside them. At most 8 KiB are looked at.
+    """
+    value = value[:ADDRESS_LIMIT]
+    angle: list[bytes] | None = None  # what stands between < and >
+    found = word = b""  # the first bare address of this mailbox, and the word that is being read
+    bare = gap = False  # the word has an @ outside quotes; white space follows it
+    pos = 0
+    while match := _TOKEN(value, pos):
+        token = match[0]
+        pos = match.end()
+        if token == b"(":
+            pos = _after_comment(value, pos - 1)
+        elif token == b"<":
+            angle = []
+        elif angle is not None:
+            if token == b">":
+                if address := _mailbox(b"".join(angle)):
+                    return address
+                angle = None
+            elif not token.isspace():
+                angle.append(token)
+        elif token.isspace() or token in (b")", b">", b"]"):
+            gap = True
+        elif token in (b",", b";", b":"):
+            if token != b":" and (address := _mailbox(found or (word if bare else b""))):
+                return address
+            found, word, bare, gap = b"", b"", False, False  # a name with an unquoted comma, or a group's
+        else:
+            if gap and not word.endswith((b"@", b".")) and not token.startswith((b"@", b".")):
+                found, word, bare = found or (word if bare else b""), b"", False
+            word, gap = word + token if len(word) <= MAILBOX_LIMIT else word, False
+            bare = bare or (b"@" in token and token[0] != ord('"') and not word.startswith(b"=?"))
+    return _mailbox(b"".join(angle or ())) or _mailbox(found or (word if bare else b"")) or _anywhere(value)
+
+
+def _after_comment(value: bytes, pos: int) -> int:
+    """Offset after the comment that opens at ``pos``; the end when it never closes."""
+    depth = 0
+    for mark in _COMMENT_MARK(value, pos):
+        depth += {b"(": 1, b")": -1}.get(mark[0], 0)
+        if not depth:
+            return mark.end()
+    return len(value)
+
+
+def _mailbox(candidate: bytes) -> str:
+    """A candidate without its source route and control characters, "" when it is no address."""
+    if not candidate:
+        return ""
+    candidate = candidate.rpartition(b":")[2] if candidate.startswith(b"@") else candidate
+    text = "".join(filter(str.isprintable, candidate.decode("utf-8", "replace"))).rstrip(".")
+    local, at, domain = text.rpartition("@")
+    return text if local and at and domain and len(text) <= MAILBOX_LIMIT else ""
+
+
+def _anywhere(value: bytes) -> str:
+    """What surrounds the first @ of a field that is no list of mailboxes."""
+    at = value.find(b"@")
+    if at < 0:
+        return ""
+    local = _NO_ADDRESS_OCTET.split(value[max(0, at - MAILBOX_LIMIT) : at])[-1]
+    domain = _NO_ADDRESS_OCTET.split(value[at + 1 : at + MAILBOX_LIMIT], maxsplit=1)[0]
+    return _mailbox(local + b"@" + domain)
+
+
+# Date -------------------------------------------------------------------------------------------------------------
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_MONTH = {name.lower(): index for index, name in enumerate(_MONTHS, start=1)}
+# RFC 5322 §4.3, and names that mean one offset only. Any other name says nothing: it counts as +0000.
+_ZONE = {"est": -5, "edt": -4, "cst": -6, "cdt": -5, "mst": -7, "mdt": -6, "pst": -8, "pdt": -7}
+_ZONE |= {"msk": 3, "cet": 1, "cest": 2, "eet": 2, "eest": 3, "jst": 9}
+_COMMENT = re.compile(r"\([^()]*\)")
+_CLOCK = re.compile(r"(\d\d?):(\d\d?)(?::(\d\d?))?(?:[.,]\d+)?(.*)")
+_OFFSET = re.compile(r"(?:gmt|utc?)?([+-]?)(\d\d):?(\d\d)")
+_ISO = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:t|$)(.*)")
+
+
+def parse_date(value: bytes) -> float | None:
+    """Seconds since the epoch of a Date field, None when there is no telling.
+
+    RFC 5322 §3.3 and §4.3 (obsolete zones, years of two and three digits, comments), asctime and ISO 8601. Without
+    a zone: UTC. At most 128 octets are looked at.
+    """
+    text = value[:DATE_LIMIT].decode("ascii", "replace").lower()
+    for _ in range(4 if "(" in text else 0):  # comments in comments, as deep as anyone nests them
+        text = _COMMENT.sub(" ", text)
+    day = month = year = -1
+    offset = 0
+    clock: tuple[int, int, int] | None = None
+    words = text.partition("(")[0].replace(",", " ").split()
+    while words:
+        word = words.pop(0)
+        if clock is None and (match := _CLOCK.fullmatch(word)):
+            clock = int(match[1]), int(match[2]), int(match[3] or 0)
+            words[:0] = [match[4]] if match[4] else []  # a zone without a space before it
+        elif word.isdecimal() and len(word) <= 4 and (day < 0 or year < 0):
+            if day < 0 and len(word) <= 2:
+                day = int(word)
+            elif year < 0:
+                year = int(word)
+        elif word[:3] in _MONTH and word.isalpha():
+            month = _MONTH[word[:3]]
+        elif match := _OFFSET.fullmatch(word):
+            offset = (int(match[2]) * 60 + int(match[3])) * (-60 if match[1] == "-" else 60)
+        elif match := _ISO.fullmatch(word):
+            year, month, day = int(match[1]), int(match[2]), int(match[3])
+            words[:0] = [match[4]] if match[4] else []
+        elif word in ("am", "pm") and clock:
+            clock = (clock[0] % 12 + (12 if word == "pm" else 0), *clock[1:])
+        elif word[:1].isdecimal() and word.count("-") == 2:
+            words[:0] = word.split("-")  # 23-Nov-2026
+        else:
+            offset = _ZONE.get(word, 0) * 3600 or offset
+    return _seconds(year, month, day, clock, offset)
+
+
+def _seconds(year: int, month: int, day: int, clock: tuple[int, int, int] | None, offset: int) -> float | None:
+    if clock is None or year < 0:
+        return None
+    if year < 1000:
+        year += 2000 if year < 50 else 1900
+    hour, minute, second = clock
+    try:  # the 60th second is a leap second; datetime knows none
+        moment = datetime(year, month, day, hour, minute, min(second, 59) if second == 60 else second, tzinfo=UTC)
+    except ValueError:
+        return None
+    return moment.timestamp() - (offset if abs(offset) < 86400 else 0)
+
+
+def format_date(now: float) -> str:
+    """The date-time of RFC 5322 §3.3, in UTC, down to the second."""
+    moment = datetime.fromtimestamp(int(now), UTC)
+    day, month = _DAYS[moment.weekday()], _MONTHS[moment.month - 1]
+    return f"{day}, {moment.day} {month} {moment.year} {moment:%H:%M:%S} +0000"
+
+
+# What we cut and what we put before -------------------------------------------------------------------------------
+
+_NO_NAME_CHARACTER = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
+_PATH = re.compile(r"[!-;=?-~]{1,320}")
+_VISIBLE = "!\"#$&'()*+,/:;<=>?@[\\]^`{|}"
+
+
+def without(head: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
+    """``head`` without the spans, which are in order and do not overlap (``Headers.cut``)."""
+    ends = [0, *(stop for _, stop in spans)]
+    starts = [*(start for start, _ in spans), len(head)]
+    return b"".join(head[end:start] for end, start in zip(ends, starts, strict=True))
+
+
+def received_field(
+    *,
+    helo: str,
+    ip: str,
+    name: str | None,
+    host: str,
+    protocol: str,
+    message_id: str,
+    now: float,
+    recipient: str | None = None,
+) -> bytes:
+    """Our trace field (RFC 5321 §4.4), with its line end.
+
+    ``helo`` and ``name`` (the address's verified name, if any) are strangers' text and sanitised. ``recipient`` is
+    to be given only when there is one alone, else the recipients would see each other; one that is not plain ASCII
+    is left out. ``protocol`` as in RFC 3848. Lines are folded at 78 columns and are never longer than 998.
+    """
+    literal = f"[IPv6:{ip}]" if ":" in ip else f"[{ip}]"
+    known = f"{_NO_NAME_CHARACTER.sub('?', name[:255])} {literal}" if name else literal
+    parts = [
+        f"Received: from {_NO_NAME_CHARACTER.sub('?', helo[:255]) or 'unknown'}",
+        f"({known})",
+        f"by {host}",
+        f"with {protocol}",
+        f"id {message_id}",
+    ]
+    if recipient is not None and _PATH.fullmatch(recipient):
+        parts.append(f"for <{recipient}>")
+    parts[-1] += ";"
+    lines = [parts[0]]
+    for part in (*parts[1:], format_date(now)):
+        if len(lines[-1]) + 1 + len(part) <= 78:
+            lines[-1] += " " + part
+        else:
+            lines.append("\t" + part)
+    return ("\r\n".join(lines) + "\r\n").encode("ascii", "replace")
+
+
+def visit_fields(visit: str | None, source: str | None) -> bytes:
+    """X-Visit-Id and X-Visit-Source, each with its line end and only when there is something to say.
+
+    Values are visible ASCII: everything else, space and "%" are percent-encoded as UTF-8, and cut to 900 octets.
+    """
+    lines = ""
+    for name, value in (("X-Visit-Id", visit), ("X-Visit-Source", source)):
+        if value:
+            encoded = quote(value[:900], safe=_VISIBLE, errors="replace")[:900]
+            if "%" in encoded[-2:]:
+                encoded = encoded[: encoded.rindex("%")]
+            lines += f"{name}: {encoded}\r\n"
+    return lines.encode("ascii")
+
+
+def loop_token(message_id: str, key: bytes) -> str:
+    """The value of our X-Visit-Relay: message id and a MAC of 128 bits, so that nobody else can write one."""
+    mac = hmac.digest(key, b"visit-relay loop token\x00" + message_id.encode(), "sha256")
+    return f"{message_id}.{mac[:16].hex()}"
+
+
+def is_own_token(value: str, keys: Iterable[bytes]) -> str | None:
+    """The message id in a loop token that one of ``keys`` made, else None. Compared in constant time."""
+    message_id = value.strip().rpartition(".")[0]
+    if not value.isascii() or len(value) > 256:
+        return None
+    own = any(hmac.compare_digest(loop_token(message_id, key), value.strip()) for key in keys)
+    return message_id if own else None

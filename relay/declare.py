@@ -1,0 +1,66 @@
+"""relay.toml's sites as definitions for the store (relay/store/sites.py)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from relay.config.models import Config, Site, Target
+from relay.core.model import Address
+from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, WebhookDefinition
+from webapi.signature import new_secret
+
+
+def definitions(config: Config, seal: Callable[[str], str]) -> list[SiteDefinition]:
+    """Every declared site. ``seal`` encrypts secrets and next hops for the database."""
+    return [_site(site, seal) for site in config.sites]
+
+
+def _site(site: Site, seal: Callable[[str], str]) -> SiteDefinition:
+    return SiteDefinition(
+        name=site.name,
+        key=site.key,
+        origins=tuple(site.origins),
+        tracking=site.tracking,
+        send_to_crm=site.send_to_crm,
+        bots=site.bots,
+        visit_timeout=site.visit_timeout,
+        conditions={
+            "require_visit": site.require_visit,
+            "refuse_bounces": site.skip_bounces,
+            "refuse_automatic": site.skip_automatic,
+        },
+        targets=tuple(_target(target, seal) for target in site.targets),
+        statics=tuple(StaticDefinition(static.address, str(static.target), static.label) for static in site.statics),
+        webhooks=tuple(
+            WebhookDefinition(
+                hook.url,
+                None if hook.secret is None else seal(hook.secret),
+                hook.fill,
+                hook.enabled,
+            )
+            for hook in site.webhooks
+        ),
+    )
+
+
+def _target(target: Target, seal: Callable[[str], str]) -> TargetDefinition:
+    return TargetDefinition(
+        address=target.address,
+        method=target.method,
+        domain=target.domain,
+        pool=tuple(target.pool),
+        lease=target.lease,
+        forward_to=_text(target.forward_to),
+        next_hop=None if target.next_hop is None else seal(target.next_hop),
+        generate=target.generated,
+    )
+
+
+def _text(address: Address | None) -> str | None:
+    return None if address is None else str(address)
+
+
+def fresh_secret() -> str:
+    """A webhook secret nobody has seen (Standard Webhooks)."""
+    return new_secret(secrets.token_bytes(32))

@@ -1,0 +1,246 @@
+"""DNS look-ups for mail: MX (RFC 5321 §5.1, RFC 7505) and addresses, through dnspython, with a small cache.
+
+A name that does not exist and a server that does not answer are different exceptions, because an operator does
+different things about them; the mail is retried in both cases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import NamedTuple
+
+import dns.asyncresolver
+import dns.exception
+import dns.name
+import dns.nameserver
+import dns.rdatatype
+import dns.resolver
+from dns.rdtypes.ANY.MX import MX
+
+#: Seconds. A longer TTL is cut: a next hop that moved must be found without a restart.
+_MAX_TTL = 3600.0
+_MAX_NEGATIVE_TTL = 60.0
+_CACHE_ENTRIES = 4096
+
+
+class DnsError(Exception):
+    """A look-up that gave nothing to work with. ``str()`` is one line for an operator."""
+
+
+class DomainNotFound(DnsError):
+    """NXDOMAIN, or no possible domain name."""
+
+
+class DnsTemporary(DnsError):
+    """SERVFAIL, a refusal, no answer in time, or an unreachable name server."""
+
+
+@dataclass(frozen=True, slots=True)
+class MxAnswer:
+    """Who takes mail for a domain.
+
+    ``records``: (preference, host) in the order to be tried; the domain itself with preference 0 when it has no MX.
+    ``null``: the domain says that it takes no mail (RFC 7505); then ``records`` is empty.
+    """
+
+    records: tuple[tuple[int, str], ...]
+    null: bool = False
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return tuple(host for _, host in self.records)
+
+
+class _Entry(NamedTuple):
+    expires: float
+    records: tuple[tuple[int, str], ...] | None  # None: the name does not exist
+
+
+class Resolver:
+    """A caching stub resolver.
+
+    ``nameservers``: "ip", "ip:port" or "[ip]:port", asked in turn; none: those of /etc/resolv.conf.
+    ``timeout``: seconds that one server gets for one try, ``lifetime``: seconds for one look-up in all.
+    ``rng`` orders hosts of equal preference and addresses; ``clock`` counts seconds for the cache.
+    ``hosts_file`` is read once and comes before DNS: an operator may name the next hop there.
+
+    :raises ValueError: a name server that is no IP address.
+    """
+
+    def __init__(
+        self,
+        nameservers: Sequence[str] = (),
+        *,
+        timeout: float = 3.0,
+        lifetime: float = 10.0,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        hosts_file: Path = Path("/etc/hosts"),
+    ) -> None:
+        self._resolver = dns.asyncresolver.Resolver(configure=not nameservers)
+        if nameservers:
+            self._resolver.nameservers = [parse_nameserver(text) for text in nameservers]
+        self._resolver.timeout = timeout
+        self._resolver.lifetime = lifetime
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._clock = clock
+        self._hosts = _read_hosts(hosts_file)
+        self._cache: dict[tuple[str, str], _Entry] = {}
+
+    async def mx(self, domain: str) -> MxAnswer:
+        """The hosts that take mail for ``domain`` (A-labels, or an address literal).
+
+        :raises DomainNotFound: NXDOMAIN.
+        :raises DnsTemporary: no usable answer.
+        """
+        if domain.startswith("["):
+            return MxAnswer(((0, domain),))
+        records = list(await self._lookup(domain, "MX"))
+        if not records:
+            return MxAnswer(((0, domain),))  # RFC 5321 §5.1: the implicit MX
+        hosts = [record for record in records if record[1]]
+        if not hosts:
+            return MxAnswer((), null=True)
+        self._rng.shuffle(hosts)
+        hosts.sort(key=_preference)  # stable: what is equal stays shuffled
+        return MxAnswer(tuple(hosts))
+
+    async def addresses(self, host: str) -> list[str]:
+        """IP addresses of ``host`` (a name, an address or an address literal), IPv4 first; empty: it has none.
+
+        IPv4 comes first because many receivers refuse IPv6 senders whose reverse DNS is not perfect.
+
+        :raises DomainNotFound: NXDOMAIN.
+        :raises DnsTemporary: no usable answer for either family and no address.
+        """
+        literal = _literal(host)
+        if literal is not None:
+            return [literal]
+        name = host.removesuffix(".").lower()
+        if name == "localhost" or name.endswith(".localhost"):
+            return ["127.0.0.1", "::1"]  # RFC 6761 §6.3
+        if name in self._hosts:
+            return list(self._hosts[name])
+        answers = await asyncio.gather(self._lookup(name, "A"), self._lookup(name, "AAAA"), return_exceptions=True)
+        found: list[str] = []
+        problem: BaseException | None = None
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                # Trying again may help when one family has no answer and the other does not exist.
+                problem = problem if isinstance(problem, DnsTemporary) else answer
+                continue
+            family = [address for _, address in answer]
+            self._rng.shuffle(family)
+            found += family
+        if not found and problem is not None:
+            raise problem
+        return found
+
+    async def _lookup(self, name: str, rdtype: str) -> tuple[tuple[int, str], ...]:
+        """(preference, value) of every record; the preference is 0 where the type has none; empty is NODATA."""
+        key = (name.lower(), rdtype)
+        entry = self._cache.get(key)
+        if entry is None or entry.expires <= self._clock():
+            entry = await self._ask(name, rdtype)
+            self._cache.pop(key, None)
+            if len(self._cache) >= _CACHE_ENTRIES:
+                del self._cache[next(iter(self._cache))]
+            self._cache[key] = entry
+        if entry.records is None:
+            raise DomainNotFound(f"{name} does not exist (NXDOMAIN)")
+        return entry.records
+
+    async def _ask(self, name: str, rdtype: str) -> _Entry:
+        try:
+            qname = dns.name.from_text(name)
+        except (dns.exception.DNSException, UnicodeError):
+            raise DomainNotFound(f"{name[:255]!r} is no domain name") from None
+        try:
+            answer = await self._resolver.resolve(qname, rdtype, raise_on_no_answer=False)
+        except dns.resolver.NXDOMAIN as error:
+            return _Entry(self._clock() + min(_negative_ttl(error), _MAX_NEGATIVE_TTL), None)
+        except dns.exception.Timeout:
+            raise DnsTemporary(f"{rdtype} of {name}: no answer in time") from None
+        except dns.resolver.NoNameservers as error:
+            raise DnsTemporary(f"{rdtype} of {name}: {_reason(error)}") from None
+        except (dns.exception.DNSException, OSError) as error:
+            raise DnsTemporary(f"{rdtype} of {name}: {type(error).__name__}") from None
+        ttl = answer.chaining_result.minimum_ttl
+        if answer.rrset is None:
+            return _Entry(self._clock() + min(ttl, _MAX_NEGATIVE_TTL), ())
+        return _Entry(self._clock() + min(ttl, _MAX_TTL), tuple(_record(rdata) for rdata in answer.rrset))
+
+
+def parse_nameserver(text: str) -> dns.nameserver.Nameserver:
+    """ "192.0.2.1", "192.0.2.1:5353", "::1" or "[::1]:5353". :raises ValueError: anything else."""
+    address, port = text, "53"
+    if text.startswith("["):
+        address, _, port = text[1:].partition("]")
+        port = port.removeprefix(":") or "53"
+    elif text.count(":") == 1:
+        address, _, port = text.partition(":")
+    try:
+        address = str(ip_address(address))
+    except ValueError:
+        raise ValueError(f"{text!r} is not the IP address of a name server") from None
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError(f"the port of the name server {text!r} must be a number from 1 to 65535")
+    return dns.nameserver.Do53Nameserver(address, int(port))
+
+
+def _preference(record: tuple[int, str]) -> int:
+    return record[0]
+
+
+def _record(rdata: object) -> tuple[int, str]:
+    if isinstance(rdata, MX):
+        return rdata.preference, rdata.exchange.to_text(omit_final_dot=True).removesuffix(".").lower()
+    return 0, str(rdata)
+
+
+def _negative_ttl(error: dns.resolver.NXDOMAIN) -> float:
+    """Seconds that the answer may be kept (RFC 2308 §5)."""
+    responses = error.kwargs["responses"].values()
+    return min(float(response.resolve_chaining().minimum_ttl) for response in responses)
+
+
+def _reason(error: dns.resolver.NoNameservers) -> str:
+    """What the last server said: "SERVFAIL", or the kind of exception that asking it raised."""
+    errors = error.kwargs.get("errors") or []
+    last = errors[-1][3] if errors else "no name server"
+    return last if isinstance(last, str) else type(last).__name__
+
+
+def _literal(host: str) -> str | None:
+    """The address in "192.0.2.1", "::1", "[192.0.2.1]" or "[IPv6:::1]" (RFC 5321 §4.1.3)."""
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if host[:5].lower() == "ipv6:":
+            host = host[5:]
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return None
+
+
+def _read_hosts(path: Path) -> dict[str, tuple[str, ...]]:
+    """name → addresses of a hosts(5) file; none when there is no such file."""
+    hosts: dict[str, tuple[str, ...]] = {}
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return hosts
+    for line in lines:
+        address, *names = line.partition("#")[0].split() or [""]
+        if _literal(address) is None:
+            continue
+        for name in names:
+            key = name.lower()
+            hosts[key] = (*hosts.get(key, ()), address)
+    return hosts

@@ -1,0 +1,290 @@
+"""MIME → subject, text, attachment list, in worker processes that are killed when they take too long.
+
+The workers (relay/extract_worker.py) are processes of our own over a socket pair, not Pebble's pool: that one was
+measured at 60 µs of this process per hand-off and is quick enough in batches, but it re-imports the daemon's main
+module into each worker, answers in pickle, which whoever takes over a parser could use against the daemon, and
+brings three threads, a polling loop and a resource tracker process. What is left to do here is this:
+
+    extract() ─▶ waiting ─▶ batch (≤ BATCH messages, ≤ BATCH_OCTETS; a file is one of its own) ─▶ worker ─▶ callers
+                   ▲                                  │ crash, or no answer within half the time limit
+                   └── each alone, in a new worker ◀──┘ and the second time: what the header gives, ``partial``
+
+A message is innocent until it has killed a worker alone, so a hostile one costs its neighbours a repetition only.
+Batches exist because handing over costs more than reading a small message does; an idle worker never waits for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import structlog
+
+from relay.core.mime import MAX_HEADER, Extracted
+from relay.core.mimetext import headers_only
+from relay.extract_frames import COUNT, ITEM, READY, from_json
+
+log = structlog.get_logger()
+
+BATCH = 64
+BATCH_OCTETS = 1024 * 1024
+WAITING = 1024  # messages; further callers of extract() wait before they are let in
+MEMORY = 1024 * 1024 * 1024  # octets of address space a worker may have
+_LIFE = 50_000  # messages after which a worker is replaced: what libxml2 remembers of strangers' tags goes with it
+_START = 30.0  # seconds a worker may take to import what it needs
+_PAUSE = 5.0  # seconds between attempts to start a worker that can't be started
+_MAX_ANSWER = 64 * 1024 * 1024  # octets; no message that keeps the limits comes near
+_YIELD = 64 * 1024  # octets of answer after which the event loop gets its turn
+
+
+class ExtractorClosed(RuntimeError):
+    """The extractor was closed before the message was read."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    source: bytes | Path
+    done: asyncio.Future[Extracted]
+    alone: bool  # a file, or a message whose batch has killed a worker
+    failures: int = 0
+
+
+class Extractor:
+    """``workers`` processes; ``timeout``: seconds within which a message handed to a worker has its answer.
+
+    ``memory`` is a worker's limit of address space in octets.
+    """
+
+    def __init__(self, workers: int = 1, timeout: float = 10.0, memory: int = MEMORY) -> None:
+        self._attempt = timeout / 2  # a message has two
+        self._memory = memory
+        self._count = workers
+        self._room = asyncio.Semaphore(WAITING)
+        self._waiting: deque[_Job] = deque()
+        self._arrived = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._workers: set[_Worker] = set()
+        self._closed = False
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the workers that are up."""
+        return tuple(worker.pid for worker in self._workers)
+
+    async def start(self) -> None:
+        """Start the workers and wait until they are ready; raises OSError if one can't be started."""
+        workers = await asyncio.gather(*(self._spawn() for _ in range(self._count)), return_exceptions=True)
+        failed = [error for error in workers if isinstance(error, BaseException)]
+        if failed:
+            await self.close()
+            raise failed[0]
+        self._tasks = [asyncio.create_task(self._run(w), name="extract") for w in workers if isinstance(w, _Worker)]
+
+    async def extract(self, source: bytes | Path) -> Extracted:
+        """Read one message in wire form: small ones as octets, large ones by the path of their file.
+
+        Never raises for what the message holds: see ``Extracted.partial``. Waits while WAITING others wait.
+        Raises ExtractorClosed.
+        """
+        async with self._room:
+            if self._closed:
+                raise ExtractorClosed
+            job = _Job(source, asyncio.get_running_loop().create_future(), alone=isinstance(source, Path))
+            self._waiting.append(job)
+            self._arrived.set()
+            return await job.done
+
+    async def close(self) -> None:
+        """End the workers; who still waits gets ExtractorClosed. May be called twice."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        while self._waiting:
+            self._settle(self._waiting.popleft(), ExtractorClosed())
+        for worker in tuple(self._workers):
+            await self._end(worker)
+
+    async def _run(self, worker: _Worker) -> None:
+        """One worker's life, and its successors'."""
+        batch: list[_Job] = []
+        try:
+            while True:
+                batch = await self._take()
+                if worker.gone or worker.served > _LIFE:
+                    worker = await self._replace(worker)
+                try:
+                    async with asyncio.timeout(self._attempt):
+                        answers = await worker.ask([job.source for job in batch])
+                    await self._deliver(batch, answers)
+                except Exception as error:  # it was killed, died, or answered what no worker of ours answers
+                    log.warning("extraction worker ended", messages=len(batch), reason=_reason(error))
+                    await self._failed(batch)
+                    worker = await self._replace(worker)
+                batch = []
+        finally:
+            for job in batch:
+                self._settle(job, ExtractorClosed())
+
+    async def _take(self) -> list[_Job]:
+        """The next batch: whoever waits, up to the limits."""
+        while self._waiting and self._waiting[0].done.done():
+            self._waiting.popleft()  # its caller went away
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        batch = [self._waiting.popleft()]
+        octets = _size(batch[0])
+        while self._waiting and not batch[0].alone and not self._waiting[0].alone:
+            octets += _size(self._waiting[0])
+            if len(batch) == BATCH or octets > BATCH_OCTETS:
+                break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    async def _deliver(self, batch: list[_Job], answers: list[bytes]) -> None:
+        for job, answer in zip(batch, answers, strict=True):
+            self._settle(job, from_json(answer))
+            if len(answer) > _YIELD:
+                await asyncio.sleep(0)
+
+    async def _failed(self, batch: list[_Job]) -> None:
+        for job in reversed(batch):
+            if job.done.done():
+                continue
+            job.failures += 1
+            if job.failures == 1:
+                job.alone = True
+                self._waiting.appendleft(job)
+            else:
+                self._settle(job, await asyncio.to_thread(_from_header, job.source))
+        self._arrived.set()
+
+    @staticmethod
+    def _settle(job: _Job, result: Extracted | ExtractorClosed) -> None:
+        if job.done.done():
+            return  # its caller went away
+        if isinstance(result, Extracted):
+            job.done.set_result(result)
+        else:
+            job.done.set_exception(result)
+
+    async def _spawn(self) -> _Worker:
+        worker = await _Worker.spawn(2 * self._attempt, self._memory)
+        self._workers.add(worker)
+        return worker
+
+    async def _end(self, worker: _Worker) -> None:
+        self._workers.discard(worker)
+        await worker.end()
+
+    async def _replace(self, worker: _Worker) -> _Worker:
+        await self._end(worker)
+        while True:
+            try:
+                return await self._spawn()
+            except OSError as error:
+                log.error("extraction worker can't be started", reason=_reason(error))
+                await asyncio.sleep(_PAUSE)
+
+
+class _Worker:
+    """A process and our end of the socket that is its standard input."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self.served = 0
+
+    @classmethod
+    async def spawn(cls, seconds: float, memory: int) -> _Worker:
+        """Start a process and wait for its READY; raises OSError."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BATCH_OCTETS)
+        try:
+            with theirs:
+                process = await asyncio.to_thread(_popen, theirs.fileno(), [str(seconds), str(memory)])
+            reader, writer = await asyncio.open_connection(sock=ours, limit=BATCH_OCTETS)
+        except BaseException:
+            ours.close()
+            raise
+        worker = cls(process, reader, writer)
+        try:
+            async with asyncio.timeout(_START):
+                await reader.readexactly(len(READY))
+        except BaseException as error:
+            await worker.end()
+            if isinstance(error, EOFError):
+                raise OSError(f"the worker ended at its start with exit code {process.returncode}") from error
+            raise
+        return worker
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def gone(self) -> bool:
+        return self._reader.at_eof()
+
+    async def ask(self, sources: Sequence[bytes | Path]) -> list[bytes]:
+        """The answer for each message; raises OSError, EOFError or ValueError when the worker dies or lies."""
+        bodies = [source if isinstance(source, bytes) else os.fsencode(source) for source in sources]
+        items = [ITEM.pack(isinstance(source, Path), len(body)) for source, body in zip(sources, bodies, strict=True)]
+        self._writer.write(b"".join([COUNT.pack(len(bodies)), *items, *bodies]))
+        lengths = struct.unpack(f"!{len(bodies)}I", await self._reader.readexactly(COUNT.size * len(bodies)))
+        if sum(lengths) > _MAX_ANSWER:
+            raise ValueError(f"an answer of {sum(lengths)} octets")
+        answers = await self._reader.readexactly(sum(lengths))
+        self.served += len(bodies)
+        return [answers[end - length : end] for end, length in zip(accumulate(lengths), lengths, strict=True)]
+
+    async def end(self) -> None:
+        """Kill the process, wait for it and close the socket."""
+        self._process.kill()
+        self._writer.transport.abort()
+        await asyncio.to_thread(self._process.wait)
+
+
+def _popen(channel: int, arguments: list[str]) -> subprocess.Popen[bytes]:
+    """A worker that sees nothing of our environment but where Python finds its modules."""
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen(  # noqa: S603  # our own module, in our own interpreter
+        [sys.executable, "-P", "-m", "relay.extract_worker", *arguments],
+        stdin=channel,
+        stdout=subprocess.DEVNULL,
+        env={"PYTHONPATH": path},
+        start_new_session=True,  # the terminal's Ctrl-C is for the daemon
+    )
+
+
+def _size(job: _Job) -> int:
+    return len(job.source) if isinstance(job.source, bytes) else 0
+
+
+def _from_header(source: bytes | Path) -> Extracted:
+    if isinstance(source, bytes):
+        return headers_only(source)
+    try:
+        with source.open("rb") as file:
+            return headers_only(file.read(MAX_HEADER))
+    except OSError:
+        return headers_only(b"")
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

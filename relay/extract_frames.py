@@ -1,0 +1,33 @@
+"""What the daemon and an extraction worker say to each other over a socket; integers in network order.
+
+    ready     b"R"                                                              (the worker, once)
+    request   count:u32  count x (is_path:u8 length:u32)  count x octets        (a message in wire form, or its path)
+    answer    count x length:u32  count x JSON
+
+JSON, not pickle: whoever takes over a worker gains no more than the text of a message.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+
+from relay.core.mime import Extracted, Part
+
+READY = b"R"
+COUNT = struct.Struct("!I")
+ITEM = struct.Struct("!?I")
+
+
+def as_json(result: Extracted) -> bytes:
+    attachments = [
+        (p.index, p.name, p.type, p.size, p.inline, p.start, p.length, p.encoding) for p in result.attachments
+    ]
+    answer = (result.subject, result.text, result.html_only, attachments, result.partial)
+    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def from_json(answer: bytes) -> Extracted:
+    """Raises ValueError or TypeError for most of what ``as_json`` can't have written."""
+    subject, text, html_only, attachments, partial = json.loads(answer)
+    return Extracted(subject, text, html_only, tuple(Part(*fields) for fields in attachments), partial)

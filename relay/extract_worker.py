@@ -1,0 +1,210 @@
+"""The process that reads strangers' MIME: started by relay/extract.py, one per worker, killed when it is too slow.
+
+It owns nothing: its standard input is a socket to the daemon (relay/extract_frames.py), its environment is empty, its
+memory, files and time are limited. When the daemon dies the socket ends and the worker with it; one that is busy is
+ended by its interval timer.
+
+Structure and text come from relay/core alone. fast-mail-parser, which was to help, gives no offsets (so it would cost
+its 12 µs a message on top of the walker's 40), refuses a whole message for one bad base64 part, and drops the 8-bit
+letters of an encoded word; on the corpora it was right nowhere that the walker was not.
+"""
+
+from __future__ import annotations
+
+import gc
+import html
+import mmap
+import os
+import re
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from inscriptis import get_text  # type: ignore[import-untyped]  # it ships no types
+from inscriptis.css_profiles import CSS_PROFILES  # type: ignore[import-untyped]
+from inscriptis.model.config import ParserConfig  # type: ignore[import-untyped]
+
+from relay.core import mime
+from relay.core.charset import decode
+from relay.core.mime import MAX_HEADER, Extracted, Node, Octets, Part
+from relay.core.mimetext import file_name, headers_only, parameter_text, subject_text, unflow
+from relay.core.wire import Unstuffer, unstuff
+from relay.extract_frames import COUNT, ITEM, READY, as_json
+
+MAX_TEXT = 1_000_000  # octets of UTF-8
+MAX_HTML = 256 * 1024  # characters; inscriptis takes 0.5 ms for 1 KiB
+_MAX_ENCODED = 4 * 1024 * 1024  # octets of one text part that are decoded at all
+_SLICE = 1024 * 1024
+
+
+def extract(message: Octets) -> Extracted:
+    """Subject, text and attachments of an un-stuffed message."""
+    tree = mime.walk(message)
+    found = mime.bodies(tree.root)
+    text, html_only, cut = _text(message, found)
+    attachments = tuple(_part(message, index, node, inline) for index, (node, inline) in enumerate(found.attachments))
+    return Extracted(subject_text(tree.subject), text, html_only, attachments, tree.partial or cut)
+
+
+def _part(message: Octets, index: int, node: Node, inline: bool) -> Part:
+    name = file_name(parameter_text(node.filename) if node.filename else "", node.type, index)
+    size = mime.decoded_size(message, node)
+    return Part(index, name, node.type, size, inline, node.start, node.end - node.start, node.encoding)
+
+
+def _text(message: Octets, found: mime.Bodies) -> tuple[str | None, bool, bool]:
+    """(text, made from HTML, cut off). A plain form without a letter in it gives way to the HTML form."""
+    text, cut = _joined(message, found.text)
+    html_only = bool(found.text) and all(node.type == "text/html" for node in found.text)
+    if not text and found.html and found.html != found.text:
+        from_html, html_cut = _joined(message, found.html)
+        if from_html:
+            text, cut, html_only = from_html, html_cut, True
+    return text, html_only, cut
+
+
+def _joined(message: Octets, nodes: Sequence[Node]) -> tuple[str | None, bool]:
+    if not nodes:
+        return None, False
+    texts: list[str] = []
+    room = MAX_TEXT
+    cut = False
+    for node in nodes:
+        if room <= 0:
+            cut = True
+            break
+        text, shortened = _one_text(message, node)
+        cut = cut or shortened
+        if text:
+            texts.append(text)
+            room -= len(text)
+    joined = "\n\n".join(texts).encode("utf-8", "replace")
+    return joined[:MAX_TEXT].decode("utf-8", "ignore"), cut or len(joined) > MAX_TEXT
+
+
+def _one_text(message: Octets, node: Node) -> tuple[str, bool]:
+    cut = node.end - node.start > _MAX_ENCODED
+    decoder = mime.PartDecoder(node.encoding)
+    octets = decoder.feed(message[node.start : min(node.end, node.start + _MAX_ENCODED)]) + decoder.flush()
+    label = node.parameters.get("charset")
+    charset = label.octets.partition(b" ")[0].decode("latin-1") if label else ""
+    if node.type == "text/html":
+        text, shortened = _html_text(decode(octets, charset or _declared(octets)))
+        return text, cut or shortened
+    text = decode(octets, charset).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+    text, cut = text[:MAX_TEXT], cut or len(text) > MAX_TEXT
+    flow = node.parameters.get("format")
+    if flow and flow.octets.lower() == b"flowed":
+        delete_space = node.parameters.get("delsp")
+        text = unflow(text, delete_space is not None and delete_space.octets.lower() == b"yes")
+    return text.strip("\n").rstrip(), cut
+
+
+_META_CHARSET = re.compile(rb"charset=[\"']?([A-Za-z0-9_.:-]{1,64})", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:[\w/+.-]{0,100};base64,[A-Za-z0-9+/=%\s]*")
+_TAG = re.compile(r"<[^<>]*>")
+_BLANK_LINES = re.compile(r"\n(?:[ \t\xa0]*\n){2,}")
+_LOOKS = ParserConfig(css=CSS_PROFILES["strict"].copy())
+
+
+def _declared(octets: bytes) -> str:
+    """The charset an HTML page gives for itself in its first KiB, "" if none."""
+    match = _META_CHARSET.search(octets, 0, 1024)
+    return match[1].decode("ascii") if match else ""
+
+
+def _html_text(page: str) -> tuple[str, bool]:
+    """(text as a browser would lay it out, was it cut at MAX_HTML)."""
+    page = page.replace("\0", "")
+    if "data:" in page:
+        page = _DATA_URL.sub("", page)  # a picture in the page would use up what we may read
+    cut = len(page) > MAX_HTML
+    page = page[:MAX_HTML]
+    text = _laid_out(page)
+    if text is None:
+        text, cut = html.unescape(_TAG.sub(" ", page)), True
+    lines = "\n".join(line.rstrip() for line in text.split("\n"))
+    return _BLANK_LINES.sub("\n\n", lines).strip("\n").rstrip(), cut
+
+
+def _laid_out(page: str) -> str | None:
+    """inscriptis' text; None for pages that lxml refuses, that it stumbles over, or whose tables fill the memory."""
+    try:
+        return str(get_text(page, _LOOKS))
+    except Exception:
+        return None  # outside of this handler, so that a MemoryError's frames are gone before we go on
+
+
+def _read_file(path: Path) -> Extracted:
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return extract(b"")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as wire:
+            if wire[:1] != b"." and wire.find(b"\r\n.") < 0:
+                return extract(wire)
+            unstuffer = Unstuffer()
+            slices = [unstuffer.feed(wire[at : at + _SLICE]) for at in range(0, len(wire), _SLICE)]
+            return extract(b"".join((*slices, unstuffer.flush())))
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_HEADER)
+    except OSError:
+        return b""  # erased meanwhile
+
+
+def _answer(is_path: bool, body: bytes) -> bytes:
+    """The answer for one message; what its reading raises makes it partial, never the others of its batch."""
+    try:
+        return as_json(_read_file(Path(os.fsdecode(body))) if is_path else extract(unstuff(body)))
+    except MemoryError:
+        raise  # the daemon tries it again, alone in a fresh process
+    except Exception as error:
+        print(f"extraction: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return as_json(headers_only(_head(Path(os.fsdecode(body))) if is_path else body))
+
+
+def _limit(memory: int) -> None:
+    """No more memory (octets) and files than reading a message needs, and no core dumps."""
+    wanted = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 64)]
+    wanted += [(resource.RLIMIT_AS, memory), (resource.RLIMIT_DATA, memory)]
+    for kind, value in wanted:
+        try:
+            resource.setrlimit(kind, (value, value))
+        except (OSError, ValueError):
+            pass  # macOS has no RLIMIT_AS; the deadline holds there too
+
+
+def serve(requests: BinaryIO, answers: socket.socket, seconds: float) -> None:
+    """Answer requests until the daemon closes its end. One request may take ``seconds``."""
+    while len(head := requests.read(COUNT.size)) == COUNT.size:
+        items = [ITEM.unpack(requests.read(ITEM.size)) for _ in range(COUNT.unpack(head)[0])]
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM's default action ends the process
+        results = [_answer(is_path, requests.read(length)) for is_path, length in items]
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        answers.sendall(b"".join([*(COUNT.pack(len(result)) for result in results), *results]))
+
+
+def main(arguments: list[str]) -> None:
+    """``arguments``: seconds for one request, octets of memory."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the daemon ends us when its last message is done
+    _limit(int(arguments[1]))
+    get_text("<p>warm</p>", _LOOKS)
+    gc.freeze()
+    with socket.socket(fileno=sys.stdin.fileno()) as channel, channel.makefile("rb") as requests:
+        channel.sendall(READY)
+        try:
+            serve(requests, channel, float(arguments[0]))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the daemon is gone
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

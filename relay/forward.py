@@ -1,0 +1,329 @@
+"""Forwarding: claim, one attempt, finish. Polling the store is the truth; what intake hands over is a short cut.
+
+    intake ── submit (claimed, bytes in memory) ──┐
+    store ── claim_due, by destination ───────────┴▶ attempt ─▶ smtp_out ─▶ Outcome ─▶ settle ─▶ store: finish
+
+A destination that cannot be reached is left alone until its back-off is over; then one message goes first to try it.
+So a dead destination with a long queue costs the others nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from relay.bodies import INLINE, Bodies
+from relay.core.address import AddressError, parse
+from relay.core.backoff import delay
+from relay.core.message import loop_token, received_field, visit_fields, without
+from relay.core.model import DeliveryState, Outcome, OutcomeKind
+from relay.core.nexthop import NextHop, parse_next_hop
+from relay.envelope import return_path
+from relay.secrets import Keys
+from relay.smtp_out import Content, Sender
+from relay.store import queue
+from relay.store.engine import StoreUnavailable
+from relay.store.messages import CLAIM, Job
+from relay.store.queue import Finish
+from relay.store.store import Store
+
+log = structlog.get_logger()
+
+#: Octets of bodies held in memory for deliveries under way.
+MEMORY = 64 * 1024 * 1024
+#: Deliveries under way in all, and for each destination as a multiple of its connections.
+IN_FLIGHT = 1000
+AHEAD = 4
+#: Seconds between two looks at the store when nothing wakes us.
+POLL = 5.0
+
+
+def settle(job: Job, outcome: Outcome, started_at: float, now: float, jitter: float) -> Finish:
+    """What an outcome makes of a delivery. Pure.
+
+    What would be tried again after its time is over is held, as is what was refused for good.
+    """
+    state, next_at = DeliveryState.FORWARDED, now
+    if outcome.kind is OutcomeKind.PERMANENT:
+        state = DeliveryState.FAILED
+    elif outcome.kind in (OutcomeKind.TEMPORARY, OutcomeKind.AMBIGUOUS):
+        next_at = now + delay(job.attempts, jitter)
+        state = DeliveryState.DEFERRED if next_at < job.expires_at else DeliveryState.FAILED
+    return Finish(
+        job=job,
+        outcome=outcome,
+        state=state,
+        next_at=next_at,
+        started_at=started_at,
+        finished_at=now,
+        possibly_repeated=outcome.kind is OutcomeKind.AMBIGUOUS,
+    )
+
+
+def _mbox_line(head: bytes, job: Job) -> bytes:
+    """The mbox "From " line that was cut from the beginning, to go before our fields.
+
+    Behind them it would be no field and no fold, and the next hop would take everything from it on as the body.
+    """
+    start, end = job.cut[0]
+    return head[:end] if start == 0 and head[:end].lstrip(b">").startswith(b"From ") else b""
+
+
+@dataclass(slots=True)
+class _Destination:
+    """``down_until`` > 0: not reached lately; nothing is attempted before that time, then one message alone."""
+
+    in_flight: int = 0
+    failures: int = 0
+    down_until: float = 0.0
+
+
+@dataclass(slots=True)
+class _Flight:
+    job: Job
+    size: int
+    past_dot: bool = False
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class Forwarder:
+    """Every delivery of this node. ``claim`` names this run of the process in the store."""
+
+    def __init__(
+        self,
+        store: Store,
+        bodies: Bodies,
+        sender: Sender,
+        keys: Keys,
+        *,
+        hostname: str,
+        next_hop: str | None,
+        per_destination: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._bodies = bodies
+        self._sender = sender
+        self._keys = keys
+        self._hostname = hostname
+        self._next_hop = parse_next_hop(next_hop) if next_hop else None
+        self._hops: dict[str, NextHop] = {}
+        self._ahead = per_destination * AHEAD
+        self._clock = clock
+        self.claim = secrets.token_hex(8)
+        self._destinations: dict[str, _Destination] = {}
+        self._flights: dict[int, _Flight] = {}
+        self._memory = 0
+        self._work = asyncio.Event()
+        self._poller: asyncio.Task[None] | None = None
+        self._closing = False
+        self.outcomes: Counter[str] = Counter()
+
+    async def start(self) -> None:
+        """Void what a crash left claimed, then begin to poll."""
+        left = await self._store.write(queue.void_claims)
+        if left:
+            log.warning("deliveries were under way when the daemon stopped", count=left)
+        self._poller = asyncio.create_task(self._poll())
+
+    def takes(self, destination: str, size: int) -> bool:
+        """Whether a new delivery may be handed over in memory instead of waiting in the store."""
+        if self._closing or self._memory + size > MEMORY or len(self._flights) >= IN_FLIGHT:
+            return False
+        known = self._destinations.get(destination)
+        return known is None or (known.in_flight < self._ahead and not known.down_until)
+
+    def submit(self, jobs: tuple[Job, ...] | list[Job]) -> None:
+        """Attempt these deliveries, claimed by :attr:`claim`."""
+        for job in jobs:
+            flight = _Flight(job, len(job.data or b""))
+            self._memory += flight.size
+            self._destinations.setdefault(job.destination, _Destination()).in_flight += 1
+            self._flights[job.delivery_id] = flight
+            flight.task = asyncio.create_task(self._fly(flight))
+
+    def wake(self) -> None:
+        """Something may be due in the store."""
+        self._work.set()
+
+    async def close(self, grace: float) -> None:
+        """Stop claiming, give what is under way ``grace`` seconds, then give back the claims that were not used."""
+        self._closing = True
+        if self._poller is not None:
+            self._poller.cancel()
+        tasks = {flight.task: flight for flight in self._flights.values() if flight.task is not None}
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+            unused = [tasks[task].job for task in late if not tasks[task].past_dot]
+            if unused:
+                await self._store.write(lambda tx: queue.release(tx, unused))
+        await self._sender.close()
+
+    async def _poll(self) -> None:
+        renew_at = self._clock() + CLAIM / 3
+        while True:
+            self._work.clear()
+            try:
+                wait = await self._claim()
+                if self._clock() >= renew_at:
+                    renew_at = self._clock() + CLAIM / 3
+                    await self._renew()
+            except StoreUnavailable as error:
+                log.error("forwarding waits for the store", error=str(error))
+                wait = POLL
+            try:
+                async with asyncio.timeout(wait):
+                    await self._work.wait()
+            except TimeoutError:
+                pass  # look again
+
+    async def _claim(self) -> float:
+        """Claim what is due and there is room for; seconds until the next look."""
+        now = self._clock()
+        due = [row[0] for row in await self._store.reader.run(queue.DUE_DESTINATIONS, now=now)]
+        capacity = {name: room for name in due if (room := self._room(name, now)) > 0}
+        if capacity:
+            jobs = await self._store.write(lambda tx: queue.claim_due(tx, capacity, self.claim, now))
+            self.submit(jobs)
+            if jobs:
+                return 0.05  # more may be due than there was room for
+        ((next_at,),) = await self._store.reader.run(queue.NEXT_DUE, now=now)
+        return POLL if next_at is None else min(POLL, max(0.05, next_at - now))
+
+    def _room(self, destination: str, now: float) -> int:
+        if len(self._flights) >= IN_FLIGHT or self._memory >= MEMORY:
+            return 0
+        known = self._destinations.get(destination)
+        if known is None:
+            return min(self._ahead, IN_FLIGHT - len(self._flights))
+        if known.down_until:
+            return 1 if now >= known.down_until and not known.in_flight else 0
+        return min(self._ahead - known.in_flight, IN_FLIGHT - len(self._flights))
+
+    async def _renew(self) -> None:
+        claims = [(flight.job.delivery_id, flight.job.claim) for flight in self._flights.values()]
+        until = self._clock() + CLAIM
+        if claims:
+            await self._store.write(lambda tx: queue.renew(tx, claims, until))
+
+    async def _fly(self, flight: _Flight) -> None:
+        job = flight.job
+        try:
+            started_at = self._clock()
+            outcome = await self._attempt(flight)
+            end = settle(job, outcome, started_at, self._clock(), random.random())  # noqa: S311 (jitter)
+            self._note(job, outcome)
+            await self._record(end)
+        finally:
+            del self._flights[job.delivery_id]
+            self._memory -= flight.size
+            destination = self._destinations[job.destination]
+            destination.in_flight -= 1
+            if not destination.in_flight:
+                if not destination.down_until:
+                    del self._destinations[job.destination]
+                self._work.set()
+            elif destination.in_flight == self._ahead // 2:
+                self._work.set()  # room again for what waits in the store
+
+    async def _attempt(self, flight: _Flight) -> Outcome:
+        job = flight.job
+        try:
+            address = parse(job.forward_to)
+            content = await self._content(job)
+        except (AddressError, OSError, StoreUnavailable, LookupError) as error:
+            return Outcome(OutcomeKind.TEMPORARY, None, f"not sent: {error}", job.destination)
+        domain = parse(job.recipient).domain if "@" in job.recipient else self._hostname
+        mail_from = return_path(job.mail_from, job.message_id, domain, self._keys.current("srs"), self._clock())
+
+        async def on_final_dot() -> None:
+            flight.past_dot = True
+
+        return await self._sender.send(
+            self._hop(job.next_hop), address.domain, mail_from, str(address), content, on_final_dot
+        )
+
+    def _hop(self, sealed: str | None) -> NextHop | None:
+        """The target's own next hop, unsealed once, or the configured one."""
+        if sealed is None:
+            return self._next_hop
+        if sealed not in self._hops:
+            self._hops[sealed] = parse_next_hop(self._keys.unseal(sealed))
+        return self._hops[sealed]
+
+    async def _content(self, job: Job) -> Content:
+        prefix = self._prefix(job)
+        if job.data is not None:
+            if not job.cut:
+                return Content(prefix, job.stored_size, job.data)
+            return Content(_mbox_line(job.data, job) + prefix, job.stored_size, without(job.data, job.cut))
+        if job.file is None:
+            raise LookupError("the message's bytes were removed by retention")
+        file = job.file
+        if not job.cut:
+            return Content(prefix, job.stored_size, lambda: self._bodies.chunks(file))
+        head = await asyncio.to_thread(self._bodies.read, file, INLINE)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield without(head, job.cut)
+            async for chunk in self._bodies.chunks(file, INLINE):
+                yield chunk
+
+        return Content(_mbox_line(head, job) + prefix, job.stored_size, chunks)
+
+    def _prefix(self, job: Job) -> bytes:
+        message_id = str(job.message_id)
+        received = received_field(
+            helo=job.helo,
+            ip=job.ip,
+            name=None,
+            host=self._hostname,
+            protocol="ESMTPS" if job.tls else "ESMTP",
+            message_id=message_id,
+            now=job.received_at,
+            recipient=job.recipient,
+        )
+        token = loop_token(message_id, self._keys.current("loop"))
+        return received + f"X-Visit-Relay: {token}\r\n".encode() + visit_fields(job.visit, job.source)
+
+    def _note(self, job: Job, outcome: Outcome) -> None:
+        """Keep account of whether the destination can be reached at all: no reply read means it cannot."""
+        self.outcomes[outcome.kind.value] += 1
+        destination = self._destinations[job.destination]
+        if outcome.kind is OutcomeKind.TEMPORARY and outcome.code is None:
+            destination.failures += 1
+            destination.down_until = self._clock() + delay(destination.failures, 0.0)
+        else:
+            destination.failures = 0
+            destination.down_until = 0.0
+
+    async def _record(self, end: Finish) -> None:
+        job, outcome = end.job, end.outcome
+        try:
+            await self._store.write(lambda tx: queue.finish(tx, end))
+        except StoreUnavailable as error:
+            # The claim stays ours in the store, so it is not attempted again before the claim ends.
+            log.error("outcome not recorded", delivery=job.delivery_id, outcome=outcome.kind.value, error=str(error))
+            return
+        level = log.info if end.state is DeliveryState.FORWARDED else log.warning
+        level(
+            "delivery",
+            id=job.delivery_id,
+            message=job.message_id,
+            to=job.forward_to,
+            host=outcome.host,
+            state=end.state.value,
+            code=outcome.code,
+            answer=outcome.text,
+            attempt=job.attempts,
+            seconds=round(end.finished_at - job.received_at, 3),
+        )

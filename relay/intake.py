@@ -1,0 +1,254 @@
+"""From a whole SMTP transaction to 250: whose mail is it, may it pass, whose visit was it, and all of it on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from relay.bodies import Bodies, Body
+from relay.core import message, reply, substitute
+from relay.core.address import lookup_keys
+from relay.core.attribution import written_at
+from relay.core.model import Address, fold
+from relay.core.nexthop import parse_next_hop
+from relay.envelope import Return, read_return
+from relay.secrets import Keys
+from relay.smtp_session import Recipient as Addressee
+from relay.smtp_session import Refused, Transaction
+from relay.store import messages
+from relay.store.engine import StoreUnavailable
+from relay.store.messages import Incoming, Job, Recipient
+from relay.store.routes import Route
+from relay.store.store import Store
+
+log = structlog.get_logger()
+
+#: Local parts that reach the operator at every domain of ours (RFC 5321 §4.5.1, RFC 2142).
+OPERATOR_NAMES = frozenset(("postmaster", "abuse"))
+#: Seconds for which the free space on the disk is taken as read.
+SPACE_AGE = 1.0
+#: Characters of the raw subject that History shows until the message has been read.
+SUBJECT_SHOWN = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The settings that decide about a message; durations in seconds, sizes in octets."""
+
+    hostname: str
+    operator: Address | None
+    next_hop: str | None
+    retry_for: float
+    window: float
+    min_free: int
+    received_limit: int = 50
+    header_size: int = message.HEAD_LIMIT
+    header_fields: int = message.FIELD_LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class ToOperator:
+    """Postmaster and abuse: forwarded without attribution."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToTarget:
+    route: Route
+    tag: str | None
+
+
+class Forwarding(Protocol):
+    """What intake asks of the forwarder (relay/forward.py)."""
+
+    def takes(self, destination: str, size: int) -> bool: ...
+    def submit(self, jobs: tuple[Job, ...]) -> None: ...
+    def wake(self) -> None: ...
+    @property
+    def claim(self) -> str: ...
+
+
+class Reading(Protocol):
+    """What intake asks of the extraction (relay/extraction.py)."""
+
+    def submit(self, message_id: int, body: Body) -> None: ...
+
+
+class Intake:
+    """The handler behind every SMTP session (relay/smtp_session.py, Intake)."""
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        policy: Policy,
+        forwarding: Forwarding,
+        reading: Reading,
+        bodies: Bodies,
+        data_dir: Path,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._policy = policy
+        self._forwarding = forwarding
+        self._reading = reading
+        self._bodies = bodies
+        self._data_dir = data_dir
+        self._clock = clock
+        self._configured = _host_and_port(policy.next_hop) if policy.next_hop else None
+        self._destinations: dict[str, str] = {}  # by the sealed next hop of a target
+        self._free = 0
+        self._free_read_at = float("-inf")
+
+    async def route(self, recipient: Addressee) -> object | None:
+        """ToTarget, ToOperator or Return; None for an address that is not ours. Raises Refused (451)."""
+        try:
+            return await self._route(recipient)
+        except StoreUnavailable:
+            raise Refused(reply.STORE_UNAVAILABLE) from None
+
+    async def _route(self, recipient: Addressee) -> object | None:
+        operator = self._policy.operator
+        if isinstance(recipient, str):
+            return ToOperator(str(operator)) if operator else None
+        found = await self._store.routes.find(lookup_keys(recipient))
+        if found is not None:
+            return ToTarget(*found)
+        heard = substitute.normalise(recipient.local)
+        if heard is not None and (found := await self._store.routes.find([(recipient.domain, heard, None)])):
+            return ToTarget(*found)
+        ours = recipient.domain == self._policy.hostname or recipient.domain in await self._store.routes.domains()
+        if not ours:
+            return None
+        if operator and fold(recipient.local) in OPERATOR_NAMES:
+            return ToOperator(str(operator))
+        return read_return(recipient, self._keys.all("srs"), self._clock())
+
+    def room(self, size: int) -> bool:
+        """Whether the disk has room for ``size`` octets and the reserve besides."""
+        now = self._clock()
+        if not 0 <= now - self._free_read_at < SPACE_AGE:
+            space = os.statvfs(self._data_dir)
+            self._free = space.f_bavail * space.f_frsize
+            self._free_read_at = now
+        return self._free - size >= self._policy.min_free
+
+    async def accept(self, transaction: Transaction) -> str:
+        """Write the message durably, hand it on in memory, answer our id; raises Refused."""
+        policy = self._policy
+        headers = message.scan(transaction.head, policy.hostname, policy.header_size, policy.header_fields)
+        if not headers.complete:
+            raise Refused(reply.HEADERS_TOO_BIG)
+        if headers.received > policy.received_limit:
+            raise Refused(reply.LOOP)
+        null_sender = transaction.mail_from is None
+        if not null_sender and any(isinstance(route, Return) for _, route in transaction.recipients):
+            raise Refused(reply.NO_SUCH_USER)
+        now = self._clock()
+        looped = any(message.is_own_token(token, self._keys.all("loop")) for token in headers.loop_tokens)
+        incoming = _incoming(transaction, headers, now)
+        recipients = [self._recipient(addressee, route) for addressee, route in transaction.recipients]
+        forwarding = self._forwarding
+        claim = None
+        if not looped and all(forwarding.takes(r.destination, incoming.stored_size) for r in recipients):
+            claim = forwarding.claim
+        expires_at = now + policy.retry_for
+        try:
+            accepted = await self._store.write(
+                lambda tx: messages.accept(
+                    tx, incoming, recipients, claim=claim, expires_at=expires_at, window=policy.window, looped=looped
+                )
+            )
+        except StoreUnavailable:
+            raise Refused(reply.STORE_UNAVAILABLE) from None
+        if claim is not None:
+            forwarding.submit(accepted.jobs)
+        else:
+            forwarding.wake()
+        if not accepted.repeated:
+            self._reading.submit(accepted.message_id, transaction.body)
+        elif transaction.body.file is not None:
+            self._bodies.remove([transaction.body.file])
+        self._log(transaction, accepted, looped)
+        return str(accepted.message_id)
+
+    def _recipient(self, addressee: Addressee, route: object) -> Recipient:
+        address = addressee if isinstance(addressee, str) else str(addressee)
+        if isinstance(route, ToTarget):
+            target = route.route
+            next_hop = target.next_hop
+            return Recipient(
+                address,
+                target,
+                route.tag,
+                target.real_address,
+                next_hop,
+                self._destination(next_hop, target.real_address),
+            )
+        if isinstance(route, ToOperator):
+            return Recipient(address, None, None, route.address, None, self._destination(None, route.address))
+        return Recipient(address, None, None, "", None, "")
+
+    def _destination(self, sealed: str | None, real_address: str) -> str:
+        """What shares connections and back-off: host and port of the next hop, or the domain."""
+        if sealed is None:
+            return self._configured or real_address.rpartition("@")[2]
+        if sealed not in self._destinations:
+            self._destinations[sealed] = _host_and_port(self._keys.unseal(sealed))
+        return self._destinations[sealed]
+
+    def _log(self, transaction: Transaction, accepted: messages.Accepted, looped: bool) -> None:
+        if looped:
+            log.error("message looped", id=accepted.message_id, hint="its real address forwards back to a substitute")
+        log.info(
+            "message",
+            id=accepted.message_id,
+            sender=str(transaction.mail_from or ""),
+            recipients=len(transaction.recipients),
+            deliveries=len(accepted.jobs),
+            size=transaction.body.size,
+            ip=transaction.client.ip,
+            resent=accepted.repeated,
+        )
+
+
+def _host_and_port(next_hop: str) -> str:
+    hop = parse_next_hop(next_hop)
+    return f"{hop.host}:{hop.port}"
+
+
+def _incoming(transaction: Transaction, headers: message.Headers, now: float) -> Incoming:
+    body = transaction.body
+    mail_from = str(transaction.mail_from or "")
+    sender = headers.from_ or mail_from
+    local, _, domain = sender.rpartition("@")
+    return Incoming(
+        received_at=now,
+        written_at=written_at(headers.date, now),
+        mail_from=mail_from,
+        sender=f"{fold(local)}@{domain.lower()}" if local else sender,
+        subject=headers.subject[:SUBJECT_SHOWN].decode("utf-8", "replace") or None,
+        message_id=headers.message_id,
+        in_reply_to=headers.in_reply_to,
+        references=headers.references,
+        size=body.size,
+        stored_size=body.size,
+        data=body.data,
+        file=body.file,
+        # An mbox "From " line has to stay the first: the forwarder puts our fields behind it.
+        cut=((0, headers.mbox_line), *headers.cut) if headers.mbox_line else headers.cut,
+        digest=body.digest,
+        ip=transaction.client.ip,
+        helo=transaction.client.helo,
+        tls=transaction.client.tls,
+        automatic=headers.auto,
+        bounce=headers.bounce,
+        bare_lf=transaction.bare_lf,
+    )

@@ -1,0 +1,93 @@
+"""The SMTP server: it listens, makes a Session of every connection, and stops without losing a message.
+
+start   bind, or take the sockets handed over by systemd; from then on mail is accepted
+stop    1. no new connections   2. who is between messages gets 421 4.3.2   3. messages in transit may end
+        4. after the grace the rest is cut off; what was past its final dot is still accepted, to its end
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+import structlog
+
+from relay.bodies import Bodies
+from relay.smtp_limits import Settings
+from relay.smtp_session import Intake, Service, Session
+
+log = structlog.get_logger()
+
+#: Connections that the kernel holds for us while the event loop is busy.
+BACKLOG = 512
+#: Seconds that ``stop`` waits for acceptances under way after everything else has been cut off.
+LAST_ACCEPTANCES = 10.0
+
+Listen = tuple[str, int] | socket.socket
+
+
+class SmtpServer:
+    """Serves ``intake`` on any number of addresses in the running event loop."""
+
+    def __init__(self, intake: Intake, bodies: Bodies, settings: Settings) -> None:
+        self._service = Service(intake, bodies, settings)
+        self._servers: list[asyncio.Server] = []
+
+    async def start(self, listen: Sequence[Listen]) -> None:
+        """Listen on (host, port) pairs, port 0 for any free one, and on bound sockets, which become ours.
+
+        Raises OSError when one can't be had; then none is listened on.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            for where in listen:
+                if isinstance(where, socket.socket):
+                    server = await loop.create_server(self._session, sock=where, backlog=BACKLOG)
+                else:
+                    server = await loop.create_server(self._session, *where, backlog=BACKLOG)
+                self._servers.append(server)
+        except OSError:
+            self._close()
+            raise
+
+    async def stop(self, grace: float) -> None:
+        """End every session; messages that are being received have ``grace`` seconds."""
+        self._close()
+        for session in list(self._service.sessions):
+            session.stop()
+        await self._wait(grace)
+        for session in list(self._service.sessions):
+            session.abort()
+        if await self._wait(LAST_ACCEPTANCES):
+            log.error("SMTP sessions left behind at the stop", sessions=len(self._service.sessions))
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """The listening sockets, as long as the server listens."""
+        return [sock for server in self._servers for sock in server.sockets]
+
+    @property
+    def ports(self) -> list[int]:
+        return [sock.getsockname()[1] for sock in self.sockets]
+
+    @property
+    def connections(self) -> int:
+        """Sessions that are open now, those being turned away included."""
+        return len(self._service.sessions)
+
+    def _session(self) -> Session:
+        return Session(self._service)
+
+    def _close(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    async def _wait(self, timeout: float) -> bool:
+        """Whether sessions are left after ``timeout`` seconds."""
+        tasks = {session.task for session in self._service.sessions}
+        if not tasks:
+            return False
+        _, left = await asyncio.wait(tasks, timeout=timeout)
+        return bool(left)

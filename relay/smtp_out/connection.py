@@ -1,0 +1,212 @@
+"""One TCP connection to a next hop: bytes out with back-pressure, replies in with time limits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+from relay.smtp_out.replies import Reply, ReplyError, ReplyParser, printable
+
+#: Seconds that a next hop gets to answer QUIT before the connection is cut.
+QUIT_TIME = 2.0
+
+
+class NoReply(Exception):
+    """No further reply will come: the connection is lost, the time is up, or what came is no reply."""
+
+
+class TlsError(Exception):
+    """The TLS handshake failed; the connection is gone."""
+
+
+class Connection(asyncio.Protocol):
+    """Reads replies as they come, so that an answer never waits behind a blocked write.
+
+    While ``is_idle``, whatever the next hop says or does ends that state and calls ``on_idle_event``. The connection
+    is in ``registry`` while it is open, and ``closed`` is done when it no longer is.
+    """
+
+    def __init__(self, registry: set[Connection]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.is_idle = False
+        self.on_idle_event: Callable[[], None] | None = None
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self._registry = registry
+        self._transport: asyncio.Transport | None = None
+        self._parser = ReplyParser()
+        self._replies: deque[Reply] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: str | None = None
+        self._paused = False
+        self._quitting = False
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing has arrived that nobody has read yet, and the connection is not known to be lost."""
+        return not self._replies and self._failure is None and self._parser.is_between_replies
+
+    @property
+    def has_reply(self) -> bool:
+        return bool(self._replies)
+
+    # asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._registry.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._quitting:  # 221, or whatever else: we are done
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.close()
+            return
+        try:
+            self._parser.feed(data, self._replies)
+        except ReplyError as error:
+            self._fail(str(error))
+            self.abort()
+        if self.is_idle:
+            self._tell_idle_event()
+        elif self._replies:
+            self._wake()
+
+    def eof_received(self) -> None:
+        # Not left to connection_lost: that comes only when everything that waits to be sent has been sent.
+        self._fail("the next hop closed the connection")
+        self._tell_idle_event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail("the next hop closed the connection" if exc is None else reason(exc))
+        self.abort()  # a TLS transport warns when it is collected without having been closed by us
+        self._tell_idle_event()
+        self._tell_closed()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._wake()
+
+    # the session calls these
+
+    def write(self, data: bytes) -> None:
+        """Send ``data``; nothing happens when the connection is lost, the next read or drain says so."""
+        if self._transport is not None and self._failure is None:
+            self._transport.write(data)
+
+    async def reply(self, timeout: float) -> Reply:
+        """The next reply, within ``timeout`` seconds. :raises NoReply: there will be none."""
+        while not self._replies:
+            await self._wait(timeout)
+        return self._replies.popleft()
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until more may be written, or a reply is there.
+
+        :raises NoReply: the connection is lost, or took nothing for ``timeout`` seconds.
+        """
+        while not self._replies and (self._paused or self._failure is not None):
+            await self._wait(timeout)
+
+    async def flush(self, timeout: float) -> None:
+        """``drain`` until the operating system has everything that was written."""
+        if self._transport is None or self._failure is not None:
+            return await self.drain(timeout)
+        self._transport.set_write_buffer_limits(high=1)  # not 0: TLS transports then pause when they are empty
+        try:
+            await self.drain(timeout)
+        finally:
+            self._transport.set_write_buffer_limits()
+
+    async def start_tls(self, context: ssl.SSLContext, server_name: str, timeout: float) -> None:
+        """Upgrade to TLS. On failure the connection is gone.
+
+        What arrived in clear before the handshake must never be read as an answer given inside TLS (RFC 3207 §4.2),
+        so nothing may have arrived.
+
+        :raises TlsError: with the reason.
+        """
+        upgraded: asyncio.Transport | None = None
+        try:
+            if self._transport is None or not self.is_quiet:
+                raise TlsError("the next hop sent data in clear before the TLS handshake")
+            upgraded = await self._loop.start_tls(
+                self._transport, self, context, server_hostname=server_name, ssl_handshake_timeout=timeout
+            )
+            if upgraded is None:
+                raise TlsError("the next hop closed the connection during the TLS handshake")
+            self._transport = upgraded
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError: no possible name for SNI
+            raise TlsError(f"handshake: {reason(error)}") from None
+        finally:
+            if self._transport is not upgraded:
+                # asyncio does not tell a protocol that its connection was lost during the handshake.
+                self.abort()
+                self._tell_closed()
+
+    def quit(self) -> None:
+        """Say QUIT and close when the next hop answers or closes, at the latest after ``QUIT_TIME``."""
+        if self._failure is not None or self._transport is None:
+            return self.abort()
+        self._quitting = True
+        self._transport.write(b"QUIT\r\n")
+        self._loop.call_later(QUIT_TIME, self.abort)
+
+    def abort(self) -> None:
+        """Cut the connection without a word. May be called at any time, also twice."""
+        self._fail("the connection was cut")
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _wait(self, timeout: float) -> None:
+        """Until something happens; the caller looks what it was."""
+        if self._failure is not None:
+            raise NoReply(self._failure)
+        self._waiter = waiter = self._loop.create_future()
+        timer = self._loop.call_later(timeout, self._expire, timeout)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _expire(self, timeout: float) -> None:
+        self._fail(f"no answer in {timeout:g} s")
+        self._wake()
+
+    def _fail(self, reason: str) -> None:
+        """The first reason stands; replies that arrived before it can still be read."""
+        if self._failure is None:
+            self._failure = reason
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _tell_idle_event(self) -> None:
+        if self.is_idle and self.on_idle_event is not None:
+            self.is_idle = False
+            self.on_idle_event()
+
+    def _tell_closed(self) -> None:
+        self._registry.discard(self)
+        self.on_idle_event = None  # breaks the circle with the session
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
+def reason(error: BaseException) -> str:
+    """An exception as an operator reads it: "Connection refused", or what the TLS library says of a certificate."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate not trusted: {printable(error.verify_message.encode())}"
+    if isinstance(error, ssl.SSLError):
+        return error.reason or type(error).__name__
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,292 @@
+"""Destinations: how many connections each may have, which are kept, and which hosts and addresses are tried in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import OrderedDict
+from functools import partial
+from typing import NamedTuple
+
+from relay.core.model import Outcome, OutcomeKind
+from relay.core.nexthop import NextHop
+from relay.core.outcome import Stage, classify
+from relay.dns import DnsError, Resolver
+from relay.smtp_out.connection import QUIT_TIME
+from relay.smtp_out.handshake import Handshake, NoSession, Target
+from relay.smtp_out.replies import printable
+from relay.smtp_out.session import Content, OnFinalDot, Session, Timeouts, Verdict
+
+#: Addresses tried in one attempt (RFC 5321 §5.1: at least two).
+MAX_ADDRESSES = 8
+#: Seconds after which a session is not kept again, so that changes in DNS and of preference are seen under load too.
+MAX_AGE = 300.0
+
+_STAGES = list(Stage)
+
+
+class _Mail(NamedTuple):
+    mail_from: str
+    recipient: str
+    content: Content
+    on_final_dot: OnFinalDot | None
+
+
+class _Destination:
+    """One next hop, or the hosts of one domain. ``idle``: its kept sessions, the one used last at the end."""
+
+    def __init__(self, next_hop: NextHop | None, domain: str, connections: int) -> None:
+        self.next_hop = next_hop
+        self.domain = domain
+        self.slots = asyncio.Semaphore(connections)
+        self.users = 0
+        self.idle: list[Session] = []
+
+    @property
+    def key(self) -> NextHop | str:
+        return self.next_hop or self.domain
+
+
+class Sender:
+    """Sends mail to next hops and to the MX of domains.
+
+    ``hostname``: ours, for EHLO and to recognise ourselves among MX hosts. ``mx_port``: where MX hosts listen.
+    ``per_destination``: connections to one next hop or domain at a time; who comes later waits in turn.
+    ``idle_timeout``: seconds a connection is kept unused; ``max_kept``: unused connections kept in all.
+    ``verified`` and ``opportunistic``: TLS contexts; by default the system's authorities, and no verification.
+    """
+
+    def __init__(
+        self,
+        hostname: str,
+        resolver: Resolver,
+        *,
+        mx_port: int = 25,
+        per_destination: int = 20,
+        idle_timeout: float = 20.0,
+        max_kept: int = 100,
+        timeouts: Timeouts | None = None,
+        verified: ssl.SSLContext | None = None,
+        opportunistic: ssl.SSLContext | None = None,
+    ) -> None:
+        self._hostname = hostname.lower()
+        self._resolver = resolver
+        self._mx_port = mx_port
+        self._per_destination = per_destination
+        self._idle_timeout = idle_timeout
+        self._max_kept = max_kept
+        self._handshake = Handshake(
+            hostname, timeouts or Timeouts(), verified or ssl.create_default_context(), opportunistic or _unverified()
+        )
+        self._destinations: dict[NextHop | str, _Destination] = {}
+        self._kept: OrderedDict[Session, _Destination] = OrderedDict()  # the one unused for longest first
+        self._reaper: asyncio.TimerHandle | None = None
+        self._closing = False
+
+    async def send(
+        self,
+        next_hop: NextHop | None,
+        domain: str,
+        mail_from: str,
+        recipient: str,
+        content: Content,
+        on_final_dot: OnFinalDot | None = None,
+    ) -> Outcome:
+        """One attempt to hand one message to one recipient; raises nothing but CancelledError.
+
+        ``next_hop`` None: the MX of ``domain`` (A-labels, or an address literal). ``mail_from`` (empty: the null
+        reverse-path) and ``recipient`` are ASCII, as they stand between the angle brackets. ``on_final_dot`` is
+        awaited just before the dot that ends the message may leave.
+
+        Hosts and addresses are tried in turn until one has answered RCPT; its answer stands. A kept session that no
+        longer takes mail is replaced, once, by a new one.
+        """
+        destination = self._destination(next_hop, domain)
+        destination.users += 1
+        try:
+            async with destination.slots:
+                mail = _Mail(mail_from, recipient, content, on_final_dot)
+                session = self._take(destination)
+                if session is not None:
+                    verdict = await self._transact(destination, session, mail)
+                    if not verdict.is_unanswered:
+                        return _outcome(verdict, session.host)
+                return await self._try_hosts(destination, mail)
+        except Exception as error:
+            text = printable(f"{type(error).__name__}: {error}".encode(errors="replace")[:300])
+            return Outcome(OutcomeKind.TEMPORARY, None, text, next_hop.host if next_hop else domain)
+        finally:
+            destination.users -= 1
+            self._drop_if_unused(destination)
+
+    async def close(self) -> None:
+        """Say QUIT on kept connections; transactions that still run have the same two seconds, then all is cut."""
+        self._closing = True
+        if self._reaper is not None:
+            self._reaper.cancel()
+        for session in list(self._kept):
+            self._forget(session)
+            session.connection.quit()
+        connections = self._handshake.connections
+        if connections:
+            await asyncio.wait([connection.closed for connection in connections], timeout=QUIT_TIME)
+        for connection in list(connections):
+            connection.abort()
+        if connections:
+            await asyncio.wait([connection.closed for connection in connections], timeout=QUIT_TIME)
+
+    def stats(self) -> dict[str, int]:
+        """``open``: connections, ``idle``: those of them that are kept unused."""
+        return {"open": len(self._handshake.connections), "idle": len(self._kept)}
+
+    # hosts and addresses
+
+    async def _try_hosts(self, destination: _Destination, mail: _Mail) -> Outcome:
+        """Each address of each host in turn. When none answers, the failure that came furthest is the outcome."""
+        failures: list[tuple[Verdict, str]] = []
+        try:
+            hosts = await self._hosts(destination)
+        except DnsError as error:
+            return _outcome(Verdict(Stage.DNS, None, str(error)), destination.domain)
+        tries = 0
+        for host in hosts:
+            if tries == MAX_ADDRESSES:
+                break
+            try:
+                addresses = await self._resolver.addresses(host) or _no_address(host)
+            except DnsError as error:
+                failures.append((Verdict(Stage.DNS, None, str(error)), host))
+                continue
+            for address in addresses[: MAX_ADDRESSES - tries]:
+                tries += 1
+                target = self._target(destination.next_hop, host, address)
+                verdict = await self._try_address(destination, target, mail)
+                if not verdict.is_unanswered:
+                    return _outcome(verdict, target.label)
+                failures.append((verdict, target.label))
+        return _outcome(*max(failures, key=_progress))
+
+    async def _hosts(self, destination: _Destination) -> list[str]:
+        """:raises DnsError: there is no host to try, with the reason."""
+        if destination.next_hop is not None:
+            return [destination.next_hop.host]
+        domain = destination.domain
+        answer = await self._resolver.mx(domain)
+        if answer.null:
+            raise DnsError(f"{domain} takes no mail (null MX, RFC 7505)")
+        # RFC 5321 §5.1: where we are an MX ourselves, only hosts that are preferred to us may be tried.
+        ours = min((preference for preference, host in answer.records if host == self._hostname), default=None)
+        hosts = [host for preference, host in answer.records if ours is None or preference < ours]
+        if not hosts:
+            raise DnsError(f"the MX of {domain} is this host itself: its mail needs a next hop")
+        return hosts[:MAX_ADDRESSES]
+
+    def _target(self, next_hop: NextHop | None, host: str, address: str) -> Target:
+        if next_hop is None:
+            name = address if host.startswith("[") else host
+            return Target(name, address, self._mx_port, "opportunistic")
+        return Target(host, address, next_hop.port, next_hop.tls, next_hop.user, next_hop.password)
+
+    async def _try_address(self, destination: _Destination, target: Target, mail: _Mail) -> Verdict:
+        try:
+            session = await self._handshake.open(target)
+        except NoSession as error:
+            return Verdict(error.stage, error.code, error.text)
+        session.connection.on_idle_event = partial(self._on_idle_event, session)
+        return await self._transact(destination, session, mail)
+
+    async def _transact(self, destination: _Destination, session: Session, mail: _Mail) -> Verdict:
+        verdict = await session.transact(*mail)
+        if not session.is_usable:
+            session.discard()
+        elif verdict.is_unanswered:
+            session.connection.quit()  # it may have had enough of this session: "too many messages"
+        else:
+            self._keep(destination, session)
+        return verdict
+
+    # kept sessions
+
+    def _destination(self, next_hop: NextHop | None, domain: str) -> _Destination:
+        key = next_hop or domain
+        destination = self._destinations.get(key)
+        if destination is None:
+            destination = self._destinations[key] = _Destination(next_hop, domain, self._per_destination)
+        return destination
+
+    def _drop_if_unused(self, destination: _Destination) -> None:
+        if not destination.users and not destination.idle:
+            self._destinations.pop(destination.key, None)
+
+    def _keep(self, destination: _Destination, session: Session) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._closing or now - session.opened > MAX_AGE:
+            session.connection.quit()
+            return
+        session.kept_since = now
+        session.connection.is_idle = True
+        destination.idle.append(session)
+        self._kept[session] = destination
+        if len(self._kept) > self._max_kept:
+            self._retire(next(iter(self._kept)))
+        if self._reaper is None:
+            self._reap()
+
+    def _take(self, destination: _Destination) -> Session | None:
+        if not destination.idle:
+            return None
+        session = destination.idle.pop()
+        del self._kept[session]
+        session.connection.is_idle = False
+        return session
+
+    def _forget(self, session: Session) -> None:
+        """The session is kept no longer."""
+        session.connection.is_idle = False
+        destination = self._kept.pop(session)
+        destination.idle.remove(session)
+        self._drop_if_unused(destination)
+
+    def _retire(self, session: Session) -> None:
+        self._forget(session)
+        session.connection.quit()
+
+    def _on_idle_event(self, session: Session) -> None:
+        """The next hop closed a kept connection or said something (421 before closing, mostly): it is of no use."""
+        self._forget(session)
+        session.discard()
+
+    def _reap(self) -> None:
+        """Retire what was kept for long enough, and come again when the next one is due."""
+        loop = asyncio.get_running_loop()
+        self._reaper = None
+        while self._kept:
+            oldest = next(iter(self._kept))
+            due = oldest.kept_since + self._idle_timeout
+            if due > loop.time():
+                self._reaper = loop.call_at(due, self._reap)
+                return
+            self._retire(oldest)
+
+
+def _unverified() -> ssl.SSLContext:
+    """For opportunistic TLS (RFC 7435): any certificate is better than no encryption."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _no_address(host: str) -> list[str]:
+    raise DnsError(f"{host} has no address")
+
+
+def _progress(failure: tuple[Verdict, str]) -> int:
+    return _STAGES.index(failure[0].stage)
+
+
+def _outcome(verdict: Verdict, host: str) -> Outcome:
+    """ "RCPT: 550 5.1.1 no such user", or "connect: Connection refused" where there was no reply."""
+    code = "" if verdict.code is None else f"{verdict.code} "
+    text = f"{verdict.stage.value}: {code}{verdict.text}".rstrip()
+    return Outcome(classify(verdict.stage, verdict.code), verdict.code, text, host)

@@ -1,0 +1,171 @@
+"""The sites as the API and the bind endpoint see them: few, read all the time, so kept in memory and reloaded whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import select
+
+from relay.core.address import parse
+from relay.core.model import Address, Method
+from relay.core.source import host_of
+from relay.store.engine import Reader
+from relay.store.schema import routes, sites, targets, webhooks
+
+
+@dataclass(frozen=True, slots=True)
+class TargetView:
+    id: int
+    address: Address
+    method: Method
+    domain: str | None
+    lease: float
+    forward_to: str | None
+    next_hop: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookView:
+    """``secret`` is sealed."""
+
+    id: int
+    url: str
+    fill: str
+    enabled: bool
+    disabled_reason: str | None
+    declared: bool
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class SiteView:
+    """A live site with its targets and webhooks. ``own_hosts`` are the hosts of its origins, lower case."""
+
+    id: int
+    name: str
+    key: str
+    origins: tuple[str, ...]
+    tracking: bool
+    send_to_crm: bool
+    bots: str
+    visit_timeout: float
+    conditions: Mapping[str, Any]
+    declared: bool
+    own_hosts: frozenset[str]
+    targets: tuple[TargetView, ...]
+    webhooks: tuple[WebhookView, ...]
+    by_address: Mapping[tuple[str, str], TargetView] = field(repr=False)
+
+
+class Directory:
+    """Every live site, by key, by name and by id."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.by_key: dict[str, SiteView] = {}
+        self.by_name: dict[str, SiteView] = {}
+        self.by_id: dict[int, SiteView] = {}
+
+    async def load(self) -> None:
+        """Read all sites anew; raises StoreUnavailable."""
+        site_rows = await self._reader.all(
+            select(
+                sites.c.id,
+                sites.c.name,
+                sites.c.key,
+                sites.c.origins,
+                sites.c.tracking,
+                sites.c.send_to_crm,
+                sites.c.bots,
+                sites.c.visit_timeout,
+                sites.c.conditions,
+                sites.c.declared,
+            )
+            .where(sites.c.removed_at.is_(None))
+            .order_by(sites.c.name)
+        )
+        targets_of = await self._targets()
+        webhooks_of = await self._webhooks()
+        loaded = [_site(row, targets_of.get(row[0], []), webhooks_of.get(row[0], [])) for row in site_rows]
+        self.by_key = {site.key: site for site in loaded}
+        self.by_name = {site.name: site for site in loaded}
+        self.by_id = {site.id: site for site in loaded}
+
+    async def _targets(self) -> dict[int, list[TargetView]]:
+        found: dict[int, list[TargetView]] = {}
+        for row in await self._reader.all(
+            select(
+                targets.c.site_id,
+                targets.c.id,
+                targets.c.address,
+                targets.c.method,
+                targets.c.domain,
+                targets.c.lease,
+                targets.c.forward_to,
+                targets.c.next_hop,
+            )
+            .where(targets.c.removed_at.is_(None))
+            .order_by(targets.c.id)
+        ):
+            site_id, target_id, address, method, *rest = row
+            found.setdefault(site_id, []).append(TargetView(target_id, parse(address), Method(method), *rest))
+        return found
+
+    async def _webhooks(self) -> dict[int, list[WebhookView]]:
+        found: dict[int, list[WebhookView]] = {}
+        for site_id, webhook_id, url, fill, enabled, reason, declared, secret in await self._reader.all(
+            select(
+                webhooks.c.site_id,
+                webhooks.c.id,
+                webhooks.c.url,
+                webhooks.c.fill,
+                webhooks.c.enabled,
+                webhooks.c.disabled_reason,
+                webhooks.c.declared,
+                webhooks.c.secret,
+            )
+            .where(webhooks.c.removed_at.is_(None))
+            .order_by(webhooks.c.id)
+        ):
+            view = WebhookView(webhook_id, url, fill, bool(enabled), reason, bool(declared), secret)
+            found.setdefault(site_id, []).append(view)
+        return found
+
+    async def substitutes(self, target_id: int) -> list[dict[str, Any]]:
+        """The live pool and static substitutes of a target: address, kind, label, leased_until."""
+        rows = await self._reader.all(
+            select(routes.c.local, routes.c.domain, routes.c.kind, routes.c.label, routes.c.leased_until)
+            .where(
+                routes.c.target_id == target_id, routes.c.retired_at.is_(None), routes.c.kind.in_(["pool", "static"])
+            )
+            .order_by(routes.c.id)
+        )
+        return [
+            {"address": str(Address(local, domain)), "kind": kind, "label": label, "leased_until": leased_until or None}
+            for local, domain, kind, label, leased_until in rows
+        ]
+
+
+def _site(row: tuple[Any, ...], of_site: list[TargetView], hooks: list[WebhookView]) -> SiteView:
+    site_id, name, key, origins, tracking, send_to_crm, bots, visit_timeout, conditions, declared = row
+    origin_list = tuple(json.loads(origins))
+    hosts = frozenset(filter(None, (host_of(origin.replace("*.", "")) for origin in origin_list)))
+    return SiteView(
+        id=site_id,
+        name=name,
+        key=key,
+        origins=origin_list,
+        tracking=bool(tracking),
+        send_to_crm=bool(send_to_crm),
+        bots=bots,
+        visit_timeout=visit_timeout,
+        conditions=json.loads(conditions),
+        declared=bool(declared),
+        own_hosts=hosts,
+        targets=tuple(of_site),
+        webhooks=tuple(hooks),
+        by_address={target.address.key: target for target in of_site},
+    )

@@ -1,0 +1,339 @@
+"""The forwarding queue: claim, finish, and what an operator does by hand.
+
+A claim is fenced: only the worker named in it may finish the delivery. Attempts are counted when they are claimed, so
+a crash cannot loop tightly. On SQLite there is one process, so its start voids every claim.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Select, bindparam, case, func, or_, select, update
+from sqlalchemy import insert as insert_into
+
+from relay.core.model import WORST_FIRST, DeliveryState, Outcome
+from relay.store.engine import Row, Statement, Tx
+from relay.store.messages import CLAIM, Job
+from relay.store.schema import attempts, bodies, deliveries, messages, routes, targets, visits
+
+_OPEN = deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value])
+_DUE = (
+    _OPEN,
+    deliveries.c.next_at <= bindparam("now"),
+    deliveries.c.claimed_until < bindparam("now"),
+)
+
+DUE_DESTINATIONS = Statement(select(deliveries.c.destination).where(*_DUE).distinct())
+NEXT_DUE = Statement(select(func.min(deliveries.c.next_at)).where(_OPEN, deliveries.c.claimed_until < bindparam("now")))
+_DUE_AT = Statement(
+    select(
+        deliveries.c.id,
+        deliveries.c.message_id,
+        deliveries.c.attempts,
+        deliveries.c.recipient,
+        deliveries.c.forward_to,
+        targets.c.next_hop,
+        deliveries.c.destination,
+        messages.c.mail_from,
+        messages.c.received_at,
+        deliveries.c.expires_at,
+        messages.c.stored_size,
+        bodies.c.data,
+        messages.c.body_file,
+        messages.c.cut,
+        messages.c.ip,
+        messages.c.helo,
+        messages.c.tls,
+        deliveries.c.claimed_number,
+        visits.c.number,
+        visits.c.marker,
+        routes.c.label,
+        messages.c.raw_removed_at,
+    )
+    .join(messages, messages.c.id == deliveries.c.message_id)
+    .outerjoin(bodies, bodies.c.message_id == messages.c.id)
+    .outerjoin(targets, targets.c.id == deliveries.c.target_id)
+    .outerjoin(visits, visits.c.id == deliveries.c.visit_id)
+    .outerjoin(routes, routes.c.id == deliveries.c.route_id)
+    .where(deliveries.c.destination == bindparam("destination"), *_DUE)
+    .order_by(deliveries.c.next_at)
+    .limit(bindparam("most"))
+)
+_CLAIM = Statement(
+    update(deliveries)
+    .where(deliveries.c.id == bindparam("delivery"))
+    .values(
+        claim=bindparam("claim"),
+        claimed_until=bindparam("until"),
+        attempts=deliveries.c.attempts + 1,
+        # A claim that ended without a result: nobody knows how far that attempt came.
+        possibly_repeated=case((deliveries.c.claim.is_not(None), 1), else_=deliveries.c.possibly_repeated),
+    )
+)
+_RENEW = Statement(
+    update(deliveries).where(deliveries.c.id == bindparam("delivery"), deliveries.c.claim == bindparam("by")),
+    "claimed_until",
+)
+_VOID = Statement(
+    update(deliveries)
+    .where(_OPEN, deliveries.c.claim.is_not(None))
+    .values(claim=None, claimed_until=0, possibly_repeated=1)
+)
+_RELEASE = Statement(
+    update(deliveries)
+    .where(deliveries.c.id == bindparam("delivery"), deliveries.c.claim == bindparam("by"))
+    .values(claim=None, claimed_until=0, attempts=deliveries.c.attempts - 1)
+)
+_FINISH = Statement(
+    update(deliveries)
+    .where(deliveries.c.id == bindparam("delivery"), deliveries.c.claim == bindparam("by"))
+    .values(
+        state=bindparam("to_state"),
+        next_at=bindparam("at"),
+        code=bindparam("reply_code"),
+        answer=bindparam("reply"),
+        host=bindparam("from_host"),
+        finished_at=bindparam("finished"),
+        possibly_repeated=func.max(deliveries.c.possibly_repeated, bindparam("repeated")),
+        claim=None,
+        claimed_until=0,
+    )
+)
+_OUTCOME = Statement(
+    select(
+        deliveries.c.state,
+        deliveries.c.code,
+        deliveries.c.answer,
+        deliveries.c.host,
+        deliveries.c.finished_at,
+        deliveries.c.possibly_repeated,
+    ).where(deliveries.c.id == bindparam("delivery"))
+)
+_MIRROR = Statement(
+    update(deliveries).where(
+        deliveries.c.message_id == bindparam("message"), deliveries.c.joined_id == bindparam("carrier")
+    ),
+    "state code answer host finished_at possibly_repeated",
+)
+_STATES = Statement(select(deliveries.c.state).where(deliveries.c.message_id == bindparam("message")))
+_MESSAGE_STATE = Statement(update(messages).where(messages.c.id == bindparam("message")), "state")
+_LOG_ATTEMPT = Statement(insert_into(attempts), "delivery_id started_at finished_at outcome code answer host")
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How an attempt ended: the outcome, and what it makes of the delivery."""
+
+    job: Job
+    outcome: Outcome
+    state: DeliveryState
+    next_at: float  # when a deferred delivery is tried again
+    started_at: float
+    finished_at: float
+    possibly_repeated: bool = False
+
+
+def claim_due(tx: Tx, capacity: Mapping[str, int], claim: str, now: float) -> list[Job]:
+    """Claim what is due, at most ``capacity[destination]`` each, oldest first."""
+    jobs = []
+    for destination, most in capacity.items():
+        for row in tx.all(_DUE_AT, destination=destination, now=now, most=most):
+            tx.run(_CLAIM, delivery=row[0], claim=claim, until=now + CLAIM)
+            jobs.append(_job(row, claim))
+    return jobs
+
+
+def _job(row: Row, claim: str) -> Job:
+    (
+        delivery_id,
+        message_id,
+        tries,
+        recipient,
+        forward_to,
+        next_hop,
+        destination,
+        mail_from,
+        received_at,
+        expires_at,
+    ) = row[:10]
+    stored_size, data, file, cut, ip, helo, tls, claimed_number, number, marker, label, _ = row[10:]
+    return Job(
+        delivery_id=delivery_id,
+        message_id=message_id,
+        claim=claim,
+        attempts=tries + 1,
+        recipient=recipient,
+        forward_to=forward_to,
+        next_hop=next_hop,
+        destination=destination,
+        mail_from=mail_from,
+        received_at=received_at,
+        expires_at=expires_at,
+        stored_size=stored_size,
+        data=data,
+        file=file,
+        cut=tuple((start, end) for start, end in json.loads(cut)) if cut else (),
+        ip=ip,
+        helo=helo,
+        tls=tls,
+        visit=number or claimed_number,
+        source=marker or label,
+        joined=True,
+    )
+
+
+def renew(tx: Tx, jobs: Sequence[tuple[int, str]], until: float) -> None:
+    """Move the end of these claims (delivery id, claim) to ``until``."""
+    tx.run_many(_RENEW, [{"delivery": delivery, "by": claim, "claimed_until": until} for delivery, claim in jobs])
+
+
+def void_claims(tx: Tx) -> int:
+    """At start: nobody else is working on anything. The number of claims that a crash had left.
+
+    Each may have been answered 250 just before the crash, so its next attempt is flagged as a possible repeat.
+    """
+    return tx.run(_VOID)
+
+
+def release(tx: Tx, jobs: Sequence[Job]) -> None:
+    """Give claims back that were not used: no octet of these messages was sent."""
+    tx.run_many(_RELEASE, [{"delivery": job.delivery_id, "by": job.claim} for job in jobs])
+
+
+def finish(tx: Tx, end: Finish) -> bool:
+    """Record an attempt and the state it leads to. False when the claim was lost: then nothing is changed."""
+    job, outcome = end.job, end.outcome
+    done = end.state not in (DeliveryState.QUEUED, DeliveryState.DEFERRED)
+    changed = tx.run(
+        _FINISH,
+        delivery=job.delivery_id,
+        by=job.claim,
+        at=end.next_at,
+        repeated=int(end.possibly_repeated),
+        to_state=end.state.value,
+        reply_code=outcome.code,
+        reply=outcome.text,
+        from_host=outcome.host,
+        finished=end.finished_at if done else None,
+    )
+    if not changed:
+        return False
+    tx.insert(
+        _LOG_ATTEMPT,
+        delivery_id=job.delivery_id,
+        started_at=end.started_at,
+        finished_at=end.finished_at,
+        outcome=outcome.kind.value,
+        code=outcome.code,
+        answer=outcome.text,
+        host=outcome.host,
+    )
+    if job.joined:
+        _mirror(tx, job.message_id, job.delivery_id)
+    settle_message(tx, job.message_id)
+    return True
+
+
+def _mirror(tx: Tx, message_id: int, carrier: int) -> None:
+    """The other sites' deliveries that this one carries share what became of it."""
+    row = tx.one(_OUTCOME, delivery=carrier)
+    assert row is not None
+    state, code, answer, host, finished_at, repeated = row
+    tx.run(
+        _MIRROR,
+        message=message_id,
+        carrier=carrier,
+        state=state,
+        code=code,
+        answer=answer,
+        host=host,
+        finished_at=finished_at,
+        possibly_repeated=repeated,
+    )
+
+
+def settle_message(tx: Tx, message_id: int) -> None:
+    """A message's state is its worst delivery's."""
+    states = {row[0] for row in tx.all(_STATES, message=message_id)}
+    worst = next((state.value for state in WORST_FIRST if state.value in states), None)
+    if worst is not None:
+        tx.run(_MESSAGE_STATE, message=message_id, state=worst)
+
+
+_HELD = deliveries.c.state == DeliveryState.FAILED.value
+_WAITING_OR_HELD = or_(_OPEN, _HELD)
+_RETRY = Statement(
+    update(deliveries)
+    .where(deliveries.c.id == bindparam("delivery"), _WAITING_OR_HELD, deliveries.c.joined_id.is_(None))
+    .values(
+        state=DeliveryState.QUEUED.value,
+        next_at=bindparam("now"),
+        finished_at=None,
+        expires_at=func.max(deliveries.c.expires_at, bindparam("expires")),
+    )
+)
+_DROP = Statement(
+    update(deliveries)
+    .where(
+        deliveries.c.id == bindparam("delivery"),
+        _WAITING_OR_HELD,
+        deliveries.c.claimed_until < bindparam("now"),
+        deliveries.c.joined_id.is_(None),
+    )
+    .values(state=DeliveryState.DROPPED.value, finished_at=bindparam("now"), answer="dropped by the operator")
+)
+_MESSAGE_OF = Statement(select(deliveries.c.message_id).where(deliveries.c.id == bindparam("delivery")))
+# Two statements: a partial index serves only what the text of a condition proves to be in it.
+_ALL_DEFERRED = Statement(select(deliveries.c.id).where(_OPEN, deliveries.c.state == DeliveryState.DEFERRED.value))
+_ALL_HELD = Statement(select(deliveries.c.id).where(_HELD))
+
+
+def listing(limit: int = 1000) -> Select[Any]:
+    """What waits or is held: id, message, recipient, forward_to, state, attempts, next_at, expires_at, answer, host."""
+    return (
+        select(
+            deliveries.c.id,
+            deliveries.c.message_id,
+            messages.c.received_at,
+            messages.c.sender,
+            deliveries.c.recipient,
+            deliveries.c.forward_to,
+            deliveries.c.state,
+            deliveries.c.attempts,
+            deliveries.c.next_at,
+            deliveries.c.expires_at,
+            deliveries.c.answer,
+            deliveries.c.host,
+        )
+        .join(messages, messages.c.id == deliveries.c.message_id)
+        .where(_WAITING_OR_HELD, deliveries.c.joined_id.is_(None))
+        .order_by(deliveries.c.next_at)
+        .limit(limit)
+    )
+
+
+def retry(tx: Tx, delivery_ids: Sequence[int] | None, now: float, expires_at: float) -> list[int]:
+    """Try these deliveries now (None: everything deferred or held). The ids that were waiting or held."""
+    if delivery_ids is None:
+        delivery_ids = sorted(row[0] for row in (*tx.all(_ALL_DEFERRED), *tx.all(_ALL_HELD)))
+    changed = [id_ for id_ in delivery_ids if tx.run(_RETRY, delivery=id_, now=now, expires=expires_at)]
+    _settle(tx, changed)
+    return changed
+
+
+def drop(tx: Tx, delivery_ids: Sequence[int], now: float) -> list[int]:
+    """Give these deliveries up; the bytes stay until retention. The ids that were waiting or held and not in flight."""
+    changed = [id_ for id_ in delivery_ids if tx.run(_DROP, delivery=id_, now=now)]
+    _settle(tx, changed)
+    return changed
+
+
+def _settle(tx: Tx, delivery_ids: Sequence[int]) -> None:
+    for delivery_id in delivery_ids:
+        row = tx.one(_MESSAGE_OF, delivery=delivery_id)
+        assert row is not None
+        _mirror(tx, row[0], delivery_id)
+        settle_message(tx, row[0])

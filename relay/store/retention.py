@@ -1,0 +1,154 @@
+"""What is deleted, by age and by hand. Every verb takes a bounded bite and answers which body files have no row left.
+
+A message that still has to be forwarded, or is held, is never deleted by age: losing it would be losing mail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, delete, select, update
+
+from relay.store import search
+from relay.store.engine import Statement, Tx
+from relay.store.schema import bindings, bodies, deliveries, messages, routes, visits
+
+#: Messages, visits or routes deleted in one transaction.
+BITE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Times before which things end: seconds since the epoch."""
+
+    raw: float
+    messages: float
+    visits: float
+    routes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """``files`` have no row any more; ``more``: call again."""
+
+    files: tuple[str, ...]
+    routes: bool
+    more: bool
+
+
+class StillOpen(Exception):
+    """The message has deliveries that are waiting, held or in flight."""
+
+
+_UNFINISHED = (
+    select(deliveries.c.id)
+    .where(
+        deliveries.c.message_id == messages.c.id,
+        deliveries.c.state.in_(["queued", "deferred", "failed", "quarantined"]),
+    )
+    .exists()
+)
+_OLD_RAW = Statement(
+    select(messages.c.id, messages.c.body_file)
+    .where(
+        messages.c.received_at < bindparam("before"),
+        messages.c.raw_removed_at.is_(None),
+        messages.c.extraction != "waiting",
+        ~_UNFINISHED,
+    )
+    .limit(BITE)
+)
+_RAW_REMOVED = Statement(update(messages).where(messages.c.id == bindparam("message")), "raw_removed_at body_file")
+_DELETE_BODY = Statement(delete(bodies).where(bodies.c.message_id == bindparam("message")))
+_OLD_MESSAGES = Statement(
+    select(messages.c.id, messages.c.body_file)
+    .where(messages.c.received_at < bindparam("before"), messages.c.extraction != "waiting", ~_UNFINISHED)
+    .limit(BITE)
+)
+_DELETE_MESSAGE = Statement(delete(messages).where(messages.c.id == bindparam("message")))
+_MESSAGE = Statement(select(messages.c.id, messages.c.body_file).where(messages.c.id == bindparam("message")))
+_OPEN = Statement(
+    select(deliveries.c.id)
+    .where(deliveries.c.message_id == bindparam("message"), deliveries.c.state.in_(["queued", "deferred"]))
+    .limit(1)
+)
+_BY_SENDER = Statement(
+    select(messages.c.id, messages.c.body_file).where(messages.c.sender == bindparam("address")).limit(BITE)
+)
+_OLD_VISITS = Statement(
+    select(visits.c.id)
+    .where(visits.c.started_at < bindparam("before"), visits.c.last_seen_at < bindparam("before"))
+    .limit(BITE)
+)
+_LAST_ROUTES = Statement(
+    select(routes.c.id)
+    .join(bindings, bindings.c.route_id == routes.c.id)
+    .where(bindings.c.visit_id == bindparam("visit"), routes.c.kind == "unique", routes.c.retired_at.is_(None))
+)
+_RETIRE = Statement(update(routes).where(routes.c.id == bindparam("route")), "retired_at")
+_DELETE_VISIT = Statement(delete(visits).where(visits.c.id == bindparam("visit")))
+_OLD_ROUTES = Statement(select(routes.c.id).where(routes.c.retired_at < bindparam("before")).limit(BITE))
+_DELETE_ROUTE = Statement(delete(routes).where(routes.c.id == bindparam("route")))
+_FILE = Statement(select(messages.c.id).where(messages.c.body_file == bindparam("name")).limit(1))
+
+
+def sweep(tx: Tx, cut: Cut, now: float) -> Swept:
+    """One bite of everything that is past its time."""
+    raw = tx.all(_OLD_RAW, before=cut.raw)
+    for message_id, _ in raw:
+        tx.run(_DELETE_BODY, message=message_id)
+        tx.run(_RAW_REMOVED, message=message_id, raw_removed_at=now, body_file=None)
+    old = tx.all(_OLD_MESSAGES, before=cut.messages)
+    for message_id, _ in old:
+        _delete(tx, message_id)
+    gone_visits = tx.all(_OLD_VISITS, before=cut.visits)
+    for (visit_id,) in gone_visits:
+        delete_visit(tx, visit_id, now)
+    gone_routes = tx.all(_OLD_ROUTES, before=cut.routes)
+    for (route_id,) in gone_routes:
+        tx.run(_DELETE_ROUTE, route=route_id)
+    files = tuple(row[1] for row in (*raw, *old) if row[1])
+    more = max(len(raw), len(old), len(gone_visits), len(gone_routes)) >= BITE
+    return Swept(files, bool(gone_routes or gone_visits), more)
+
+
+def delete_visit(tx: Tx, visit_id: int, now: float) -> None:
+    """Forget a visit and its bindings; a unique address that was its own is retired, and goes on forwarding."""
+    for (route_id,) in tx.all(_LAST_ROUTES, visit=visit_id):
+        tx.run(_RETIRE, route=route_id, retired_at=now)
+    tx.run(_DELETE_VISIT, visit=visit_id)
+
+
+def erase_message(tx: Tx, message_id: int) -> tuple[str, ...] | None:
+    """Delete a message with everything about it. None when there is none; raises StillOpen. Its body file, if any."""
+    row = tx.one(_MESSAGE, message=message_id)
+    if row is None:
+        return None
+    if tx.one(_OPEN, message=message_id) is not None:
+        raise StillOpen(message_id)
+    _delete(tx, message_id)
+    return (row[1],) if row[1] else ()
+
+
+def erase_sender(tx: Tx, address: str) -> tuple[int, int, tuple[str, ...]]:
+    """Delete a bite of this sender's messages: (deleted, left because they are still being forwarded, files)."""
+    deleted, left, files = 0, 0, []
+    for message_id, file in tx.all(_BY_SENDER, address=address):
+        if tx.one(_OPEN, message=message_id) is not None:
+            left += 1
+            continue
+        _delete(tx, message_id)
+        deleted += 1
+        if file:
+            files.append(file)
+    return deleted, left, tuple(files)
+
+
+def _delete(tx: Tx, message_id: int) -> None:
+    search.forget(tx, message_id)
+    tx.run(_DELETE_MESSAGE, message=message_id)
+
+
+def orphans(tx: Tx, names: list[str]) -> list[str]:
+    """Of these body files, those that no message names."""
+    return [name for name in names if tx.one(_FILE, name=name) is None]

@@ -1,0 +1,182 @@
+"""Routes: which real address the mail for a substitute goes to. A route outlives its bindings."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, select, update
+from sqlalchemy import insert as insert_into
+
+from relay.core.model import Address, RouteKind
+from relay.store.engine import Reader, Statement, Tx
+from relay.store.schema import routes, sites, targets
+
+#: Routes, and addresses known to have none, kept in memory.
+CACHED = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route with what forwarding and attribution need of its target and site."""
+
+    id: int
+    domain: str
+    local: str
+    site_id: int
+    target_id: int
+    kind: RouteKind
+    label: str | None
+    real_address: str
+    next_hop: str | None
+    attributed: bool  # False once retired, or while the site's tracking is off
+
+
+_ROUTE = (
+    select(
+        routes.c.id,
+        routes.c.domain,
+        routes.c.local,
+        routes.c.site_id,
+        routes.c.target_id,
+        routes.c.kind,
+        routes.c.label,
+        targets.c.forward_to,
+        targets.c.address,
+        targets.c.next_hop,
+        routes.c.retired_at,
+        sites.c.tracking,
+    )
+    .join(targets, targets.c.id == routes.c.target_id)
+    .join(sites, sites.c.id == routes.c.site_id)
+    .where(routes.c.domain == bindparam("domain"), routes.c.local == bindparam("local"))
+)
+FIND = Statement(_ROUTE)
+DOMAINS = Statement(select(routes.c.domain).distinct())
+INSERT = Statement(insert_into(routes), "domain local site_id target_id kind label leased_until created_at defined")
+OWNER = Statement(
+    select(routes.c.id, routes.c.site_id, routes.c.target_id, routes.c.kind, routes.c.retired_at).where(
+        routes.c.domain == bindparam("domain"), routes.c.local == bindparam("local")
+    )
+)
+RETIRE = Statement(update(routes).where(routes.c.id == bindparam("route"), routes.c.retired_at.is_(None)), "retired_at")
+RETIRE_TARGET = Statement(
+    update(routes).where(routes.c.target_id == bindparam("target"), routes.c.retired_at.is_(None)), "retired_at"
+)
+REVIVE = Statement(update(routes).where(routes.c.id == bindparam("route")), "retired_at target_id label kind defined")
+
+
+class AddressTaken(Exception):
+    """The substitute exists already for another target."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"{address} is a substitute of another target already")
+        self.address = address
+
+
+def create(
+    tx: Tx,
+    address: Address,
+    kind: RouteKind,
+    site_id: int,
+    target_id: int,
+    now: float,
+    label: str | None = None,
+    *,
+    defined: bool = False,
+) -> int:
+    """A route for ``address``, or the retired one of the same site revived; raises AddressTaken. Its id."""
+    domain, local = address.key
+    owner = tx.one(OWNER, domain=domain, local=local)
+    if owner is None:
+        return tx.insert(
+            INSERT,
+            domain=domain,
+            local=local,
+            site_id=site_id,
+            target_id=target_id,
+            kind=kind.value,
+            label=label,
+            leased_until=0.0,
+            created_at=now,
+            defined=int(defined),
+        )
+    route_id, owner_site, owner_target, _, retired_at = owner
+    if owner_site != site_id or (owner_target != target_id and retired_at is None):
+        raise AddressTaken(str(address))
+    tx.run(
+        REVIVE, route=route_id, retired_at=None, target_id=target_id, label=label, kind=kind.value, defined=int(defined)
+    )
+    return int(route_id)
+
+
+class RouteCache:
+    """Exact: whatever changes routes in this process tells it. A look-up that misses reads the database once."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._routes: OrderedDict[tuple[str, str], Route | None] = OrderedDict()
+        self._domains: frozenset[str] | None = None
+        self._generation = 0
+
+    async def find(self, keys: Sequence[tuple[str, str, str | None]]) -> tuple[Route, str | None] | None:
+        """The first of (domain, local, tag) that has a route, with the tag; None when there is none."""
+        for domain, local, tag in keys:
+            try:
+                route = self._routes[domain, local]
+            except KeyError:
+                route = await self._load(domain, local)
+            if route is not None:
+                return route, tag
+        return None
+
+    async def domains(self) -> frozenset[str]:
+        """The domains that have a route: mail for them is ours."""
+        if self._domains is None:
+            generation = self._generation
+            found = frozenset(row[0] for row in await self._reader.run(DOMAINS))
+            if generation != self._generation:
+                return found
+            self._domains = found
+        return self._domains
+
+    def forget(self, keys: Iterable[tuple[str, str]]) -> None:
+        """These substitutes were created just now."""
+        self._generation += 1
+        for key in keys:
+            self._routes.pop(key, None)
+            if self._domains is not None and key[0] not in self._domains:
+                self._domains = None
+
+    def forget_all(self) -> None:
+        """Sites, targets or routes were changed."""
+        self._generation += 1
+        self._routes.clear()
+        self._domains = None
+
+    async def _load(self, domain: str, local: str) -> Route | None:
+        generation = self._generation
+        rows = await self._reader.run(FIND, domain=domain, local=local)
+        route = _route(rows[0]) if rows else None
+        if generation == self._generation:
+            self._routes[domain, local] = route
+            if len(self._routes) > CACHED:
+                self._routes.popitem(last=False)
+        return route
+
+
+def _route(row: tuple[object, ...]) -> Route:
+    route_id, domain, local, site_id, target_id, kind, label, forward_to, address, next_hop, retired_at, tracking = row
+    return Route(
+        id=int(str(route_id)),
+        domain=str(domain),
+        local=str(local),
+        site_id=int(str(site_id)),
+        target_id=int(str(target_id)),
+        kind=RouteKind(str(kind)),
+        label=None if label is None else str(label),
+        real_address=str(forward_to or address),
+        next_hop=None if next_hop is None else str(next_hop),
+        attributed=retired_at is None and bool(tracking),
+    )

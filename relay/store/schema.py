@@ -1,0 +1,403 @@
+"""The tables, stated once. Migrations are frozen copies; a test compares the two.
+
+Conventions: times are floats (seconds since the epoch, UTC), flags are 0 or 1, lists and maps are JSON text. Ids are
+never used twice. Partial indexes hold only what still waits, so the queues stay small however long the history is.
+Statements run through compiled Core expressions (engine.py), so type processors do not run: columns hold plain values.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _flag(name: str, default: int = 0) -> Column[int]:
+    return Column(name, Integer, nullable=False, server_default=text(str(default)))
+
+
+def _id() -> Column[int]:
+    return Column("id", Integer, primary_key=True)
+
+
+def _ref(name: str, column: str, *, nullable: bool = False, cascade: bool = True) -> Column[int]:
+    return Column(name, Integer, ForeignKey(column, ondelete="CASCADE" if cascade else "SET NULL"), nullable=nullable)
+
+
+sites = Table(
+    "sites",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("key", Text, nullable=False, unique=True),
+    Column("origins", Text, nullable=False),  # JSON list
+    _flag("tracking"),
+    _flag("send_to_crm"),
+    Column("bots", Text, nullable=False),
+    Column("visit_timeout", Float, nullable=False),
+    Column("conditions", Text, nullable=False),  # JSON map, core/conditions.py
+    _flag("declared"),  # defined in relay.toml
+    Column("declared_switches", Text),  # JSON: the switches relay.toml last asked for
+    Column("created_at", Float, nullable=False),
+    Column("removed_at", Float),
+    sqlite_autoincrement=True,
+)
+
+targets = Table(
+    "targets",
+    metadata,
+    _id(),
+    _ref("site_id", "sites.id"),
+    Column("address", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("domain", Text),  # where its substitutes are minted; NULL for a pool of listed addresses only
+    Column("lease", Float, nullable=False),
+    Column("forward_to", Text),
+    Column("next_hop", Text),  # sealed with the instance key, since it may hold a login
+    Column("created_at", Float, nullable=False),
+    Column("removed_at", Float),
+    sqlite_autoincrement=True,
+)
+Index("ix_targets_site_id", targets.c.site_id)
+
+visits = Table(
+    "visits",
+    metadata,
+    _id(),
+    _ref("site_id", "sites.id"),
+    Column("number", Text, nullable=False),
+    _flag("own"),  # 1: our number, unique per instance; 0: another counter's, unique per site
+    Column("first_visit", Text),
+    Column("started_at", Float, nullable=False),
+    Column("last_seen_at", Float, nullable=False),
+    Column("referrer", Text),
+    Column("landing_page", Text),
+    Column("domain", Text),
+    Column("marker", Text),
+    Column("utm_source", Text),
+    Column("utm_medium", Text),
+    Column("utm_campaign", Text),
+    Column("utm_term", Text),
+    Column("utm_content", Text),
+    Column("params", Text),  # JSON map "1".."5"
+    Column("google_client_id", Text),
+    Column("ip", Text),
+    Column("city", Text),
+    Column("country", Text),
+    Column("user_agent", Text),
+    UniqueConstraint("number", "site_id"),  # in this order it finds a number at any site, too
+    sqlite_autoincrement=True,
+)
+Index(
+    "uq_visits_own_number", visits.c.number, unique=True, sqlite_where=text("own = 1"), postgresql_where=text("own = 1")
+)
+Index("ix_visits_started_at", visits.c.started_at)
+Index("ix_visits_site_id_started_at", visits.c.site_id, visits.c.started_at)
+
+routes = Table(
+    "routes",
+    metadata,
+    _id(),
+    Column("domain", Text, nullable=False),
+    Column("local", Text, nullable=False),  # ASCII letters folded
+    _ref("site_id", "sites.id"),
+    _ref("target_id", "targets.id"),
+    Column("kind", Text, nullable=False),  # core/model.py RouteKind
+    Column("label", Text),
+    Column("leased_until", Float, nullable=False, server_default=text("0")),
+    Column("binding_id", Integer),  # the binding that holds, or held last
+    _flag("defined"),  # named in its site's definition, so retired when that names it no more
+    Column("created_at", Float, nullable=False),
+    Column("retired_at", Float),  # forwards without attribution until retention ends it
+    UniqueConstraint("domain", "local"),
+    sqlite_autoincrement=True,
+)
+_LEASABLE = text("kind = 'pool' AND retired_at IS NULL")
+Index(
+    "ix_routes_leasable",
+    routes.c.target_id,
+    routes.c.leased_until,
+    sqlite_where=_LEASABLE,
+    postgresql_where=_LEASABLE,
+)
+_DEFINED = text("defined = 1 AND retired_at IS NULL")
+Index("ix_routes_defined", routes.c.target_id, sqlite_where=_DEFINED, postgresql_where=_DEFINED)
+_RETIRED = text("retired_at IS NOT NULL")
+Index("ix_routes_retired_at", routes.c.retired_at, sqlite_where=_RETIRED, postgresql_where=_RETIRED)
+
+bindings = Table(
+    "bindings",
+    metadata,
+    _id(),
+    _ref("route_id", "routes.id"),
+    _ref("target_id", "targets.id"),
+    _ref("visit_id", "visits.id"),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float, nullable=False),  # lease end, moved on by renewals
+    sqlite_autoincrement=True,
+)
+Index("ix_bindings_route_id_started_at", bindings.c.route_id, bindings.c.started_at)
+Index("ix_bindings_visit_id_target_id", bindings.c.visit_id, bindings.c.target_id)
+
+messages = Table(
+    "messages",
+    metadata,
+    _id(),
+    Column("received_at", Float, nullable=False),
+    Column("written_at", Float, nullable=False),
+    Column("mail_from", Text, nullable=False),  # reverse-path, "" for the null sender
+    Column("sender", Text, nullable=False),  # bare address of From, folded; the reverse-path where there is none
+    Column("subject", Text),
+    Column("message_id", Text),
+    Column("in_reply_to", Text),
+    Column("references", Text),  # JSON list
+    Column("size", Integer, nullable=False),  # octets as received
+    Column("stored_size", Integer, nullable=False),  # octets in wire form
+    Column("body_file", Text),  # NULL: in table bodies, or gone
+    Column("cut", Text),  # JSON spans of the head that are not forwarded
+    Column("digest", LargeBinary, nullable=False),
+    Column("ip", Text, nullable=False),
+    Column("helo", Text, nullable=False),
+    Column("tls", Text),
+    Column("automatic", Text),  # why it is automatic mail, or NULL
+    _flag("bounce"),
+    Column("bare_lf", Integer, nullable=False, server_default=text("0")),
+    Column("state", Text, nullable=False),
+    Column("extraction", Text, nullable=False),  # waiting | done | partial
+    Column("attachments", Text),  # JSON list of core/mime.py Part
+    Column("deal_id", Text),
+    Column("deal_url", Text),
+    Column("raw_removed_at", Float),
+    sqlite_autoincrement=True,
+)
+Index("ix_messages_digest", messages.c.digest)
+Index("ix_messages_sender", messages.c.sender)
+Index("ix_messages_received_at", messages.c.received_at)
+_WITH_RAW = text("raw_removed_at IS NULL")
+Index("ix_messages_with_raw", messages.c.received_at, sqlite_where=_WITH_RAW, postgresql_where=_WITH_RAW)
+_FILED = text("body_file IS NOT NULL")
+Index("ix_messages_body_file", messages.c.body_file, sqlite_where=_FILED, postgresql_where=_FILED)
+_UNEXTRACTED = text("extraction = 'waiting'")
+Index("ix_messages_unextracted", messages.c.id, sqlite_where=_UNEXTRACTED, postgresql_where=_UNEXTRACTED)
+_UNFINISHED = text("state <> 'forwarded'")
+Index("ix_messages_unfinished", messages.c.state, messages.c.id, sqlite_where=_UNFINISHED, postgresql_where=_UNFINISHED)
+
+bodies = Table(
+    "bodies",
+    metadata,
+    Column(
+        "message_id",
+        Integer,
+        ForeignKey("messages.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("data", LargeBinary, nullable=False),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    _id(),
+    _ref("message_id", "messages.id"),
+    _ref("site_id", "sites.id", nullable=True),  # NULL: postmaster and abuse, to the operator
+    _ref("target_id", "targets.id", nullable=True),
+    Column("route_id", Integer),  # no foreign key: it may outlive the route, and an index for that alone costs more
+    Column("recipient", Text, nullable=False),  # the substitute it was sent to
+    Column("forward_to", Text, nullable=False),
+    Column("destination", Text, nullable=False),  # what shares connections and back-off
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("claim", Text),  # who works on it
+    Column("claimed_until", Float, nullable=False, server_default=text("0")),
+    Column("code", Integer),
+    Column("answer", Text),
+    Column("host", Text),
+    _flag("possibly_repeated"),
+    Column("joined_id", Integer),  # another site's delivery to the same real address, which carries the bytes
+    Column("attribution", Text, nullable=False),
+    Column("attribution_method", Text, nullable=False),
+    _ref("visit_id", "visits.id", nullable=True, cascade=False),
+    Column("claimed_number", Text),
+    Column("candidates", Text),  # JSON [[visit id, probability], …]
+    Column("finished_at", Float),
+    sqlite_autoincrement=True,
+)
+Index("ix_deliveries_message_id", deliveries.c.message_id)
+Index("ix_deliveries_site_id_message_id", deliveries.c.site_id, deliveries.c.message_id)
+_VISITED = text("visit_id IS NOT NULL")
+Index("ix_deliveries_visit_id", deliveries.c.visit_id, sqlite_where=_VISITED, postgresql_where=_VISITED)
+_OPEN = text("state IN ('queued', 'deferred')")
+Index(
+    "ix_deliveries_open",
+    deliveries.c.destination,
+    deliveries.c.next_at,
+    sqlite_where=_OPEN,
+    postgresql_where=_OPEN,
+)
+_HELD = text("state = 'failed'")
+Index("ix_deliveries_held", deliveries.c.next_at, sqlite_where=_HELD, postgresql_where=_HELD)
+
+paths = Table(
+    "paths",
+    metadata,
+    _id(),
+    _ref("message_id", "messages.id"),
+    Column("delivery_id", Integer),  # no foreign key: both go with their message
+    Column("recipient", Text, nullable=False),
+    Column("kind", Text, nullable=False),  # first | repeat | loop
+    Column("received_at", Float, nullable=False),
+    Column("ip", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("ix_paths_message_id", paths.c.message_id)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    _id(),
+    _ref("delivery_id", "deliveries.id"),
+    Column("started_at", Float, nullable=False),
+    Column("finished_at", Float, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("code", Integer),
+    Column("answer", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("ix_attempts_delivery_id", attempts.c.delivery_id)
+
+events = Table(
+    "events",
+    metadata,
+    _id(),
+    Column("uid", Text, nullable=False, unique=True),  # webhook-id, stable over retries and replays
+    _ref("message_id", "messages.id"),
+    _ref("site_id", "sites.id"),
+    Column("delivery_id", Integer, nullable=False),  # the best-attributed; no foreign key: both go with their message
+    Column("type", Text, nullable=False),
+    Column("state", Text, nullable=False),  # waiting (for extraction) | posted | withheld
+    Column("reason", Text),  # why withheld
+    Column("created_at", Float, nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("ix_events_message_id", events.c.message_id)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    _id(),
+    _ref("site_id", "sites.id"),
+    Column("url", Text, nullable=False),
+    Column("secret", Text, nullable=False),  # sealed with the instance key
+    Column("fill", Text, nullable=False),
+    _flag("enabled", 1),
+    Column("disabled_reason", Text),
+    _flag("declared"),
+    Column("created_at", Float, nullable=False),
+    Column("removed_at", Float),
+    sqlite_autoincrement=True,
+)
+Index("ix_webhooks_site_id", webhooks.c.site_id)
+
+posts = Table(
+    "posts",
+    metadata,
+    _id(),
+    _ref("event_id", "events.id"),
+    _ref("webhook_id", "webhooks.id"),
+    Column("state", Text, nullable=False),  # waiting | delivered | failed
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", Float, nullable=False),
+    Column("claim", Text),
+    Column("claimed_until", Float, nullable=False, server_default=text("0")),
+    Column("status", Integer),
+    Column("answer", Text),
+    Column("finished_at", Float),
+    sqlite_autoincrement=True,
+)
+_WAITING = text("state = 'waiting'")
+Index("ix_posts_waiting", posts.c.webhook_id, posts.c.next_at, sqlite_where=_WAITING, postgresql_where=_WAITING)
+Index("ix_posts_event_id", posts.c.event_id)
+
+post_attempts = Table(
+    "post_attempts",
+    metadata,
+    _id(),
+    _ref("post_id", "posts.id"),
+    Column("started_at", Float, nullable=False),
+    Column("duration", Float, nullable=False),
+    Column("status", Integer),
+    Column("answer", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("ix_post_attempts_post_id", post_attempts.c.post_id)
+
+texts = Table(
+    "texts",
+    metadata,
+    Column(
+        "message_id",
+        Integer,
+        ForeignKey("messages.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("subject", Text, nullable=False),
+    Column("addresses", Text, nullable=False),
+    Column("head", Text, nullable=False),  # the first 8 KiB, which are searched
+    Column("rest", Text),
+    _flag("indexed"),
+)
+_UNINDEXED = text("indexed = 0")
+Index("ix_texts_unindexed", texts.c.message_id, sqlite_where=_UNINDEXED, postgresql_where=_UNINDEXED)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("hash", Text, nullable=False, unique=True),
+    Column("role", Text, nullable=False),  # admin | manager | viewer
+    Column("sites", Text),  # JSON list of names; NULL: all
+    Column("created_at", Float, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+counters = Table(
+    "counters",
+    metadata,
+    _ref("site_id", "sites.id"),
+    Column("day", Text, nullable=False),  # 2026-01-31, UTC
+    Column("name", Text, nullable=False),
+    Column("count", Integer, nullable=False),
+    PrimaryKeyConstraint("site_id", "day", "name"),
+)
+
+#: Full-text search lives beside the metadata: SQLite's FTS5 has no Core construct. Its content is table texts.
+SEARCH_DDL = (
+    "CREATE VIRTUAL TABLE message_search USING fts5(subject, addresses, head, content='texts', "
+    "content_rowid='message_id', tokenize='unicode61 remove_diacritics 2')"
+)

@@ -1,0 +1,350 @@
+"""Sites and what belongs to them: targets, substitutes, webhooks. Declared in relay.toml or made by API and CLI.
+
+A definition is applied as a whole: what is new is created, what is gone is retired (its routes go on forwarding),
+what stays keeps its state. A declared site's switches follow relay.toml only when the file itself changes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import insert as insert_into
+
+from relay.core.model import Address, Method, RouteKind, fold
+from relay.core.substitute import pool_names
+from relay.store import routes as route_verbs
+from relay.store.engine import Statement, Tx
+from relay.store.routes import AddressTaken
+from relay.store.schema import routes, sites, targets, webhooks
+
+
+@dataclass(frozen=True, slots=True)
+class TargetDefinition:
+    """``pool`` lists substitutes; in ``domain`` plus and unique ones, and those of an exhausted pool, are made."""
+
+    address: Address
+    method: Method
+    domain: str | None
+    pool: tuple[Address, ...]
+    lease: float
+    forward_to: str | None = None
+    next_hop: str | None = None
+    generate: int = 0  # pool addresses to have at ``domain`` besides, their names made up
+
+
+@dataclass(frozen=True, slots=True)
+class StaticDefinition:
+    address: Address
+    target: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookDefinition:
+    """``secret`` is sealed already."""
+
+    url: str
+    secret: str | None
+    fill: str
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SiteDefinition:
+    name: str
+    key: str
+    origins: tuple[str, ...]
+    tracking: bool
+    send_to_crm: bool
+    bots: str
+    visit_timeout: float
+    conditions: dict[str, Any] = field(default_factory=dict)
+    targets: tuple[TargetDefinition, ...] = ()
+    statics: tuple[StaticDefinition, ...] = ()
+    webhooks: tuple[WebhookDefinition, ...] = ()
+
+
+class NameTaken(Exception):
+    """Another site has this name or key. ``field`` says which."""
+
+    def __init__(self, field_name: str, value: str) -> None:
+        super().__init__(f"{field_name} {value!r} is another site's already")
+        self.field = field_name
+
+
+class DeclaredElsewhere(Exception):
+    """The site is defined in relay.toml; only its switches, pool additions and deals can be changed here."""
+
+
+_BY_NAME = Statement(
+    select(sites.c.id, sites.c.declared, sites.c.declared_switches).where(
+        sites.c.name == bindparam("name"), sites.c.removed_at.is_(None)
+    )
+)
+_BY_KEY = Statement(select(sites.c.id, sites.c.name).where(sites.c.key == bindparam("key")))
+_INSERT = Statement(
+    insert_into(sites),
+    "name key origins tracking send_to_crm bots visit_timeout conditions declared declared_switches created_at",
+)
+_UPDATE = Statement(
+    update(sites).where(sites.c.id == bindparam("site")),
+    "key origins bots visit_timeout conditions declared declared_switches",
+)
+_SWITCHES = Statement(update(sites).where(sites.c.id == bindparam("site")), "tracking send_to_crm")
+_DECLARED = Statement(select(sites.c.name).where(sites.c.declared == 1, sites.c.removed_at.is_(None)))
+_REMOVE = Statement(
+    update(sites)
+    .where(sites.c.id == bindparam("site"))
+    .values(removed_at=bindparam("now"), tracking=0, name=bindparam("gone_name"), key=bindparam("gone_key"))
+)
+_TARGETS = Statement(
+    select(targets.c.id, targets.c.address).where(
+        targets.c.site_id == bindparam("site"), targets.c.removed_at.is_(None)
+    )
+)
+_INSERT_TARGET = Statement(insert_into(targets), "site_id address method domain lease forward_to next_hop created_at")
+_UPDATE_TARGET = Statement(
+    update(targets).where(targets.c.id == bindparam("target")), "method domain lease forward_to next_hop"
+)
+_REMOVE_TARGET = Statement(update(targets).where(targets.c.id == bindparam("target")), "removed_at")
+_SUBSTITUTES = Statement(
+    select(routes.c.id, routes.c.domain, routes.c.local).where(
+        routes.c.target_id == bindparam("target"), routes.c.retired_at.is_(None), routes.c.defined == 1
+    )
+)
+_POOL_SIZE = Statement(
+    select(func.count()).where(
+        routes.c.target_id == bindparam("target"), routes.c.retired_at.is_(None), routes.c.kind == "pool"
+    )
+)
+_NAMES_WITH_STEM = Statement(
+    select(routes.c.local).where(routes.c.domain == bindparam("domain"), routes.c.local.like(bindparam("pattern")))
+)
+_WEBHOOKS = Statement(
+    select(webhooks.c.id, webhooks.c.url).where(
+        webhooks.c.site_id == bindparam("site"), webhooks.c.declared == 1, webhooks.c.removed_at.is_(None)
+    )
+)
+_INSERT_WEBHOOK = Statement(insert_into(webhooks), "site_id url secret fill enabled declared created_at")
+_UPDATE_WEBHOOK = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "secret fill")
+_REMOVE_WEBHOOK = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "removed_at enabled")
+_BASE_OWNER = Statement(
+    select(routes.c.id, routes.c.target_id, routes.c.kind, targets.c.method)
+    .join(targets, targets.c.id == routes.c.target_id)
+    .where(routes.c.domain == bindparam("domain"), routes.c.local == bindparam("local_part"))
+)
+_GIVE_BASE = Statement(update(routes).where(routes.c.id == bindparam("route")), "site_id target_id retired_at defined")
+
+
+def declare_all(tx: Tx, definitions: Sequence[SiteDefinition], now: float) -> None:
+    """Apply relay.toml: every declared site as it says, declared sites that it names no more removed."""
+    names = {definition.name for definition in definitions}
+    for (name,) in tx.all(_DECLARED):
+        if name not in names:
+            remove(tx, name, now, declared=True)
+    for definition in definitions:
+        define(tx, definition, now, declared=True)
+
+
+def define(tx: Tx, definition: SiteDefinition, now: float, *, declared: bool = False) -> int:
+    """Create the site or change it to this definition; raises NameTaken, AddressTaken, DeclaredElsewhere. Its id."""
+    row = tx.one(_BY_NAME, name=definition.name)
+    other = tx.one(_BY_KEY, key=definition.key)
+    if other is not None and (row is None or other[0] != row[0]):
+        raise NameTaken("key", definition.key)
+    wanted = json.dumps({"tracking": definition.tracking, "send_to_crm": definition.send_to_crm})
+    values = {
+        "key": definition.key,
+        "origins": json.dumps(definition.origins),
+        "bots": definition.bots,
+        "visit_timeout": definition.visit_timeout,
+        "conditions": json.dumps(definition.conditions),
+        "declared": int(declared),
+        "declared_switches": wanted if declared else None,
+    }
+    switches = {"tracking": int(definition.tracking), "send_to_crm": int(definition.send_to_crm)}
+    if row is None:
+        site_id = tx.insert(_INSERT, name=definition.name, created_at=now, **values, **switches)
+    else:
+        site_id, was_declared, was_wanted = row
+        if was_declared and not declared:
+            raise DeclaredElsewhere(definition.name)
+        tx.run(_UPDATE, site=site_id, **values)
+        if not declared or was_wanted != wanted:
+            tx.run(_SWITCHES, site=site_id, **switches)
+    _set_targets(tx, site_id, definition, now)
+    _set_webhooks(tx, site_id, definition.webhooks, now, declared=declared)
+    return int(site_id)
+
+
+def remove(tx: Tx, name: str, now: float, *, declared: bool = False) -> bool:
+    """Retire a site with its targets; their routes go on forwarding. False when there is none."""
+    row = tx.one(_BY_NAME, name=name)
+    if row is None:
+        return False
+    site_id, was_declared, _ = row
+    if was_declared and not declared:
+        raise DeclaredElsewhere(name)
+    for target_id, _ in tx.all(_TARGETS, site=site_id):
+        _remove_target(tx, target_id, now)
+    tx.run(_REMOVE, site=site_id, now=now, gone_name=f"{name}#{site_id}", gone_key=f"#{site_id}")
+    return True
+
+
+def switch(tx: Tx, site_id: int, tracking: bool, send_to_crm: bool) -> None:
+    """Set the site's switches; they survive a restart with an unchanged relay.toml."""
+    tx.run(_SWITCHES, site=site_id, tracking=int(tracking), send_to_crm=int(send_to_crm))
+
+
+def add_to_pool(tx: Tx, site_id: int, target_id: int, addresses: Sequence[Address], now: float) -> None:
+    """More pool addresses for a target; raises AddressTaken."""
+    for address in addresses:
+        route_verbs.create(tx, address, RouteKind.POOL, site_id, target_id, now)
+
+
+def _set_targets(tx: Tx, site_id: int, definition: SiteDefinition, now: float) -> None:
+    existing = {address: target_id for target_id, address in tx.all(_TARGETS, site=site_id)}
+    ids: dict[str, int] = {}
+    for target in definition.targets:
+        values = {
+            "method": target.method.value,
+            "domain": target.domain,
+            "lease": target.lease,
+            "forward_to": target.forward_to,
+            "next_hop": target.next_hop,
+        }
+        address = str(target.address)
+        if address in existing:
+            ids[address] = existing.pop(address)
+            tx.run(_UPDATE_TARGET, target=ids[address], **values)
+        else:
+            ids[address] = tx.insert(_INSERT_TARGET, site_id=site_id, address=address, created_at=now, **values)
+    for target_id in existing.values():
+        _remove_target(tx, target_id, now)
+    for target in definition.targets:
+        statics = [static for static in definition.statics if static.target == str(target.address)]
+        _set_routes(tx, site_id, ids[str(target.address)], target, statics, now)
+
+
+def _set_routes(
+    tx: Tx,
+    site_id: int,
+    target_id: int,
+    target: TargetDefinition,
+    statics: Sequence[StaticDefinition],
+    now: float,
+) -> None:
+    wanted: dict[tuple[str, str], tuple[Address, RouteKind, str | None]] = {}
+    if target.domain is not None:
+        base = Address(target.address.local, target.domain)
+        wanted[base.key] = (base, RouteKind.BASE, None)
+    for address in target.pool:
+        wanted[address.key] = (address, RouteKind.POOL, None)
+    for static in statics:
+        wanted[static.address.key] = (static.address, RouteKind.STATIC, static.label)
+    for route_id, domain, local in tx.all(_SUBSTITUTES, target=target_id):
+        if (domain, local) not in wanted:
+            tx.run(route_verbs.RETIRE, route=route_id, retired_at=now)
+    for address, kind, label in wanted.values():
+        if kind is not RouteKind.BASE or not _base_settled(tx, site_id, target_id, target.method, address):
+            route_verbs.create(tx, address, kind, site_id, target_id, now, label, defined=True)
+    if target.generate:
+        ((size,),) = tx.all(_POOL_SIZE, target=target_id)
+        grow_pool(tx, site_id, target_id, target.address.local, target.domain, target.generate - size, now)
+
+
+def grow_pool(
+    tx: Tx, site_id: int, target_id: int, stem: str, domain: str | None, count: int, now: float
+) -> list[Address]:
+    """``count`` more pool addresses with made-up names (info1, info2, …) that nobody has; raises ValueError."""
+    if count <= 0:
+        return []
+    if domain is None:
+        raise ValueError("the target has no domain in which addresses could be made")
+    rows = tx.all(_NAMES_WITH_STEM, domain=domain, pattern=fold(stem).replace("%", "_") + "%")
+    made = [Address(local, domain) for local in pool_names(stem, count, {row[0] for row in rows})]
+    add_to_pool(tx, site_id, target_id, made, now)
+    return made
+
+
+def _base_settled(tx: Tx, site_id: int, target_id: int, method: Method, base: Address) -> bool:
+    """Whether nothing is left to create for this base address because another target has it.
+
+    Only plus targets show their base address. Where targets of other methods share one, the first keeps it; a plus
+    target takes it from them, since nobody was ever shown it.
+    """
+    domain, local = base.key
+    owner = tx.one(_BASE_OWNER, domain=domain, local_part=local)
+    if owner is None or owner[1] == target_id:
+        return False
+    route_id, _, owner_kind, owner_method = owner
+    if method is not Method.PLUS:
+        return True
+    if owner_kind != RouteKind.BASE.value or owner_method == Method.PLUS.value:
+        return False  # creating it will say that it is taken
+    tx.run(_GIVE_BASE, route=route_id, site_id=site_id, target_id=target_id, retired_at=None, defined=1)
+    return True
+
+
+def _remove_target(tx: Tx, target_id: int, now: float) -> None:
+    tx.run(_REMOVE_TARGET, target=target_id, removed_at=now)
+    tx.run(route_verbs.RETIRE_TARGET, target=target_id, retired_at=now)
+
+
+def _set_webhooks(
+    tx: Tx, site_id: int, definitions: Sequence[WebhookDefinition], now: float, *, declared: bool
+) -> None:
+    if not declared:
+        for webhook in definitions:
+            add_webhook(tx, site_id, webhook, now)
+        return
+    existing = {url: webhook_id for webhook_id, url in tx.all(_WEBHOOKS, site=site_id)}
+    for webhook in definitions:
+        if webhook.url in existing:
+            tx.run(_UPDATE_WEBHOOK, webhook=existing.pop(webhook.url), secret=webhook.secret, fill=webhook.fill)
+        else:
+            add_webhook(tx, site_id, webhook, now, declared=True)
+    for webhook_id in existing.values():
+        remove_webhook(tx, webhook_id, now)
+
+
+def add_webhook(tx: Tx, site_id: int, webhook: WebhookDefinition, now: float, *, declared: bool = False) -> int:
+    """A webhook of the site; its id."""
+    assert webhook.secret is not None
+    return tx.insert(
+        _INSERT_WEBHOOK,
+        site_id=site_id,
+        url=webhook.url,
+        secret=webhook.secret,
+        fill=webhook.fill,
+        enabled=int(webhook.enabled),
+        declared=int(declared),
+        created_at=now,
+    )
+
+
+def remove_webhook(tx: Tx, webhook_id: int, now: float) -> bool:
+    """Take the webhook out of use; its delivery log stays."""
+    return tx.run(_REMOVE_WEBHOOK, webhook=webhook_id, removed_at=now, enabled=0) > 0
+
+
+__all__ = [
+    "AddressTaken",
+    "DeclaredElsewhere",
+    "NameTaken",
+    "SiteDefinition",
+    "StaticDefinition",
+    "TargetDefinition",
+    "WebhookDefinition",
+    "add_to_pool",
+    "add_webhook",
+    "declare_all",
+    "define",
+    "remove",
+    "remove_webhook",
+    "switch",
+]

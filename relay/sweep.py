@@ -1,0 +1,78 @@
+"""Once an hour: what is past its retention goes, and so do body files that no message names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from relay.bodies import Bodies
+from relay.store import retention
+from relay.store.engine import StoreUnavailable
+from relay.store.retention import Cut
+from relay.store.store import Store
+
+log = structlog.get_logger()
+
+#: Seconds between two sweeps.
+INTERVAL = 3600.0
+#: Seconds that a body file must have been left alone before it may be an orphan: no transaction takes that long.
+ORPHAN_AGE = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ages:
+    """Seconds after which each class of data ends (relay.toml, [retention])."""
+
+    raw: float
+    messages: float
+    visits: float
+    routes: float
+
+    def cut(self, now: float) -> Cut:
+        return Cut(now - self.raw, now - self.messages, now - self.visits, now - self.routes)
+
+
+class Sweeper:
+    def __init__(self, store: Store, bodies: Bodies, ages: Ages, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._bodies = bodies
+        self._ages = ages
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except (StoreUnavailable, OSError) as error:
+                log.error("sweep failed", error=str(error))
+            await asyncio.sleep(INTERVAL)
+
+    async def sweep(self) -> int:
+        """Everything that is past its time, in small bites; the number of body files removed."""
+        removed = 0
+        more = True
+        while more:
+            now = self._clock()
+            swept = await self._store.write(lambda tx: retention.sweep(tx, self._ages.cut(now), now), idle=True)  # noqa: B023
+            if swept.routes:
+                self._store.routes.forget_all()
+            await asyncio.to_thread(self._bodies.remove, swept.files)
+            removed += len(swept.files)
+            more = swept.more
+        return removed + await self._remove_orphans()
+
+    async def _remove_orphans(self) -> int:
+        names = await asyncio.to_thread(lambda: list(self._bodies.names(self._clock() - ORPHAN_AGE)))
+        removed = 0
+        for start in range(0, len(names), retention.BITE):
+            some = names[start : start + retention.BITE]
+            orphans = await self._store.write(lambda tx: retention.orphans(tx, some), idle=True)  # noqa: B023
+            await asyncio.to_thread(self._bodies.remove, orphans)
+            removed += len(orphans)
+        if removed:
+            log.info("body files without a message removed", count=removed)
+        return removed

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that the tests use, where that is possible; else says which are missing.
+set -u
+declare -A needed=(
+  [postfix]=postfix [swaks]=swaks [chromium]=chromium [strace]=strace [mkfs.ext4]=e2fsprogs [openssl]=openssl
+  [losetup]=mount [php]=php-cli [gcc]=gcc
+)
+PATH=$PATH:/usr/sbin:/sbin
+missing=()
+for program in "${!needed[@]}"; do command -v "$program" >/dev/null || missing+=("${needed[$program]}"); done
+perl -MNet::SSLeay -e1 2>/dev/null || missing+=(libnet-ssleay-perl)  # swaks needs it for TLS
+[ ${#missing[@]} -eq 0 ] && exit 0
+if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then
+  export DEBIAN_FRONTEND=noninteractive
+  echo "installing: ${missing[*]}"
+  apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}" >/tmp/visit-relay-apt.log 2>&1 && exit 0
+  tail -5 /tmp/visit-relay-apt.log
+fi
+echo "NOT INSTALLED, so what needs them will be skipped and named: ${missing[*]}"
+exit 0

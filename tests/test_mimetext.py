@@ -1,0 +1,164 @@
+"""relay/core/mimetext.py: subjects, attachment names, format=flowed."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.core.mime import MAX_HEADER, Value
+from relay.core.mimetext import (
+    MAX_NAME,
+    MAX_SUBJECT,
+    file_name,
+    header_text,
+    headers_only,
+    parameter_text,
+    subject_text,
+    unflow,
+)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"plain words", "plain words"),
+        (b"=?utf-8?B?0JfQsNC60LDQtw==?= 12", "Заказ 12"),
+        (b"=?UTF-8?q?caf=C3=A9_noir?=", "café noir"),
+        (b"=?koi8-r?B?+sHRz8s=?=", "Заяок"),
+        (b"=?utf-8?B?0JfQ?= =?utf-8?B?sNC60LDQtw?=", "Заказ"),
+        (b"=?utf-8?q?a?=\t =?utf-8?q?b?= c", "ab c"),
+        (b"=?iso-8859-1?q?=E4?= =?koi8-r?b?+g==?=", "äЗ"),
+        (b"=?iso-2022-jp?B?GyRCRnxLXBsoQg==?=", "日本"),
+        (b"=?utf-8*ru?q?=D0=B0?=", "а"),
+        (b"=?utf-8?q?with spaces inside?=", "with spaces inside"),
+        (b"=?utf-8?B?!!!?=", ""),
+        (b"=?utf-8?B?YQ?=", "a"),
+        (b"=?x-unknown?q?a=FCb?=", "aüb"),
+        (b"Re: =?broken", "Re: =?broken"),
+        (b"=?utf-8?q?a=0D=0ABcc:_x?=", "a Bcc: x"),
+        (b"two  \t spaces\r\n and a fold", "two spaces and a fold"),
+        ("Заказ без метки".encode("cp1251"), "Заказ без метки"),
+        ("Сырой UTF-8".encode(), "Сырой UTF-8"),
+        (b"=?iso-8859-1?Q?Fr\xf6sche?=", "Frösche"),
+        (b"=?utf-7?q?+2AA-?=x", "x"),
+    ],
+)
+def test_a_header_field_is_shown_as_its_writer_meant_it(raw: bytes, text: str) -> None:
+    assert header_text(raw) == text
+
+
+@pytest.mark.parametrize("raw", [None, b"", b"  ", b"=?utf-8?q??="])
+def test_no_subject_and_an_empty_one_are_none(raw: bytes | None) -> None:
+    assert subject_text(raw) is None
+
+
+def test_a_subject_has_at_most_998_characters() -> None:
+    assert subject_text(b"a" * 5_000) == "a" * MAX_SUBJECT
+
+
+@pytest.mark.parametrize(
+    "raw", [b"=?utf-8?q?a?= " * 1_200, b"=?utf-8?b?" * 1_600, b"=?" * 8_000, b"=?a?q?" * 2_700, b'"' * 16_000]
+)
+def test_hostile_encoded_words_cost_less_than_a_tenth_of_a_second(raw: bytes) -> None:
+    began = time.process_time()
+    header_text(raw)
+    assert time.process_time() - began < 0.1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_octets_become_one_line_that_utf_8_can_hold(raw: bytes) -> None:
+    text = header_text(b"=?utf-7?q?" + raw + b"?= " + raw)
+    text.encode()
+    assert text == text.strip()
+    assert not any(ord(char) < 32 for char in text)
+
+
+def test_the_header_alone_gives_a_partial_message_with_its_subject() -> None:
+    found = headers_only(b"Subject: =?utf-8?q?caf=C3=A9?=\r\n\r\nSubject: not this")
+    assert (found.subject, found.text, found.attachments, found.partial) == ("café", None, (), True)
+    assert headers_only(b"").subject is None
+    assert headers_only(b"X: y\r\n\r\nSubject: not this").subject is None
+    assert headers_only(b"X: " + b"y" * MAX_HEADER + b"\r\nSubject: too late").subject is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Value("Счёт.pdf".encode("koi8-r"), "koi8-r"), "Счёт.pdf"),
+        (Value(b"=?utf-8?B?0KHRh9GR0YI=?=.pdf"), "Счёт.pdf"),
+        (Value("Счёт.pdf".encode()), "Счёт.pdf"),
+        (Value(b"plain.pdf"), "plain.pdf"),
+        (Value(b"a.pdf", "x-unknown"), "a.pdf"),
+    ],
+)
+def test_a_name_in_a_parameter_is_decoded(value: Value, text: str) -> None:
+    assert parameter_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("given_name", "kind", "name"),
+    [
+        ("offer.pdf", "application/pdf", "offer.pdf"),
+        ("", "application/x-unknown", "part-3.bin"),
+        ("", "application/pdf", "part-3.pdf"),
+        ("", "text/x-unknown", "part-3.txt"),
+        ("", "message/rfc822", "part-3.eml"),
+        ("", "application/ms-tnef", "winmail.dat"),
+        ("../../etc/passwd", "text/plain", "passwd"),
+        (r"C:\Users\me\Заказ.docx", "a/b", "Заказ.docx"),
+        ("..", "a/b", "part-3.bin"),
+        ("/", "a/b", "part-3.bin"),
+        ("folder/", "a/b", "folder"),
+        (".htaccess", "a/b", "htaccess"),
+        ("in\u202efdp.exe", "a/b", "infdp.exe"),
+        ("a\r\nb\x00c.txt", "a/b", "a b c.txt"),
+        (" spaces . ", "a/b", "spaces"),
+        ("\u200b", "a/b", "part-3.bin"),
+        ("nyan cat ✔.gif", "image/gif", "nyan cat ✔.gif"),
+    ],
+)
+def test_an_attachment_has_a_name_that_can_do_no_harm(given_name: str, kind: str, name: str) -> None:
+    assert file_name(given_name, kind, 2) == name
+
+
+def test_a_long_name_keeps_its_extension() -> None:
+    assert file_name("a" * 300 + ".pdf", "a/b", 0) == "a" * (MAX_NAME - 4) + ".pdf"
+    assert file_name("a." + "b" * 300, "a/b", 0) == "a." + "b" * (MAX_NAME - 2)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=400))
+def test_any_name_becomes_one_that_can_do_no_harm(given_name: str) -> None:
+    name = file_name(given_name, "a/b", 0)
+    assert 0 < len(name) <= MAX_NAME
+    assert not set(name) & set("/\\\0\r\n\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u2069")
+    assert name == name.strip() != ".."
+    name.encode()
+
+
+@pytest.mark.parametrize(
+    ("flowed", "delete_space", "text"),
+    [
+        ("one \ntwo\nthree", False, "one two\nthree"),
+        ("one \ntwo", True, "onetwo"),
+        ("> a \n> b\nc", False, "> a b\nc"),
+        ("> a \n>> b", False, "> a \n>> b"),
+        ("text\n-- \nMe \nMyself", False, "text\n-- \nMe Myself"),
+        (" From here \non", False, "From here on"),
+        ("no soft\nbreak", False, "no soft\nbreak"),
+        ("last \n", False, "last "),
+        ("", False, ""),
+    ],
+)
+def test_flowed_paragraphs_are_put_on_one_line(flowed: str, delete_space: bool, text: str) -> None:
+    assert unflow(flowed, delete_space) == text
+
+
+def test_a_megabyte_of_flowed_lines_is_joined_in_linear_time() -> None:
+    began = time.process_time()
+    assert len(unflow("a \n" * 330_000, False)) == 660_000
+    assert time.process_time() - began < 1.0

@@ -1,0 +1,192 @@
+"""sd_notify(3) and sd_listen_fds(3), against a real datagram socket and real handed-over descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relay import notify
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The service manager's end of NOTIFY_SOCKET."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield sock
+
+
+def test_without_a_service_manager_nothing_is_sent() -> None:
+    assert notify.notify("READY=1") is False
+    assert notify.ready("serving") is False
+    assert notify.take_sockets() == {}
+    assert notify.watchdog_interval() is None
+
+
+async def test_without_a_watchdog_the_task_ends_at_once() -> None:
+    await notify.watchdog(lambda: True)
+
+
+def test_readiness_comes_with_a_status_in_one_datagram(manager: socket.socket) -> None:
+    assert notify.ready("serving 2 sites") is True
+    assert manager.recv(4096) == b"READY=1\nSTATUS=serving 2 sites"
+
+
+def test_stopping_and_status_are_sent(manager: socket.socket) -> None:
+    notify.stopping("draining")
+    notify.status("17 queued")
+    assert manager.recv(4096) == b"STOPPING=1\nSTATUS=draining"
+    assert manager.recv(4096) == b"STATUS=17 queued"
+
+
+def test_a_line_break_in_a_status_cannot_start_another_field(manager: socket.socket) -> None:
+    notify.status("a\nMAINPID=1")
+    assert manager.recv(4096) == b"STATUS=a MAINPID=1"
+
+
+def test_reloading_carries_the_monotonic_time(manager: socket.socket) -> None:
+    notify.reloading()
+    first, second = manager.recv(4096).split(b"\n")
+    assert first == b"RELOADING=1"
+    assert second.startswith(b"MONOTONIC_USEC=")
+    assert second.removeprefix(b"MONOTONIC_USEC=").isdigit()
+
+
+def test_an_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform != "linux":
+        pytest.skip("abstract sockets exist on Linux only")
+    name = f"relay-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind("\0" + name)
+        sock.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + name)
+        assert notify.notify("READY=1") is True
+        assert sock.recv(4096) == b"READY=1"
+
+
+@pytest.mark.parametrize("path", ["/nonexistent/notify", "relative", "@nobody-listens-here"])
+def test_a_manager_that_is_gone_is_no_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    assert notify.notify("WATCHDOG=1") is False
+
+
+def test_the_watchdog_interval_is_half_of_what_the_manager_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    assert notify.watchdog_interval() == 15.0
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert notify.watchdog_interval() == 15.0
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "soon", "²"])
+def test_a_nonsense_watchdog_limit_is_no_watchdog(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", value)
+    assert notify.watchdog_interval() is None
+
+
+def test_the_watchdog_of_another_process_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid() + 1))
+    assert notify.watchdog_interval() is None
+
+
+async def test_the_watchdog_pings_while_healthy_and_not_otherwise(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "2000")
+    answers = [True, False, True]
+    asked = asyncio.Event()
+
+    def healthy() -> bool:
+        if not answers:
+            asked.set()
+            return False
+        return answers.pop(0)
+
+    task = asyncio.create_task(notify.watchdog(healthy))
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    manager.setblocking(False)
+    assert [manager.recv(4096), manager.recv(4096)] == [b"WATCHDOG=1", b"WATCHDOG=1"]
+    with pytest.raises(BlockingIOError):
+        manager.recv(4096)
+
+
+# What the daemon does, in a process of its own: the descriptors must be 3, 4, 5 as a service manager hands them over.
+CHILD = """
+import os, sys
+from relay.notify import take_sockets
+os.environ["LISTEN_PID"] = str(os.getpid() + int(sys.argv[1]))
+sockets = take_sockets()
+for name in sorted(sockets):
+    for sock in sockets[name]:
+        print(name, sock.getsockname()[1], sock.getblocking(), sock.get_inheritable())
+        sock.close()
+print(sorted(key for key in os.environ if key.startswith("LISTEN_")))
+"""
+
+
+def hand_over(count: int, environment: dict[str, str], pid_offset: int = 0) -> tuple[list[int], list[str]]:
+    """Run CHILD with ``count`` listening sockets from descriptor 3 on; their ports and what it printed."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    # A shell moves them into place; first out of the way, so that no move overwrites one still to be moved.
+    high = [os.dup2(listener.fileno(), 100 + index, inheritable=True) for index, listener in enumerate(listeners)]
+    redirections = " ".join(f"{3 + index}<&{descriptor}" for index, descriptor in enumerate(high))
+    try:
+        done = subprocess.run(
+            ["bash", "-c", f'exec "$@" {redirections}', "bash", sys.executable, "-c", CHILD, str(pid_offset)],
+            env={**os.environ, **environment},
+            pass_fds=high,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    finally:
+        for descriptor in high:
+            os.close(descriptor)
+        for listener in listeners:
+            listener.close()
+    return ports, done.stdout.splitlines()
+
+
+def test_handed_over_sockets_are_found_by_name_and_not_inherited_further() -> None:
+    ports, lines = hand_over(3, {"LISTEN_FDS": "3", "LISTEN_FDNAMES": "smtp:http:smtp"})
+    assert lines == [
+        f"http {ports[1]} False False",
+        f"smtp {ports[0]} False False",
+        f"smtp {ports[2]} False False",
+        "[]",
+    ]
+
+
+def test_sockets_without_names_are_unknown() -> None:
+    ports, lines = hand_over(1, {"LISTEN_FDS": "1"})
+    assert lines == [f"unknown {ports[0]} False False", "[]"]
+
+
+def test_sockets_meant_for_another_process_are_left_alone() -> None:
+    _, lines = hand_over(1, {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "smtp"}, pid_offset=1)
+    assert lines == ["[]"]
+
+
+def test_a_nonsense_count_is_no_socket() -> None:
+    _, lines = hand_over(1, {"LISTEN_FDS": "many", "LISTEN_FDNAMES": "smtp"})
+    assert lines == ["[]"]

@@ -1,0 +1,62 @@
+"""What ends an attempt, and how: every stage with every class of reply."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay.core.model import OutcomeKind
+from relay.core.outcome import Stage, classify
+
+BEFORE_RCPT = [Stage.DNS, Stage.CONNECT, Stage.GREETING, Stage.EHLO, Stage.TLS, Stage.AUTH, Stage.MAIL]
+
+
+@pytest.mark.parametrize("stage", BEFORE_RCPT)
+@pytest.mark.parametrize("code", [None, 250, 354, 421, 450, 500, 535, 550, 554, 599])
+def test_nothing_before_rcpt_is_ever_permanent(stage: Stage, code: int | None) -> None:
+    assert classify(stage, code) is OutcomeKind.TEMPORARY
+
+
+@pytest.mark.parametrize("code", [None, 251, 354, 421, 450, 452])
+def test_rcpt_is_temporary_unless_5xx(code: int | None) -> None:
+    assert classify(Stage.RCPT, code) is OutcomeKind.TEMPORARY
+
+
+@pytest.mark.parametrize("code", [500, 550, 552, 554, 599])
+def test_a_5xx_to_rcpt_is_permanent(code: int) -> None:
+    assert classify(Stage.RCPT, code) is OutcomeKind.PERMANENT
+
+
+@pytest.mark.parametrize("code", [None, 250, 421, 451, 503, 554])
+def test_whatever_refuses_the_data_command_is_temporary(code: int | None) -> None:
+    assert classify(Stage.DATA, code) is OutcomeKind.TEMPORARY
+
+
+def test_an_answer_while_content_is_sent_refuses_for_good_only_with_5xx() -> None:
+    assert classify(Stage.CONTENT, 552) is OutcomeKind.PERMANENT
+    assert classify(Stage.CONTENT, 452) is OutcomeKind.TEMPORARY
+    assert classify(Stage.CONTENT, 250) is OutcomeKind.TEMPORARY
+
+
+def test_a_connection_lost_before_the_dot_is_temporary_and_after_it_ambiguous() -> None:
+    assert classify(Stage.CONTENT, None) is OutcomeKind.TEMPORARY
+    assert classify(Stage.FINAL, None) is OutcomeKind.AMBIGUOUS
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (250, OutcomeKind.DELIVERED),
+        (251, OutcomeKind.DELIVERED),
+        (421, OutcomeKind.TEMPORARY),
+        (451, OutcomeKind.TEMPORARY),
+        (550, OutcomeKind.PERMANENT),
+        (554, OutcomeKind.PERMANENT),
+        (354, OutcomeKind.AMBIGUOUS),
+    ],
+)
+def test_the_answer_to_the_final_dot_decides(code: int, kind: OutcomeKind) -> None:
+    assert classify(Stage.FINAL, code) is kind
+
+
+def test_stages_are_listed_in_the_order_of_a_session() -> None:
+    assert [*BEFORE_RCPT, Stage.RCPT, Stage.DATA, Stage.CONTENT, Stage.FINAL] == list(Stage)

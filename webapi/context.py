@@ -1,0 +1,156 @@
+"""What every handler needs of the daemon, and the one place that decides who the client is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import TypeVar
+
+from aiohttp import web
+
+from relay.bodies import Bodies
+from relay.config import Forward, Http, Limits
+from relay.secrets import Keys
+from relay.store.store import Store
+
+K = TypeVar("K")
+V = TypeVar("V")
+Network = IPv4Network | IPv6Network
+
+#: Client addresses whose classification is kept.
+KNOWN_CLIENTS = 16_384
+#: Fields by which a proxy says that it is one.
+PROXY_FIELDS = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """``public_url`` has no slash at its end; it is http.public_url, or what a demo on any free port came to.
+
+    The wake-ups are hints: what they are about is in the store already. ``draining`` is true while the daemon stops.
+    """
+
+    store: Store
+    bodies: Bodies
+    keys: Keys
+    http: Http
+    limits: Limits
+    forward: Forward
+    public_url: str
+    clock: Callable[[], float] = time.time
+    on_posts_due: Callable[[], None] = _nothing
+    on_deliveries_due: Callable[[], None] = _nothing
+    draining: Callable[[], bool] = bool
+
+
+CONTEXT = web.AppKey("context", Context)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """``address`` as text without zone and IPv4 mapping; ``bucket`` is its /24 or /64, what the rates count by."""
+
+    address: str
+    bucket: str
+    exempt: bool
+    loopback: bool
+    trusted: bool
+
+
+@dataclass(slots=True)
+class Clients:
+    """Classifies client addresses once and remembers the latest."""
+
+    trusted_proxies: tuple[Network, ...]
+    exempt: tuple[Network, ...]
+    _known: dict[str, Client] = field(default_factory=dict)
+
+    def known(self, text: str) -> Client | None:
+        """The client with this address; None when it is no address."""
+        client = self._known.get(text)
+        if client is None:
+            address = _parse(text)
+            if address is None:
+                return None
+            client = self._classify(address)
+            if len(self._known) >= KNOWN_CLIENTS:
+                self._known.clear()
+            self._known[text] = client
+        return client
+
+    def _classify(self, address: IPv4Address | IPv6Address) -> Client:
+        prefix = 24 if address.version == 4 else 64
+        network = (IPv4Network if address.version == 4 else IPv6Network)((int(address), prefix), strict=False)
+        return Client(
+            address=str(address),
+            bucket=str(network),
+            exempt=any(address in exempt for exempt in self.exempt),
+            loopback=address.is_loopback,
+            trusted=any(address in proxy for proxy in self.trusted_proxies),
+        )
+
+
+CLIENTS = web.AppKey("clients", Clients)
+#: A peer without an IP address: a Unix socket. It is nobody's in particular and trusted by nobody.
+NOBODY = Client("", "", exempt=False, loopback=False, trusted=False)
+
+
+def client_of(request: web.Request) -> Client:
+    """Who sent the request: the peer, or the rightmost hop of X-Forwarded-For that is no proxy of ours.
+
+    Only what the configured proxies wrote is believed: the header is read from its end, and only as long as each
+    hop is one of them. A hop that is no address ends the reading at the hop before.
+    """
+    clients = request.app[CLIENTS]
+    client = clients.known(request.remote or "") or NOBODY
+    if not client.trusted or "X-Forwarded-For" not in request.headers:
+        return client
+    hops = ",".join(request.headers.getall("X-Forwarded-For")).split(",")
+    for hop in reversed(hops):
+        found = clients.known(_bare(hop.strip()))
+        if found is None:
+            return client
+        client = found
+        if not client.trusted:
+            return client
+    return client
+
+
+def client_address(request: web.Request) -> str:
+    """The client's IP address as text; empty for a peer without one."""
+    return client_of(request).address
+
+
+def is_local(request: web.Request) -> bool:
+    """Whether a program on this machine asks directly: loopback, no proxy in between, and no page of another host.
+
+    A page whose name was made to resolve to 127.0.0.1 (DNS rebinding) shows by its own name in Host.
+    """
+    peer = request.app[CLIENTS].known(request.remote or "")
+    if peer is None or not peer.loopback or any(name in request.headers for name in PROXY_FIELDS):
+        return False
+    host = _bare(request.host)
+    address = _parse(host)
+    return host.lower() == "localhost" or (address is not None and address.is_loopback)
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def _bare(host: str) -> str:
+    """An address without brackets and port, which some proxies write along."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0] if host.count(":") == 1 else host

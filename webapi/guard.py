@@ -1,0 +1,86 @@
+"""No webhook reaches the inside: the address that is really connected to is judged, whatever name led to it.
+
+A URL can spell 127.0.0.1 in a dozen ways, and a name can resolve to a public address when it is looked at and to a
+private one when it is used (DNS rebinding). So nothing is judged before the socket: aiohttp asks for a socket with
+the very sockaddr that it will connect, and none is made for an address that is not public.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from aiohttp.connector import AddrInfoType
+
+# IPv6: global unicast is 2000::/3 (RFC 4291 §2.4). Everything else is unassigned, local, multicast or a wrapping of
+# IPv4: v4-compatible ::/96, NAT64 64:ff9b::/96 and 64:ff9b:1::/48, SRv6 5f00::/16, site-local fec0::/10.
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+# What ``is_global`` takes for public and is not.
+_SPECIAL_V4 = tuple(
+    map(
+        ipaddress.IPv4Network,
+        (
+            "192.0.0.0/24",  # IETF protocol assignments (RFC 6890)
+            "192.88.99.0/24",  # 6to4 relays (RFC 7526)
+            "224.0.0.0/4",  # multicast
+        ),
+    )
+)
+_SPECIAL_V6 = tuple(
+    map(
+        ipaddress.IPv6Network,
+        (
+            "2001::/23",  # IETF protocol assignments: Teredo wraps IPv4 (RFC 4380)
+            "2002::/16",  # 6to4 wraps IPv4 (RFC 3056)
+            "3fff::/20",  # documentation (RFC 9637)
+        ),
+    )
+)
+
+
+class ForbiddenAddress(PermissionError):
+    """The name or address leads to one that is not public. Says no address: what a name means inside is not told."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EACCES, "the host's address is not a public one (webhooks.allow_private_addresses)")
+
+
+def is_forbidden(ip: str) -> bool:
+    """Is this IP address (as in a sockaddr, IPv6 with or without a scope) any but a public unicast one?"""
+    try:
+        address = ipaddress.ip_address(ip)
+    except ValueError:
+        return True
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            special = any(address in network for network in _SPECIAL_V6)
+            return special or address not in _UNICAST or not address.is_global
+        address = address.ipv4_mapped
+    return not address.is_global or any(address in network for network in _SPECIAL_V4)
+
+
+def guarded_connector(
+    allow_private: bool, limit: int = 100, limit_per_host: int = 0, resolver: AbstractResolver | None = None
+) -> aiohttp.TCPConnector:
+    """A connector whose sockets go to public addresses only, or anywhere if ``allow_private``.
+
+    At most ``limit`` connections in all and ``limit_per_host`` to one host and port, 0: any number. A refusal comes
+    as aiohttp.ClientConnectorError with ForbiddenAddress as its ``os_error``. A ClientSession on it must leave
+    ``trust_env`` off: a proxy from the environment would be connected in the host's place.
+    """
+    return aiohttp.TCPConnector(
+        limit=limit,
+        limit_per_host=limit_per_host,
+        resolver=resolver,
+        socket_factory=None if allow_private else _public_socket,
+    )
+
+
+def _public_socket(target: AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, address = target
+    if is_forbidden(str(address[0])):
+        raise ForbiddenAddress
+    return socket.socket(family, kind, protocol)

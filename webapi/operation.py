@@ -1,0 +1,132 @@
+"""One verb of the API, stated once: from it come its route, its checks and its place in /openapi.json.
+
+An operation says who may call it, what parameters and body it takes and what it answers; its handler only runs when
+all of that is right, with everything parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from webapi.auth import GATE, Caller, Role
+from webapi.context import CONTEXT, Context
+from webapi.problems import Problem, invalid
+
+JSON = "application/json"
+
+
+class Strict(BaseModel):
+    """A body of a request: nothing is coerced, nothing unknown passes."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Parameters(BaseModel):
+    """The query of a request; its values are text, so they are read as what they should be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that passed the checks. ``query`` and ``body`` are of the operation's models; ``caller`` has its role."""
+
+    request: web.Request
+    context: Context
+    caller: Caller
+    query: Any
+    body: Any
+
+
+#: A handler answers a model, a whole response, or None where there is nothing to say (204).
+Answer = BaseModel | web.StreamResponse | None
+Handler = Callable[[Call], Awaitable[Answer]]
+PublicHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """``path`` in aiohttp's and OpenAPI's common notation. ``answer`` is a model, a media type, or None for 204.
+
+    ``role`` is the least that may call it; None: anybody, and the handler sees to its own checks. ``problems`` are
+    the statuses of problems that only this operation answers, besides those that all have.
+    """
+
+    method: str
+    path: str
+    summary: str
+    handler: Handler | PublicHandler
+    role: Role | None
+    answer: type[BaseModel] | str | None
+    query: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    status: int = 200
+    problems: tuple[int, ...] = ()
+    body_types: tuple[str, ...] = (JSON,)
+
+    def endpoint(self) -> PublicHandler:
+        """What aiohttp calls."""
+        if self.role is None:
+            handler: Any = self.handler
+            return handler  # type: ignore[no-any-return]  # its own checks: see above
+
+        async def checked(request: web.Request) -> web.StreamResponse:
+            return await self._run(request)
+
+        return checked
+
+    async def _run(self, request: web.Request) -> web.StreamResponse:
+        assert self.role is not None
+        caller = await request.app[GATE].caller(request, self.role)
+        handler: Any = self.handler
+        answer: Answer = await handler(
+            Call(
+                request,
+                request.app[CONTEXT],
+                caller,
+                query=parameters(request, self.query),
+                body=await self._body(request),
+            )
+        )
+        if isinstance(answer, web.StreamResponse):
+            return answer
+        headers = {"Cache-Control": "no-store"}
+        if answer is None:
+            return web.Response(status=204, headers=headers)
+        return web.Response(
+            status=self.status, body=answer.model_dump_json().encode(), headers=headers | {"Content-Type": JSON}
+        )
+
+    async def _body(self, request: web.Request) -> BaseModel | None:
+        if self.body is None:
+            return None
+        if request.content_type not in (JSON, "application/octet-stream"):  # the latter: no Content-Type at all
+            raise Problem(415, f"the body must be {JSON}")
+        octets = await request.read()
+        try:
+            return self.body.model_validate_json(octets)
+        except ValidationError as error:
+            raise invalid(error, self.body) from None
+
+
+def parameters(request: web.Request, model: type[BaseModel] | None) -> BaseModel | None:
+    """The query as ``model``; raises Problem 400 for what is unknown, wrong or given twice."""
+    query = request.query
+    if model is None:
+        for name in query:
+            raise Problem(400, "this path takes no parameters", field=name)
+        return None
+    given: dict[str, str] = {}
+    for name, value in query.items():
+        if name in given:
+            raise Problem(400, "is given more than once", field=name)
+        given[name] = value
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise invalid(error, model) from None

@@ -1,0 +1,130 @@
+"""Errors as problem JSON (RFC 9457). Whatever goes wrong in a handler ends here, and nothing internal gets out."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+
+import structlog
+from aiohttp import web
+from pydantic import BaseModel, Field, ValidationError
+
+from relay.config.problems import problems_of
+from relay.store.engine import StoreUnavailable
+
+log = structlog.get_logger()
+
+MEDIA_TYPE = "application/problem+json"
+#: Seconds after which a client should try again when the store is not available.
+RETRY_STORE = 5
+#: Errors of one request that are named; more would only help somebody who probes.
+MOST_ERRORS = 20
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class FieldError(BaseModel):
+    """``field`` is the path of a body's member (``targets[0].lease``), or the name of a parameter."""
+
+    field: str
+    detail: str
+
+
+class ProblemDocument(BaseModel):
+    """What every error is answered with (RFC 9457 §3.1)."""
+
+    type: str = Field(description="Always about:blank: the status says what kind of problem it is.")
+    title: str = Field(description="The status in words.")
+    status: int
+    detail: str | None = Field(description="What went wrong with this request.")
+    errors: list[FieldError] = Field(default=[], description="What is wrong with which field.")
+    request: str | None = Field(default=None, description="The number under which the server has logged its failure.")
+
+
+class Problem(Exception):
+    """An error that the client is told about. ``field`` or ``errors`` name what it gave wrongly."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str | None = None,
+        *,
+        field: str | None = None,
+        errors: tuple[tuple[str, str], ...] = (),
+        headers: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.errors = errors or (((field, detail or ""),) if field else ())
+        self.headers = dict(headers or {})
+        self.request_id = request_id
+
+    def response(self) -> web.Response:
+        document: dict[str, object] = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.errors:
+            document["errors"] = [{"field": field, "detail": detail} for field, detail in self.errors[:MOST_ERRORS]]
+        if self.request_id is not None:
+            document["request"] = self.request_id
+        return web.Response(
+            status=self.status,
+            body=json.dumps(document).encode(),
+            headers={"Cache-Control": "no-store", **self.headers, "Content-Type": MEDIA_TYPE},
+        )
+
+
+def not_found(what: str, field: str | None = None) -> Problem:
+    """One answer for what does not exist and for what the caller may not see."""
+    return Problem(404, f"no such {what}", field=field)
+
+
+def too_many(seconds: float, what: str) -> Problem:
+    return Problem(429, f"too many {what}", headers={"Retry-After": str(max(1, math.ceil(seconds)))})
+
+
+def invalid(error: ValidationError, model: type[BaseModel], prefix: str = "") -> Problem:
+    """400 that names every field that is wrong."""
+    found = tuple((prefix + problem.path, problem.message) for problem in problems_of(error, model))
+    field, detail = found[0]
+    return Problem(400, f"{field}: {detail}" if field else detail, errors=found)
+
+
+@web.middleware
+async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every exception into its problem."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return problem.response()
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise  # a redirect of a page
+        headers = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
+        return Problem(error.status, _WORDS.get(error.status), headers=headers).response()
+    except StoreUnavailable:
+        # The store has logged why.
+        return Problem(
+            503, "the database cannot be written or read just now", headers={"Retry-After": str(RETRY_STORE)}
+        ).response()
+    except Exception:
+        request_id = secrets.token_hex(8)
+        route = request.match_info.route.resource
+        # The template, not the path: a path can hold a signed link or somebody's address.
+        log.exception("http.failed", request=request_id, method=request.method, route=route and route.canonical)
+        return Problem(500, "an internal error; the operator finds it in the log", request_id=request_id).response()
+
+
+_WORDS = {
+    404: "there is nothing at this path",
+    405: "this path does not take this method",
+    413: "the body is larger than this server takes",
+}
