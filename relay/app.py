@@ -39,6 +39,7 @@ from relay.store.store import DATABASE, Store
 from relay.sweep import Ages, Sweeper
 from relay.tls import TlsFiles
 from webapi import app as web_app
+from webapi.context import Context
 
 log = structlog.get_logger()
 
@@ -89,14 +90,20 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
         stack.push_async_callback(extraction.close, GRACE)
         sweeper = Sweeper(store, bodies, _ages(config), clock)
         _background(stack, sweeper.run())
-        context = web_app.Context(
+        stopping = asyncio.Event()
+        stack.callback(stopping.set)
+        context = Context(
             store=store,
             bodies=bodies,
             keys=keys,
-            config=config,
+            http=config.http,
+            limits=config.limits,
+            forward=config.forward,
+            public_url=config.http.public_url,
             clock=clock,
             on_posts_due=poster.wake,
             on_deliveries_due=forwarder.wake,
+            draining=stopping.is_set,
         )
         http_ports = await _start_http(stack, config, context, handed.get("http", []))
         intake = Intake(store, keys, _policy(config), forwarder, extraction, bodies, data_dir, clock)
@@ -189,7 +196,7 @@ def _background(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> Non
 
 
 async def _start_http(
-    stack: AsyncExitStack, config: Config, context: web_app.Context, handed: Sequence[socket.socket]
+    stack: AsyncExitStack, config: Config, context: Context, handed: Sequence[socket.socket]
 ) -> list[int]:
     runner = web.AppRunner(web_app.build(context), access_log=None, handle_signals=False, shutdown_timeout=5.0)
     await runner.setup()

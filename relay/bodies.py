@@ -136,9 +136,10 @@ class BodyWriter:
     def _append(self, data: bytes) -> None:
         if self._file < 0:
             self.head = data[:INLINE]
-            self._name = secrets.token_hex(16)
+            name = secrets.token_hex(16)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._file = os.open(self._directory / self._name, flags, 0o600)
+            self._file = os.open(self._directory / name, flags, 0o600)
+            self._name = name
         self._hash.update(data)
         view = memoryview(data)
         while view:

@@ -6,11 +6,13 @@ module into each worker, answers in pickle, which whoever takes over a parser co
 brings three threads, a polling loop and a resource tracker process. What is left to do here is this:
 
     extract() ─▶ waiting ─▶ batch (≤ BATCH messages, ≤ BATCH_OCTETS; a file is one of its own) ─▶ worker ─▶ callers
-                   ▲                                  │ crash, or no answer within half the time limit
-                   └── each alone, in a new worker ◀──┘ and the second time: what the header gives, ``partial``
+                   ▲                        │ crash, or no answer within a third of the time limit
+                   └── again, in a new ◀────┘
+                       worker: of a batch, each message alone; what was alone, carefully (its HTML is not laid out);
+                       what was read carefully is given up: what its header says, ``partial``
 
 A message is innocent until it has killed a worker alone, so a hostile one costs its neighbours a repetition only.
-Batches exist because handing over costs more than reading a small message does; an idle worker never waits for one.
+Batches exist because handing over costs as much as reading a small message; an idle worker never waits for one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -31,7 +33,7 @@ import structlog
 
 from relay.core.mime import MAX_HEADER, Extracted
 from relay.core.mimetext import headers_only
-from relay.extract_frames import COUNT, ITEM, READY, from_json
+from relay.extract_frames import CAREFUL, COUNT, IS_PATH, ITEM, READY, from_json
 
 log = structlog.get_logger()
 
@@ -55,7 +57,7 @@ class _Job:
     source: bytes | Path
     done: asyncio.Future[Extracted]
     alone: bool  # a file, or a message whose batch has killed a worker
-    failures: int = 0
+    careful: bool = False  # it has killed a worker alone
 
 
 class Extractor:
@@ -65,7 +67,7 @@ class Extractor:
     """
 
     def __init__(self, workers: int = 1, timeout: float = 10.0, memory: int = MEMORY) -> None:
-        self._attempt = timeout / 2  # a message has two
+        self._attempt = timeout / 3  # a message has three: in a batch, alone, carefully
         self._memory = memory
         self._count = workers
         self._room = asyncio.Semaphore(WAITING)
@@ -125,7 +127,7 @@ class Extractor:
                     worker = await self._replace(worker)
                 try:
                     async with asyncio.timeout(self._attempt):
-                        answers = await worker.ask([job.source for job in batch])
+                        answers = await worker.ask(batch)
                     await self._deliver(batch, answers)
                 except Exception as error:  # it was killed, died, or answered what no worker of ours answers
                     log.warning("extraction worker ended", messages=len(batch), reason=_reason(error))
@@ -162,12 +164,12 @@ class Extractor:
         for job in reversed(batch):
             if job.done.done():
                 continue
-            job.failures += 1
-            if job.failures == 1:
-                job.alone = True
-                self._waiting.appendleft(job)
-            else:
+            if job.careful:
                 self._settle(job, await asyncio.to_thread(_from_header, job.source))
+                continue
+            job.careful = len(batch) == 1
+            job.alone = True
+            self._waiting.appendleft(job)
         self._arrived.set()
 
     @staticmethod
@@ -180,13 +182,13 @@ class Extractor:
             job.done.set_exception(result)
 
     async def _spawn(self) -> _Worker:
-        worker = await _Worker.spawn(2 * self._attempt, self._memory)
+        worker = await _Worker.spawn(3 * self._attempt, self._memory)
         self._workers.add(worker)
         return worker
 
     async def _end(self, worker: _Worker) -> None:
+        await worker.end()  # if this is cancelled, close() does it again
         self._workers.discard(worker)
-        await worker.end()
 
     async def _replace(self, worker: _Worker) -> _Worker:
         await self._end(worker)
@@ -213,21 +215,25 @@ class _Worker:
     async def spawn(cls, seconds: float, memory: int) -> _Worker:
         """Start a process and wait for its READY; raises OSError."""
         ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BATCH_OCTETS)
-        try:
-            with theirs:
-                process = await asyncio.to_thread(_popen, theirs.fileno(), [str(seconds), str(memory)])
-            reader, writer = await asyncio.open_connection(sock=ours, limit=BATCH_OCTETS)
-        except BaseException:
-            ours.close()
-            raise
-        worker = cls(process, reader, writer)
+        with theirs:
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BATCH_OCTETS)
+            try:
+                process = _popen(theirs.fileno(), [str(seconds), str(memory)])
+            except OSError:
+                ours.close()
+                raise
+        closing: Callable[[], None] = ours.close
         try:
             async with asyncio.timeout(_START):
+                reader, writer = await asyncio.open_connection(sock=ours, limit=BATCH_OCTETS)
+                closing = writer.transport.abort
+                worker = cls(process, reader, writer)
                 await reader.readexactly(len(READY))
         except BaseException as error:
-            await worker.end()
+            process.kill()
+            process.wait()
+            closing()
             if isinstance(error, EOFError):
                 raise OSError(f"the worker ended at its start with exit code {process.returncode}") from error
             raise
@@ -241,10 +247,10 @@ class _Worker:
     def gone(self) -> bool:
         return self._reader.at_eof()
 
-    async def ask(self, sources: Sequence[bytes | Path]) -> list[bytes]:
+    async def ask(self, jobs: Sequence[_Job]) -> list[bytes]:
         """The answer for each message; raises OSError, EOFError or ValueError when the worker dies or lies."""
-        bodies = [source if isinstance(source, bytes) else os.fsencode(source) for source in sources]
-        items = [ITEM.pack(isinstance(source, Path), len(body)) for source, body in zip(sources, bodies, strict=True)]
+        bodies = [job.source if isinstance(job.source, bytes) else os.fsencode(job.source) for job in jobs]
+        items = [ITEM.pack(_flags(job), len(body)) for job, body in zip(jobs, bodies, strict=True)]
         self._writer.write(b"".join([COUNT.pack(len(bodies)), *items, *bodies]))
         lengths = struct.unpack(f"!{len(bodies)}I", await self._reader.readexactly(COUNT.size * len(bodies)))
         if sum(lengths) > _MAX_ANSWER:
@@ -270,6 +276,10 @@ def _popen(channel: int, arguments: list[str]) -> subprocess.Popen[bytes]:
         env={"PYTHONPATH": path},
         start_new_session=True,  # the terminal's Ctrl-C is for the daemon
     )
+
+
+def _flags(job: _Job) -> int:
+    return (IS_PATH if isinstance(job.source, Path) else 0) | (CAREFUL if job.careful else 0)
 
 
 def _size(job: _Job) -> int:

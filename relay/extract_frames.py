@@ -1,9 +1,10 @@
 """What the daemon and an extraction worker say to each other over a socket; integers in network order.
 
-    ready     b"R"                                                              (the worker, once)
-    request   count:u32  count x (is_path:u8 length:u32)  count x octets        (a message in wire form, or its path)
+    ready     b"R"                                           (the worker, once)
+    request   count:u32  count x (flags:u8 length:u32)  count x octets
     answer    count x length:u32  count x JSON
 
+The octets are a message in wire form, or with IS_PATH the path of a file that holds one.
 JSON, not pickle: whoever takes over a worker gains no more than the text of a message.
 """
 
@@ -16,7 +17,9 @@ from relay.core.mime import Extracted, Part
 
 READY = b"R"
 COUNT = struct.Struct("!I")
-ITEM = struct.Struct("!?I")
+ITEM = struct.Struct("!BI")
+IS_PATH = 1
+CAREFUL = 2  # leave out what may have killed the last worker: the layout of HTML
 
 
 def as_json(result: Extracted) -> bytes:

@@ -33,21 +33,27 @@ from relay.core.charset import decode
 from relay.core.mime import MAX_HEADER, Extracted, Node, Octets, Part
 from relay.core.mimetext import file_name, headers_only, parameter_text, subject_text, unflow
 from relay.core.wire import Unstuffer, unstuff
-from relay.extract_frames import COUNT, ITEM, READY, as_json
+from relay.extract_frames import CAREFUL, COUNT, IS_PATH, ITEM, READY, as_json
 
 MAX_TEXT = 1_000_000  # octets of UTF-8
-MAX_HTML = 256 * 1024  # characters; inscriptis takes 0.5 ms for 1 KiB
+MAX_HTML = 256 * 1024  # characters; inscriptis takes 0.1 to 0.5 ms for 1 KiB
+LAYOUT = 1.0  # seconds of CPU that the layout of one page may take; real pages take up to 0.1
+_MAX_TEXTS = 16  # text parts
 _MAX_ENCODED = 4 * 1024 * 1024  # octets of one text part that are decoded at all
 _SLICE = 1024 * 1024
 
 
-def extract(message: Octets) -> Extracted:
-    """Subject, text and attachments of an un-stuffed message."""
+def extract(message: Octets, careful: bool = False) -> Extracted:
+    """Subject, text and attachments of an un-stuffed message.
+
+    ``careful``: HTML is not laid out but only stripped of its tags, and the result is partial for it.
+    """
     tree = mime.walk(message)
     found = mime.bodies(tree.root)
-    text, html_only, cut = _text(message, found)
+    text = _Text(message, careful)
+    shown, html_only = text.of(found)
     attachments = tuple(_part(message, index, node, inline) for index, (node, inline) in enumerate(found.attachments))
-    return Extracted(subject_text(tree.subject), text, html_only, attachments, tree.partial or cut)
+    return Extracted(subject_text(tree.subject), shown, html_only, attachments, tree.partial or text.cut)
 
 
 def _part(message: Octets, index: int, node: Node, inline: bool) -> Part:
@@ -56,58 +62,67 @@ def _part(message: Octets, index: int, node: Node, inline: bool) -> Part:
     return Part(index, name, node.type, size, inline, node.start, node.end - node.start, node.encoding)
 
 
-def _text(message: Octets, found: mime.Bodies) -> tuple[str | None, bool, bool]:
-    """(text, made from HTML, cut off). A plain form without a letter in it gives way to the HTML form."""
-    text, cut = _joined(message, found.text)
-    html_only = bool(found.text) and all(node.type == "text/html" for node in found.text)
-    if not text and found.html and found.html != found.text:
-        from_html, html_cut = _joined(message, found.html)
-        if from_html:
-            text, cut, html_only = from_html, html_cut, True
-    return text, html_only, cut
+class _Text:
+    """Reads the text parts of one message; ``cut`` tells afterwards that something was left out."""
 
+    def __init__(self, message: Octets, careful: bool) -> None:
+        self._message = message
+        self._careful = careful
+        self.cut = False
 
-def _joined(message: Octets, nodes: Sequence[Node]) -> tuple[str | None, bool]:
-    if not nodes:
-        return None, False
-    texts: list[str] = []
-    room = MAX_TEXT
-    cut = False
-    for node in nodes:
-        if room <= 0:
-            cut = True
-            break
-        text, shortened = _one_text(message, node)
-        cut = cut or shortened
-        if text:
-            texts.append(text)
-            room -= len(text)
-    joined = "\n\n".join(texts).encode("utf-8", "replace")
-    return joined[:MAX_TEXT].decode("utf-8", "ignore"), cut or len(joined) > MAX_TEXT
+    def of(self, found: mime.Bodies) -> tuple[str | None, bool]:
+        """(text, made from HTML). A plain form without a letter in it gives way to the HTML form."""
+        if not found.text:
+            return None, False
+        text = self._joined(found.text)
+        if text or found.html == found.text:
+            return text, all(node.type == "text/html" for node in found.text)
+        from_html = self._joined(found.html)
+        return from_html, bool(from_html)
 
+    def _joined(self, nodes: Sequence[Node]) -> str:
+        texts = [text for node in nodes[:_MAX_TEXTS] if (text := self._one(node))]
+        joined = "\n\n".join(texts).encode("utf-8", "replace")
+        self.cut = self.cut or len(nodes) > _MAX_TEXTS or len(joined) > MAX_TEXT
+        return joined[:MAX_TEXT].decode("utf-8", "ignore")
 
-def _one_text(message: Octets, node: Node) -> tuple[str, bool]:
-    cut = node.end - node.start > _MAX_ENCODED
-    decoder = mime.PartDecoder(node.encoding)
-    octets = decoder.feed(message[node.start : min(node.end, node.start + _MAX_ENCODED)]) + decoder.flush()
-    label = node.parameters.get("charset")
-    charset = label.octets.partition(b" ")[0].decode("latin-1") if label else ""
-    if node.type == "text/html":
-        text, shortened = _html_text(decode(octets, charset or _declared(octets)))
-        return text, cut or shortened
-    text = decode(octets, charset).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
-    text, cut = text[:MAX_TEXT], cut or len(text) > MAX_TEXT
-    flow = node.parameters.get("format")
-    if flow and flow.octets.lower() == b"flowed":
-        delete_space = node.parameters.get("delsp")
-        text = unflow(text, delete_space is not None and delete_space.octets.lower() == b"yes")
-    return text.strip("\n").rstrip(), cut
+    def _one(self, node: Node) -> str:
+        end = min(node.end, node.start + _MAX_ENCODED)
+        self.cut = self.cut or end < node.end
+        decoder = mime.PartDecoder(node.encoding)
+        octets = decoder.feed(self._message[node.start : end]) + decoder.flush()
+        label = node.parameters.get("charset")
+        charset = label.octets.partition(b" ")[0].decode("latin-1") if label else ""
+        if node.type == "text/html":
+            return self._html(decode(octets, charset or _declared(octets)))
+        text = decode(octets, charset).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+        self.cut = self.cut or len(text) > MAX_TEXT
+        flow = node.parameters.get("format")
+        if flow and flow.octets.lower() == b"flowed":
+            delete_space = node.parameters.get("delsp")
+            text = unflow(text[:MAX_TEXT], delete_space is not None and delete_space.octets.lower() == b"yes")
+        return text[:MAX_TEXT].strip("\n").rstrip()
+
+    def _html(self, page: str) -> str:
+        page = page.replace("\0", "")
+        if "data:" in page:
+            page = _DATA_URL.sub("", page)  # a picture in the page would use up what we may read
+        self.cut = self.cut or len(page) > MAX_HTML
+        page = page[:MAX_HTML]
+        text = None if self._careful else _laid_out(page)
+        if text is None:
+            text = _stripped(page)
+            self.cut = True
+        lines = "\n".join(line.rstrip() for line in text.split("\n"))
+        return _BLANK_LINES.sub("\n\n", lines).strip("\n")
 
 
 _META_CHARSET = re.compile(rb"charset=[\"']?([A-Za-z0-9_.:-]{1,64})", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:[\w/+.-]{0,100};base64,[A-Za-z0-9+/=%\s]*")
 _TAG = re.compile(r"<[^<>]*>")
-_BLANK_LINES = re.compile(r"\n(?:[ \t\xa0]*\n){2,}")
+_UNSHOWN = re.compile(r"<(?:style|script)\b", re.IGNORECASE)
+_SHOWN_AGAIN = re.compile(r"</(?:style|script)\s*>", re.IGNORECASE)
+_BLANK_LINES = re.compile(r"\n{3,}")
 _LOOKS = ParserConfig(css=CSS_PROFILES["strict"].copy())
 
 
@@ -117,38 +132,40 @@ def _declared(octets: bytes) -> str:
     return match[1].decode("ascii") if match else ""
 
 
-def _html_text(page: str) -> tuple[str, bool]:
-    """(text as a browser would lay it out, was it cut at MAX_HTML)."""
-    page = page.replace("\0", "")
-    if "data:" in page:
-        page = _DATA_URL.sub("", page)  # a picture in the page would use up what we may read
-    cut = len(page) > MAX_HTML
-    page = page[:MAX_HTML]
-    text = _laid_out(page)
-    if text is None:
-        text, cut = html.unescape(_TAG.sub(" ", page)), True
-    lines = "\n".join(line.rstrip() for line in text.split("\n"))
-    return _BLANK_LINES.sub("\n\n", lines).strip("\n").rstrip(), cut
-
-
 def _laid_out(page: str) -> str | None:
-    """inscriptis' text; None for pages that lxml refuses, that it stumbles over, or whose tables fill the memory."""
+    """inscriptis' text; None for a page that lxml refuses, that takes too long, or whose tables fill the memory."""
     try:
-        return str(get_text(page, _LOOKS))
+        signal.signal(signal.SIGVTALRM, _too_long)
+        signal.setitimer(signal.ITIMER_VIRTUAL, LAYOUT)
+        try:
+            return str(get_text(page, _LOOKS))
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     except Exception:
         return None  # outside of this handler, so that a MemoryError's frames are gone before we go on
 
 
-def _read_file(path: Path) -> Extracted:
+def _too_long(number: int, frame: object) -> None:
+    raise TimeoutError("the layout of a page")
+
+
+def _stripped(page: str) -> str:
+    """The words of a page without its looks."""
+    first, *others = _UNSHOWN.split(page)
+    shown = "".join([first, *(_SHOWN_AGAIN.split(other, maxsplit=1)[-1] for other in others)])
+    return html.unescape(_TAG.sub(" ", shown))
+
+
+def _read_file(path: Path, careful: bool) -> Extracted:
     with path.open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
-            return extract(b"")
+            return extract(b"", careful)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as wire:
             if wire[:1] != b"." and wire.find(b"\r\n.") < 0:
-                return extract(wire)
+                return extract(wire, careful)
             unstuffer = Unstuffer()
             slices = [unstuffer.feed(wire[at : at + _SLICE]) for at in range(0, len(wire), _SLICE)]
-            return extract(b"".join((*slices, unstuffer.flush())))
+            return extract(b"".join((*slices, unstuffer.flush())), careful)
 
 
 def _head(path: Path) -> bytes:
@@ -159,15 +176,17 @@ def _head(path: Path) -> bytes:
         return b""  # erased meanwhile
 
 
-def _answer(is_path: bool, body: bytes) -> bytes:
+def _answer(flags: int, body: bytes) -> bytes:
     """The answer for one message; what its reading raises makes it partial, never the others of its batch."""
+    careful = bool(flags & CAREFUL)
+    path = Path(os.fsdecode(body)) if flags & IS_PATH else None
     try:
-        return as_json(_read_file(Path(os.fsdecode(body))) if is_path else extract(unstuff(body)))
+        return as_json(_read_file(path, careful) if path else extract(unstuff(body), careful))
     except MemoryError:
-        raise  # the daemon tries it again, alone in a fresh process
+        raise  # the daemon tries it again in a fresh process
     except Exception as error:
         print(f"extraction: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return as_json(headers_only(_head(Path(os.fsdecode(body))) if is_path else body))
+        return as_json(headers_only(_head(path) if path else body))
 
 
 def _limit(memory: int) -> None:
@@ -186,7 +205,7 @@ def serve(requests: BinaryIO, answers: socket.socket, seconds: float) -> None:
     while len(head := requests.read(COUNT.size)) == COUNT.size:
         items = [ITEM.unpack(requests.read(ITEM.size)) for _ in range(COUNT.unpack(head)[0])]
         signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM's default action ends the process
-        results = [_answer(is_path, requests.read(length)) for is_path, length in items]
+        results = [_answer(flags, requests.read(length)) for flags, length in items]
         signal.setitimer(signal.ITIMER_REAL, 0)
         answers.sendall(b"".join([*(COUNT.pack(len(result)) for result in results), *results]))
 

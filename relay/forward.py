@@ -296,10 +296,10 @@ class Forwarder:
         return received + f"X-Visit-Relay: {token}\r\n".encode() + visit_fields(job.visit, job.source)
 
     def _note(self, job: Job, outcome: Outcome) -> None:
-        """Keep account of whether the destination can be reached at all: no reply read means it cannot."""
+        """Keep account of whether the destination can be reached at all."""
         self.outcomes[outcome.kind.value] += 1
         destination = self._destinations[job.destination]
-        if outcome.kind is OutcomeKind.TEMPORARY and outcome.code is None:
+        if not outcome.reached:
             destination.failures += 1
             destination.down_until = self._clock() + delay(destination.failures, 0.0)
         else:

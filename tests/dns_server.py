@@ -29,6 +29,7 @@ _MAX_CHAIN = 8
 class Fault(Enum):
     SERVFAIL = "servfail"
     REFUSED = "refused"
+    YXDOMAIN = "yxdomain"
     SILENT = "silent"  # the question is read and never answered
     TRUNCATED = "truncated"  # UDP answers carry TC and nothing else, TCP the records of the real entry "name/type/tcp"
 
@@ -93,7 +94,7 @@ class DnsServer:
             if entry is Fault.TRUNCATED:
                 response.flags |= dns.flags.TC
             else:
-                response.set_rcode(dns.rcode.SERVFAIL if entry is Fault.SERVFAIL else dns.rcode.REFUSED)
+                response.set_rcode(dns.rcode.from_text(entry.value.upper()))
             return response.to_wire()
         self._fill(response, name, rdtype, over)
         return response.to_wire(max_size=65535)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
+import struct
 from dataclasses import dataclass
 
 _LINE = re.compile(rb"([2-5][0-5][0-9])([ -])([\x20-\x7e]*)\r\n").fullmatch
@@ -108,6 +110,11 @@ class SmtpClient:
         """STARTTLS and the handshake."""
         assert (await self.command("STARTTLS")).code == 220
         await self.writer.start_tls(context, server_hostname=name)
+
+    def reset(self) -> None:
+        """Vanish with a TCP reset."""
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
 
     async def rest(self) -> bytes:
         """Everything until the server closes."""

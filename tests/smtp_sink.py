@@ -129,7 +129,9 @@ class SmtpSink:
         return [message for message in self.messages if message.accepted]
 
     async def __aenter__(self) -> SmtpSink:
-        listener = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        # With the protocol spelled out asyncio sets TCP_NODELAY; without it every session takes 40 ms longer.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if self.receive_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
@@ -224,6 +226,10 @@ class SinkSession:
                 await self._do(verb, line, "500 5.5.1 what?")
             else:
                 await command(line)
+
+    def say(self, reply: str) -> None:
+        """Send a reply that nothing asked for, or one before the step that a script returns."""
+        self._writer.write(reply.encode() + b"\r\n")
 
     async def _ehlo_command(self, line: str) -> None:
         self._envelope = _Envelope()

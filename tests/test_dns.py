@@ -93,7 +93,12 @@ async def test_what_is_no_domain_name_is_not_asked_for(dns: DnsServer, resolver:
 
 @pytest.mark.parametrize(
     ("fault", "text"),
-    [(Fault.SERVFAIL, "SERVFAIL"), (Fault.REFUSED, "REFUSED"), (Fault.SILENT, "no answer in time")],
+    [
+        (Fault.SERVFAIL, "SERVFAIL"),
+        (Fault.REFUSED, "REFUSED"),
+        (Fault.YXDOMAIN, "YXDOMAIN"),
+        (Fault.SILENT, "no answer in time"),
+    ],
 )
 async def test_a_failing_server_is_temporary_and_not_cached(dns: DnsServer, fault: Fault, text: str) -> None:
     dns.table["example.com", "MX"] = fault

@@ -218,6 +218,7 @@ async def test_data_that_come_too_slowly_are_421_after_the_grace(tmp_path: Path)
         trickle = asyncio.create_task(_trickle(client))
         assert (await client.answer()).short == "421 4.4.2"
         trickle.cancel()
+        await asyncio.gather(trickle, return_exceptions=True)
         assert served.recorder.transactions == []
 
 
@@ -268,7 +269,7 @@ async def test_nothing_is_read_while_the_disk_is_busy(tmp_path: Path, monkeypatc
 
 
 async def _gone(served: Served, client: SmtpClient) -> None:
-    client.writer.transport.abort()
+    client.reset()
     await served.empty()
     assert served.files() == []
 
@@ -294,7 +295,7 @@ async def test_a_client_that_goes_before_its_message_leaves_nothing(stage: str, 
                     await client.command("EHLO c.test")
                 await STAGES[stage](client)
                 if abort:
-                    client.writer.transport.abort()
+                    client.reset()
                 else:
                     client.writer.write_eof()
                     assert await client.at_end()
@@ -333,9 +334,10 @@ async def test_a_message_whose_final_dot_was_read_is_accepted_though_the_client_
         await served.recorder.entered.wait()
         (session,) = served.server._service.sessions
         if abort:
-            client.writer.transport.abort()
-            while session.transport is not None:
-                await asyncio.sleep(0)  # until the event loop has told the session
+            client.reset()
+            async with asyncio.timeout(PATIENCE):
+                while session.transport is not None:
+                    await asyncio.sleep(0)  # until the event loop has told the session
         else:
             client.writer.write_eof()
         served.recorder.go.set()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -17,9 +14,9 @@ from relay.core.nexthop import NextHop
 from relay.dns import Resolver
 from relay.smtp_out import Content, Sender, Timeouts
 from tests.dns_server import DnsServer, Fault
-from tests.smtp_sink import Close, Hang, Script, Slow, SmtpSink, Stall, Step
+from tests.sending import BODY, send, sending
+from tests.smtp_sink import Close, Hang, Script, SinkSession, Slow, SmtpSink, Stall, Step
 
-BODY = b"From: a@ext.test\r\n\r\nhello\r\n"
 DELIVERED, TEMPORARY, PERMANENT = OutcomeKind.DELIVERED, OutcomeKind.TEMPORARY, OutcomeKind.PERMANENT
 many_addresses = pytest.mark.skipif(sys.platform == "darwin", reason="macOS has only 127.0.0.1 on its loopback")
 
@@ -28,24 +25,6 @@ many_addresses = pytest.mark.skipif(sys.platform == "darwin", reason="macOS has 
 async def dns() -> AsyncIterator[DnsServer]:
     async with DnsServer() as server:
         yield server
-
-
-@asynccontextmanager
-async def sending(dns: DnsServer | None = None, **options: Any) -> AsyncIterator[Sender]:
-    options.setdefault("verified", ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-    resolver = Resolver([dns.address if dns else "127.0.0.1:9"], timeout=0.5, lifetime=0.5, rng=random.Random(1))
-    sender = Sender("mx.track.test", resolver, **options)
-    try:
-        yield sender
-    finally:
-        await sender.close()
-
-
-async def send(sender: Sender, to: SmtpSink | str, recipient: str = "sales@example.com") -> Outcome:
-    """To a sink as next hop, or to the MX of a domain."""
-    next_hop = None if isinstance(to, str) else NextHop(to.host, to.port, "opportunistic")
-    domain = to if isinstance(to, str) else "example.com"
-    return await sender.send(next_hop, domain, "a@track.test", recipient, Content(b"", len(BODY), BODY))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -142,6 +121,7 @@ async def test_no_more_than_eight_addresses_are_tried(dns: DnsServer) -> None:
             outcome = await send(sender, "example.com")
         assert (outcome.kind, outcome.code, outcome.text) == (TEMPORARY, 421, "greeting: 421 busy")
         assert 2 <= sink.sessions <= 3
+    assert ("mx2.test", "A", "udp") in dns.queries
     assert ("mx3.test", "A", "udp") not in dns.queries
 
 
@@ -195,7 +175,7 @@ async def test_only_hosts_preferred_to_ourselves_are_tried(dns: DnsServer) -> No
 
 async def test_an_address_literal_needs_no_dns() -> None:
     async with SmtpSink() as sink, sending(mx_port=sink.port) as sender:
-        outcome = await send(sender, "[127.0.0.1]", "sales@[127.0.0.1]")
+        outcome = await send(sender, "[127.0.0.1]", recipient="sales@[127.0.0.1]")
         assert (outcome.kind, outcome.host) == (DELIVERED, f"[127.0.0.1]:{sink.port}")
 
 
@@ -225,7 +205,7 @@ async def test_an_unexpected_exception_is_a_temporary_outcome() -> None:
 async def test_a_kept_connection_carries_the_next_message_without_a_greeting() -> None:
     async with SmtpSink() as sink, sending() as sender:
         for n in range(5):
-            assert (await send(sender, sink, f"r{n}@example.com")).kind is DELIVERED
+            assert (await send(sender, sink, recipient=f"r{n}@example.com")).kind is DELIVERED
             assert sender.stats() == {"open": 1, "idle": 1}
         assert sink.sessions == 1
         assert [message.recipients for message in sink.accepted] == [[f"r{n}@example.com"] for n in range(5)]
@@ -269,6 +249,18 @@ async def test_a_connection_that_the_next_hop_closes_is_forgotten(last_words: st
         assert sender._destinations == {}
 
 
+async def test_a_connection_on_which_the_next_hop_says_something_is_forgotten() -> None:
+    def bye_later(session: SinkSession, _: str) -> Step:
+        asyncio.get_running_loop().call_later(0.02, session.say, "421 4.4.2 idle for too long")
+        return None
+
+    async with SmtpSink(script={"dot": bye_later}) as sink, sending() as sender:
+        assert (await send(sender, sink)).kind is DELIVERED
+        await until(lambda: sender.stats() == {"open": 0, "idle": 0})
+        assert (await send(sender, sink)).kind is DELIVERED
+        assert sink.sessions == 2
+
+
 async def test_an_unused_connection_is_quit_after_its_time() -> None:
     async with SmtpSink() as sink, sending(idle_timeout=0.05) as sender:
         assert (await send(sender, sink)).kind is DELIVERED
@@ -310,7 +302,7 @@ async def test_next_hops_that_differ_in_anything_share_no_connection() -> None:
 async def test_connections_to_one_destination_are_limited_and_served_in_order() -> None:
     async with SmtpSink(script={"dot": lambda *_: Slow(0.01, "250 ok")}) as sink:
         async with sending(per_destination=3) as sender:
-            outcomes = await asyncio.gather(*[send(sender, sink, f"r{n}@example.com") for n in range(15)])
+            outcomes = await asyncio.gather(*[send(sender, sink, recipient=f"r{n}@example.com") for n in range(15)])
         assert {outcome.kind for outcome in outcomes} == {DELIVERED}
         assert (sink.peak, sink.sessions) == (3, 3)
         order = [int(message.recipients[0][1:].partition("@")[0]) for message in sink.accepted]

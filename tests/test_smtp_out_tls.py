@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,11 +13,12 @@ from relay.core.model import Outcome, OutcomeKind
 from relay.core.nexthop import NextHop, Tls
 from relay.dns import Resolver
 from relay.smtp_out import Content, Sender, Timeouts
+from relay.smtp_out.handshake import Target
 from tests.certificates import Certificate
 from tests.dns_server import DnsServer
-from tests.smtp_sink import Close, Hang, Script, SmtpSink, Step
+from tests.sending import BODY, sending
+from tests.smtp_sink import Close, Hang, Script, SinkSession, SmtpSink, Step
 
-BODY = b"From: a@ext.test\r\n\r\nhello\r\n"
 BIG = b"From: a@ext.test\r\n\r\n" + b"big\r\n" * 400_000
 HOST = "mail.example.com"
 
@@ -26,15 +26,6 @@ HOST = "mail.example.com"
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return Certificate.make(tmp_path_factory.mktemp("tls"), HOST, "127.0.0.1")
-
-
-@asynccontextmanager
-async def sending(certificate: Certificate, dns: DnsServer, **options: Any) -> AsyncIterator[Sender]:
-    sender = Sender("mx.track.test", Resolver([dns.address]), verified=certificate.client_context(), **options)
-    try:
-        yield sender
-    finally:
-        await sender.close()
 
 
 @pytest.fixture
@@ -45,7 +36,7 @@ async def dns() -> AsyncIterator[DnsServer]:
 
 @pytest.fixture
 async def sender(certificate: Certificate, dns: DnsServer) -> AsyncIterator[Sender]:
-    async with sending(certificate, dns) as sender:
+    async with sending(dns, verified=certificate.client_context()) as sender:
         yield sender
 
 
@@ -128,7 +119,7 @@ async def test_required_starttls_that_fails_sends_nothing(
     timeouts = Timeouts(ehlo=0.1) if failure == "silent" else Timeouts(tls=0.1)
     async with (
         SmtpSink(tls=certificate, script=script) as sink,
-        sending(certificate, dns, timeouts=timeouts) as sender,
+        sending(dns, verified=certificate.client_context(), timeouts=timeouts) as sender,
     ):
         outcome = await send(sender, sink, "starttls")
         assert outcome.kind is OutcomeKind.TEMPORARY
@@ -147,11 +138,41 @@ async def test_opportunistic_starttls_that_fails_is_followed_by_a_plain_connecti
     script: dict[str, Script] = {"starttls": STARTTLS_FAILURES[failure]}
     async with (
         SmtpSink(tls=certificate, script=script) as sink,
-        sending(certificate, dns, timeouts=Timeouts(tls=0.1)) as sender,
+        sending(dns, verified=certificate.client_context(), timeouts=Timeouts(tls=0.1)) as sender,
     ):
         assert (await send(sender, sink, "opportunistic")).kind is OutcomeKind.DELIVERED
         assert not sink.accepted[0].tls
         assert sink.sessions == 2
+
+
+def begin_and_hang(session: SinkSession, _: str) -> Step:
+    session.say("220 go ahead")
+    return Hang()
+
+
+async def test_a_handshake_is_cut_when_the_sender_is_closed(
+    monkeypatch: pytest.MonkeyPatch, certificate: Certificate, sender: Sender
+) -> None:
+    monkeypatch.setattr("relay.smtp_out.sender.QUIT_TIME", 0.05)
+
+    async with SmtpSink(tls=certificate, script={"starttls": begin_and_hang}) as sink:
+        running = asyncio.create_task(send(sender, sink, "starttls"))
+        await sink.wait(lambda sink: "STARTTLS" in sink.commands)
+        await sender.close()
+        outcome = await running
+        assert (outcome.kind, outcome.text) == (OutcomeKind.TEMPORARY, "TLS: the connection was cut")
+        assert sender.stats() == {"open": 0, "idle": 0}
+
+
+async def test_a_cancelled_handshake_leaves_nothing_behind(certificate: Certificate, sender: Sender) -> None:
+    async with SmtpSink(tls=certificate, script={"starttls": begin_and_hang}) as sink:
+        running = asyncio.create_task(send(sender, sink, "starttls"))
+        await sink.wait(lambda sink: "STARTTLS" in sink.commands)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await sink.wait(lambda sink: sink.live == 0)
+        assert sender.stats() == {"open": 0, "idle": 0}
 
 
 async def test_required_starttls_that_is_not_offered_sends_nothing(sender: Sender) -> None:
@@ -210,7 +231,7 @@ async def test_a_login_that_nobody_offers_is_temporary(certificate: Certificate,
 
 
 async def test_the_old_spelling_of_auth_is_understood(certificate: Certificate, sender: Sender) -> None:
-    ehlo = "250-sink.test\r\n250 AUTH=PLAIN"
+    ehlo = "250-sink.test\r\n250-\r\n250 AUTH=PLAIN"
     async with SmtpSink(tls=certificate, implicit=True, logins={"u": "p"}, script={"ehlo": ehlo}) as sink:
         assert (await send(sender, sink, "implicit", login=("u", "p"))).kind is OutcomeKind.DELIVERED
 
@@ -221,7 +242,7 @@ async def test_the_old_spelling_of_auth_is_understood(certificate: Certificate, 
 async def test_any_trouble_with_a_login_is_temporary(certificate: Certificate, dns: DnsServer, answer: Step) -> None:
     async with (
         SmtpSink(tls=certificate, implicit=True, logins={"u": "p"}, script={"auth": answer}) as sink,
-        sending(certificate, dns, timeouts=Timeouts(auth=0.1)) as sender,
+        sending(dns, verified=certificate.client_context(), timeouts=Timeouts(auth=0.1)) as sender,
     ):
         outcome = await send(sender, sink, "implicit", login=("u", "p"))
         assert outcome.kind is OutcomeKind.TEMPORARY
@@ -239,6 +260,10 @@ async def test_a_password_that_the_server_quotes_never_reaches_the_outcome(
     ) as sink:
         outcome = await send(sender, sink, "implicit", login=("user", "sesame"))
     assert outcome.text == "AUTH: 501 5.5.4 cannot read 'AUTH PLAIN ***' with ***"
+
+
+def test_a_target_does_not_show_its_password() -> None:
+    assert "sesame" not in repr(Target(HOST, "127.0.0.1", 465, "implicit", "user", "sesame"))
 
 
 async def test_what_was_announced_before_tls_is_forgotten(certificate: Certificate, sender: Sender) -> None:

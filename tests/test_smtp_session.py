@@ -317,7 +317,8 @@ async def test_an_error_between_commands_is_451_and_closes_the_session(
     monkeypatch.setattr(Stream, "_skip_line", None)
     async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
         with capture_logs() as entries:
-            assert (await client.command("x" * (LINE_LIMIT + 1))).short == "451 4.3.0"
+            await client.send(b"x" * (LINE_LIMIT + 1))
+            assert (await client.answer()).short == "451 4.3.0"
             client.writer.write_eof()
             assert await client.at_end()
             await served.empty()

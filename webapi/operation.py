@@ -14,7 +14,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from webapi.auth import GATE, Caller, Role
-from webapi.context import CONTEXT, Context
+from webapi.context import CONTEXT, Context, read_body
 from webapi.problems import Problem, invalid
 
 JSON = "application/json"
@@ -34,7 +34,7 @@ class Parameters(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request that passed the checks. ``query`` and ``body`` are of the operation's models; ``caller`` has its role."""
+    """A request that passed the checks: ``query`` and ``body`` are of the operation's models."""
 
     request: web.Request
     context: Context
@@ -107,7 +107,7 @@ class Operation:
             return None
         if request.content_type not in (JSON, "application/octet-stream"):  # the latter: no Content-Type at all
             raise Problem(415, f"the body must be {JSON}")
-        octets = await request.read()
+        octets = await read_body(request, request.app[CONTEXT].http.max_body)
         try:
             return self.body.model_validate_json(octets)
         except ValidationError as error:

@@ -71,13 +71,15 @@ class Outcome:
     """What one attempt at one recipient came to. Every branch of the sender ends in one of these.
 
     ``code`` is the SMTP reply code, or None where no reply was read. ``text`` is one line for the operator.
-    ``host`` names the next hop that answered ("mail.example.com[192.0.2.1]:25"), or what was tried.
+    ``host`` names the next hop that answered ("mail.example.com[192.0.2.1]:25"), or what was tried. ``reached`` is
+    False when no session came about (DNS, connection, greeting, TLS, login): then every other message would fail too.
     """
 
     kind: OutcomeKind
     code: int | None
     text: str
     host: str
+    reached: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Connection(asyncio.Protocol):
         self.on_idle_event: Callable[[], None] | None = None
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._registry = registry
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport  # from connection_made on, before which nobody has this object
         self._parser = ReplyParser()
         self._replies: deque[Reply] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -61,7 +61,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._quitting:  # 221, or whatever else: we are done
-            if self._transport is not None and not self._transport.is_closing():
+            if not self._transport.is_closing():
                 self._transport.close()
             return
         try:
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send ``data``; nothing happens when the connection is lost, the next read or drain says so."""
-        if self._transport is not None and self._failure is None:
+        if self._failure is None:
             self._transport.write(data)
 
     async def reply(self, timeout: float) -> Reply:
@@ -115,8 +115,6 @@ class Connection(asyncio.Protocol):
 
     async def flush(self, timeout: float) -> None:
         """``drain`` until the operating system has everything that was written."""
-        if self._transport is None or self._failure is not None:
-            return await self.drain(timeout)
         self._transport.set_write_buffer_limits(high=1)  # not 0: TLS transports then pause when they are empty
         try:
             await self.drain(timeout)
@@ -133,13 +131,13 @@ class Connection(asyncio.Protocol):
         """
         upgraded: asyncio.Transport | None = None
         try:
-            if self._transport is None or not self.is_quiet:
+            if not self.is_quiet:
                 raise TlsError("the next hop sent data in clear before the TLS handshake")
             upgraded = await self._loop.start_tls(
                 self._transport, self, context, server_hostname=server_name, ssl_handshake_timeout=timeout
             )
-            if upgraded is None:
-                raise TlsError("the next hop closed the connection during the TLS handshake")
+            if upgraded is None:  # asyncio's answer when we cut it ourselves
+                raise TlsError(self._failure or "the connection was closed during the handshake")
             self._transport = upgraded
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError: no possible name for SNI
             raise TlsError(f"handshake: {reason(error)}") from None
@@ -151,7 +149,7 @@ class Connection(asyncio.Protocol):
 
     def quit(self) -> None:
         """Say QUIT and close when the next hop answers or closes, at the latest after ``QUIT_TIME``."""
-        if self._failure is not None or self._transport is None:
+        if self._failure is not None:
             return self.abort()
         self._quitting = True
         self._transport.write(b"QUIT\r\n")
@@ -160,8 +158,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Cut the connection without a word. May be called at any time, also twice."""
         self._fail("the connection was cut")
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
 
     async def _wait(self, timeout: float) -> None:
         """Until something happens; the caller looks what it was."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from relay.core.nexthop import Tls
 from relay.core.outcome import Stage
@@ -31,7 +31,7 @@ class Target:
     port: int
     tls: Tls
     user: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
 
     @property
     def label(self) -> str:

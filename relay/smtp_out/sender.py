@@ -23,6 +23,7 @@ MAX_ADDRESSES = 8
 MAX_AGE = 300.0
 
 _STAGES = list(Stage)
+_NO_SESSION = frozenset((Stage.DNS, Stage.CONNECT, Stage.GREETING, Stage.EHLO, Stage.TLS, Stage.AUTH))
 
 
 class _Mail(NamedTuple):
@@ -289,4 +290,5 @@ def _outcome(verdict: Verdict, host: str) -> Outcome:
     """ "RCPT: 550 5.1.1 no such user", or "connect: Connection refused" where there was no reply."""
     code = "" if verdict.code is None else f"{verdict.code} "
     text = f"{verdict.stage.value}: {code}{verdict.text}".rstrip()
-    return Outcome(classify(verdict.stage, verdict.code), verdict.code, text, host)
+    reached = verdict.stage not in _NO_SESSION
+    return Outcome(classify(verdict.stage, verdict.code), verdict.code, text, host, reached)

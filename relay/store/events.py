@@ -172,9 +172,20 @@ _POST_DUE = (
     posts.c.next_at <= bindparam("now"),
     posts.c.claimed_until < bindparam("now"),
 )
-DUE_WEBHOOKS = Statement(select(posts.c.webhook_id).where(*_POST_DUE).distinct())
+# By webhook, so that they cost the same however many posts wait.
+DUE_WEBHOOKS = Statement(
+    select(webhooks.c.id).where(select(posts.c.id).where(posts.c.webhook_id == webhooks.c.id, *_POST_DUE).exists())
+)
 NEXT_POST = Statement(
-    select(func.min(posts.c.next_at)).where(posts.c.state == "waiting", posts.c.claimed_until < bindparam("now"))
+    select(
+        func.min(
+            select(posts.c.next_at)
+            .where(posts.c.webhook_id == webhooks.c.id, posts.c.state == "waiting", posts.c.next_at > bindparam("now"))
+            .order_by(posts.c.next_at)
+            .limit(1)
+            .scalar_subquery()
+        )
+    ).select_from(webhooks)
 )
 _DUE_POSTS = Statement(
     select(posts.c.id)

@@ -1,0 +1,25 @@
+"""relay serve"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from relay.cli.settings import config_option, load
+
+
+@click.command()
+@config_option
+def serve(config_file: Path) -> None:
+    """Run the daemon until SIGTERM or Ctrl-C.
+
+    It creates data_dir and missing keys, brings the database to this program's schema, and logs to stderr.
+    """
+    config = load(config_file)
+    import asyncio
+
+    from relay import app, logs
+
+    logs.setup(config.log.level, config.log.format)
+    asyncio.run(app.serve_forever(config))

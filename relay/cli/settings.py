@@ -1,0 +1,63 @@
+"""--config, which every subcommand takes, and values of arguments, judged as relay.toml's are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from relay.config import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def config_option(command: F) -> F:
+    """Add --config FILE; the command gets it as ``config_file``."""
+    return click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        default=Path("relay.toml"),
+        show_default="relay.toml",
+        metavar="FILE",
+        help="The configuration file.",
+    )(command)
+
+
+def load(path: Path) -> Config:
+    """The configuration; raises ConfigError, which ends the program with exit code 2."""
+    from relay import config  # pydantic takes longer to import than --help may take in all
+
+    return config.load(path)
+
+
+class Value(click.ParamType[str, str]):
+    """Text that relay.toml would take in such a place (relay/config/fields.py); it is passed on as written."""
+
+    def __init__(self, name: str, reader: str) -> None:
+        self.name = name
+        self._reader = reader
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from relay.config import fields
+
+        read: Callable[[object], object] = getattr(fields, self._reader)
+        try:
+            read(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+ADDRESS = Value("address", "address")
+DOMAIN = Value("domain", "domain")
+DURATION = Value("duration", "duration")
+NEXT_HOP = Value("url", "next_hop")
+ORIGIN = Value("origin", "origin")
+SITE_KEY = Value("key", "site_key")
+SITE_NAME = Value("name", "site_name")
+WEBHOOK_SECRET = Value("secret", "webhook_secret")
+WEBHOOK_URL = Value("url", "webhook_url")

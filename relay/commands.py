@@ -1,0 +1,152 @@
+"""The commands that write: the running daemon does them for the CLI over the control socket, or the CLI does them itself.
+
+Each is a function of a Workplace and of arguments that a model has judged; `perform` is the one way to it. Sites,
+targets and webhooks are in relay/commands_sites.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from relay import commands_sites
+from relay.config import fields as f
+from relay.config.models import Section
+from relay.config.problems import problems_of
+from relay.control import ControlError, Handler, Lines
+from relay.secrets import new_token, token_hash
+from relay.store import events, history, queue, tokens
+from relay.store.engine import StoreUnavailable
+from relay.store.routes import AddressTaken
+from relay.store.sites import DeclaredElsewhere, NameTaken
+from relay.workplace import Command, Workplace
+
+if TYPE_CHECKING:
+    from relay.app import Daemon
+
+Id = Annotated[int, Field(ge=1, le=(1 << 63) - 1)]
+#: Deliveries that one command may name.
+MOST_IDS = 10_000
+
+
+class CreateToken(Section):
+    name: f.ShortText
+    role: Literal["admin", "manager", "viewer"] = "admin"
+    sites: f.Listed[f.SiteName] | None = None
+
+
+async def create_token(place: Workplace, given: CreateToken) -> Lines:
+    """The token itself is in the answer, and nowhere else: only its hash is stored."""
+    for name in given.sites or ():
+        place.site(name)
+    token, now = new_token(), place.clock()
+    try:
+        await place.store.write(
+            lambda tx: tokens.create(tx, given.name, token_hash(token), given.role, given.sites, now)
+        )
+    except tokens.TokenNameTaken:
+        raise ControlError(f"there is a token named {given.name!r} already", "name") from None
+    return {"name": given.name, "token": token}
+
+
+class RevokeToken(Section):
+    name: f.ShortText
+
+
+async def revoke_token(place: Workplace, given: RevokeToken) -> Lines:
+    if not await place.store.write(lambda tx: tokens.revoke(tx, given.name)):
+        raise ControlError(f"there is no token named {given.name!r}", "name")
+    return {"name": given.name}
+
+
+class RetryDeliveries(Section):
+    """``deliveries`` None: all that are deferred or held."""
+
+    deliveries: Annotated[f.Listed[Id], Field(min_length=1, max_length=MOST_IDS)] | None
+
+
+async def retry_deliveries(place: Workplace, given: RetryDeliveries) -> Lines:
+    """Try deliveries now, and again for as long as a new message would be."""
+    now = place.clock()
+    expires_at = now + place.config.forward.retry_for
+    changed = await place.store.write(lambda tx: queue.retry(tx, given.deliveries, now, expires_at))
+    place.deliveries_due()
+    return {"changed": changed}
+
+
+class DropDeliveries(Section):
+    deliveries: Annotated[f.Listed[Id], Field(min_length=1, max_length=MOST_IDS)]
+
+
+async def drop_deliveries(place: Workplace, given: DropDeliveries) -> Lines:
+    """Give deliveries up; their messages stay in the history."""
+    now = place.clock()
+    return {"changed": await place.store.write(lambda tx: queue.drop(tx, given.deliveries, now))}
+
+
+class ReplayMessage(Section):
+    message: Id
+
+
+async def replay_message(place: Workplace, given: ReplayMessage) -> Lines:
+    """Post the message's events again, under the same webhook-id."""
+    row = await history.one(place.store.reader, given.message, None)
+    if row is None:
+        raise ControlError(f"there is no message {given.message}", "message")
+    if row.extraction == "waiting":
+        raise ControlError(f"message {given.message} is being read just now: it will be posted anyway", "message")
+    now = place.clock()
+    posts = await place.store.write(lambda tx: events.replay(tx, given.message, None, now))
+    if not posts:
+        raise ControlError(f"message {given.message} belongs to no site with an enabled webhook", "message")
+    place.posts_due()
+    return {"posts": posts}
+
+
+COMMANDS: Mapping[str, Command] = {
+    "token.create": Command(CreateToken, create_token),
+    "token.revoke": Command(RevokeToken, revoke_token),
+    "queue.retry": Command(RetryDeliveries, retry_deliveries),
+    "queue.drop": Command(DropDeliveries, drop_deliveries),
+    "message.replay": Command(ReplayMessage, replay_message),
+    **commands_sites.COMMANDS,
+}
+
+
+async def perform(place: Workplace, name: str, arguments: Lines) -> Lines:
+    """Run the command ``name``. Raises ControlError with words for the user; it names the argument to blame."""
+    command = COMMANDS[name]
+    try:
+        given = command.arguments.model_validate(arguments)
+    except ValidationError as error:
+        problems = problems_of(error, command.arguments)
+        raise ControlError("; ".join(map(str, problems)), problems[0].path) from None
+    try:
+        return await command.run(place, given)
+    except DeclaredElsewhere as error:
+        raise ControlError(f"site {error} is defined in relay.toml: change it there", "site") from None
+    except (AddressTaken, NameTaken) as error:
+        raise ControlError(str(error)) from None
+    except StoreUnavailable as error:
+        raise ControlError(f"the database: {error}") from None
+
+
+def handlers(daemon: Daemon, clock: Callable[[], float]) -> Mapping[str, Handler]:
+    """What the daemon's control socket answers: every command, and `status`, by which others find its ports."""
+    place = Workplace(
+        daemon.store,
+        daemon.keys,
+        daemon.config,
+        clock,
+        deliveries_due=daemon.forwarder.wake,
+        posts_due=daemon.poster.wake,
+    )
+
+    async def status(_: Lines) -> Lines:
+        return {"pid": os.getpid(), "smtp": daemon.smtp.ports, "http": daemon.http_ports}
+
+    return {"status": status, **{name: partial(perform, place, name) for name in COMMANDS}}

@@ -1,0 +1,337 @@
+"""The commands that change sites, targets, pools and webhooks (relay/commands.py runs them).
+
+What relay.toml declares is changed there: here only its switches, its pools and whether its webhooks are enabled.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from sqlalchemy import bindparam, update
+
+from relay.config import fields as f
+from relay.config.models import Section, Site, Target
+from relay.config.rules import broken_rules
+from relay.control import ControlError, Lines
+from relay.core.model import Address, Method, RouteKind
+from relay.declare import definitions, fresh_secret
+from relay.store import sites
+from relay.store.directory import SiteView, TargetView, WebhookView
+from relay.store.engine import Statement, Tx
+from relay.store.schema import webhooks
+from relay.store.sites import DeclaredElsewhere, SiteDefinition, StaticDefinition, TargetDefinition, WebhookDefinition
+from relay.workplace import Command, Workplace
+
+#: Pool addresses that one command may add.
+MOST_ADDRESSES = 10_000
+
+_ENABLE = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "enabled disabled_reason")
+
+
+class AddSite(Section):
+    """``key`` None: one is generated."""
+
+    site: f.SiteName
+    origins: Annotated[f.Listed[f.Origin], Field(min_length=1)]
+    key: f.SiteKey | None = None
+    tracking: bool = True
+    send_to_crm: bool = True
+    bots: Literal["none", "lease"] = "none"
+
+
+async def add_site(place: Workplace, given: AddSite) -> Lines:
+    if given.site in place.store.sites.by_name:
+        raise ControlError(f"there is a site named {given.site!r} already", "site")
+    site = Site.model_construct(
+        name=given.site,
+        key=given.key or f"pk_{secrets.token_urlsafe(12)}",
+        origins=given.origins,
+        tracking=given.tracking,
+        send_to_crm=given.send_to_crm,
+        bots=given.bots,
+    )
+    definition = _defined(place, site)
+    await _define(place, definition)
+    return {"site": definition.name, "key": definition.key}
+
+
+class NamedSite(Section):
+    site: f.SiteName
+
+
+async def remove_site(place: Workplace, given: NamedSite) -> Lines:
+    """Its routes go on forwarding, without attribution, for retention.routes."""
+    now = place.clock()
+    if not await place.store.redefine(lambda tx: sites.remove(tx, given.site, now)):
+        raise ControlError(f"there is no site named {given.site!r}", "site")
+    return {"site": given.site}
+
+
+class SwitchSite(Section):
+    site: f.SiteName
+    on: bool
+
+
+async def switch_tracking(place: Workplace, given: SwitchSite) -> Lines:
+    site = place.site(given.site)
+    await place.store.redefine(lambda tx: sites.switch(tx, site.id, given.on, site.send_to_crm))
+    return {"site": site.name, "on": given.on}
+
+
+async def switch_crm(place: Workplace, given: SwitchSite) -> Lines:
+    site = place.site(given.site)
+    await place.store.redefine(lambda tx: sites.switch(tx, site.id, site.tracking, given.on))
+    return {"site": site.name, "on": given.on}
+
+
+class AddTarget(Target):
+    site: f.SiteName
+
+
+async def add_target(place: Workplace, given: AddTarget) -> Lines:
+    """A target of a site that is not declared; its first pool comes with it."""
+    site = place.site(given.site)
+    if given.address.key in site.by_address:
+        raise ControlError(f"{given.address} is a target of site {site.name!r} already", "address")
+    _refuse_broken(place, _raw(given))
+    await _refuse_circle(place, given)
+    (target,) = _defined(place, _around(given)).targets
+    definition = await _stored(place, site)
+    await _define(place, replace(definition, targets=(*definition.targets, target)))
+    made = place.site(site.name).by_address[given.address.key]
+    return {"site": site.name, "address": str(given.address), "pool": await _pool(place, made)}
+
+
+class NamedTarget(Section):
+    site: f.SiteName
+    address: f.Mailbox
+
+
+async def remove_target(place: Workplace, given: NamedTarget) -> Lines:
+    """Its routes go on forwarding, without attribution, for retention.routes."""
+    site = place.site(given.site)
+    _target(site, given.address)
+    definition = await _stored(place, site)
+    left = tuple(target for target in definition.targets if target.address.key != given.address.key)
+    await _define(place, replace(definition, targets=left))
+    return {"site": site.name, "address": str(given.address)}
+
+
+class AddToPool(NamedTarget):
+    pool: Annotated[f.Listed[f.Mailbox], Field(min_length=1, max_length=MOST_ADDRESSES)]
+
+
+async def add_to_pool(place: Workplace, given: AddToPool) -> Lines:
+    site = place.site(given.site)
+    target = _pooled(site, given.address)
+    _refuse_broken(place, {"address": str(given.address), "pool": [str(address) for address in given.pool]})
+    now = place.clock()
+    await place.store.redefine(lambda tx: sites.add_to_pool(tx, site.id, target.id, given.pool, now))
+    return {"pool": [str(address) for address in given.pool]}
+
+
+class GrowPool(NamedTarget):
+    count: Annotated[int, Field(ge=1, le=MOST_ADDRESSES)]
+
+
+async def grow_pool(place: Workplace, given: GrowPool) -> Lines:
+    site = place.site(given.site)
+    target = _pooled(site, given.address)
+    now = place.clock()
+
+    def grow(tx: Tx) -> list[Address]:
+        return sites.grow_pool(tx, site.id, target.id, target.address.local, target.domain, given.count, now)
+
+    try:
+        made = await place.store.redefine(grow)
+    except ValueError as error:
+        raise ControlError(f"{given.address}: {error}", "address") from None
+    return {"pool": [str(address) for address in made]}
+
+
+class AddWebhook(Section):
+    """``secret`` None: one is generated, and is in the answer this once."""
+
+    site: f.SiteName
+    url: f.WebhookUrl
+    fill: Literal["exact", "inferred", "likely"] = "inferred"
+    secret: f.WebhookSecret = Field(default=None, repr=False)
+
+
+async def add_webhook(place: Workplace, given: AddWebhook) -> Lines:
+    site = place.site(given.site)
+    if site.declared:
+        raise DeclaredElsewhere(site.name)
+    if any(webhook.url == given.url for webhook in site.webhooks):
+        raise ControlError(f"site {site.name!r} has a webhook with this URL already", "url")
+    secret = given.secret or fresh_secret()
+    webhook = WebhookDefinition(given.url, place.keys.seal(secret), given.fill)
+    now = place.clock()
+    webhook_id = await place.store.redefine(lambda tx: sites.add_webhook(tx, site.id, webhook, now))
+    return {"id": webhook_id} | ({} if given.secret else {"secret": secret})
+
+
+class NamedWebhook(Section):
+    webhook: Annotated[int, Field(ge=1)]
+
+
+async def remove_webhook(place: Workplace, given: NamedWebhook) -> Lines:
+    site, webhook = _webhook(place, given.webhook)
+    if webhook.declared:
+        raise DeclaredElsewhere(site.name)
+    now = place.clock()
+    await place.store.redefine(lambda tx: sites.remove_webhook(tx, webhook.id, now))
+    return {"id": webhook.id, "url": webhook.url}
+
+
+async def enable_webhook(place: Workplace, given: NamedWebhook) -> Lines:
+    """Post to it again, after a 410 or somebody's hand had disabled it."""
+    _, webhook = _webhook(place, given.webhook)
+    await place.store.redefine(lambda tx: tx.run(_ENABLE, webhook=webhook.id, enabled=1, disabled_reason=None))
+    place.posts_due()
+    return {"id": webhook.id, "url": webhook.url}
+
+
+COMMANDS: Mapping[str, Command] = {
+    "site.add": Command(AddSite, add_site),
+    "site.remove": Command(NamedSite, remove_site),
+    "site.tracking": Command(SwitchSite, switch_tracking),
+    "site.crm": Command(SwitchSite, switch_crm),
+    "target.add": Command(AddTarget, add_target),
+    "target.remove": Command(NamedTarget, remove_target),
+    "target.pool.add": Command(AddToPool, add_to_pool),
+    "target.pool.grow": Command(GrowPool, grow_pool),
+    "webhook.add": Command(AddWebhook, add_webhook),
+    "webhook.remove": Command(NamedWebhook, remove_webhook),
+    "webhook.enable": Command(NamedWebhook, enable_webhook),
+}
+
+
+def _target(site: SiteView, address: Address) -> TargetView:
+    target = site.by_address.get(address.key)
+    if target is None:
+        raise ControlError(f"{address} is no target of site {site.name!r}", "address")
+    return target
+
+
+def _pooled(site: SiteView, address: Address) -> TargetView:
+    target = _target(site, address)
+    if target.method is not Method.POOL:
+        raise ControlError(f"{address} has no pool: its method is {target.method.value}", "address")
+    return target
+
+
+def _webhook(place: Workplace, webhook_id: int) -> tuple[SiteView, WebhookView]:
+    for site in place.store.sites.by_id.values():
+        for webhook in site.webhooks:
+            if webhook.id == webhook_id:
+                return site, webhook
+    raise ControlError(f"there is no webhook {webhook_id}", "webhook")
+
+
+async def _define(place: Workplace, definition: SiteDefinition) -> None:
+    now = place.clock()
+    await place.store.redefine(lambda tx: sites.define(tx, definition, now))
+
+
+def _defined(place: Workplace, site: Site) -> SiteDefinition:
+    (definition,) = definitions(place.config.model_copy(update={"sites": (site,)}), place.keys.seal)
+    return definition
+
+
+def _around(target: Target) -> Site:
+    """A site that has only this target."""
+    return Site.model_construct(name="", key="", origins=(), targets=(target,))
+
+
+async def _stored(place: Workplace, site: SiteView) -> SiteDefinition:
+    """What defines the site now; raises DeclaredElsewhere. Webhooks are left out: they live apart from it."""
+    if site.declared:
+        raise DeclaredElsewhere(site.name)
+    targets, statics = [], []
+    for target in site.targets:
+        substitutes = await place.store.sites.substitutes(target.id)
+        targets.append(
+            TargetDefinition(
+                address=target.address,
+                method=target.method,
+                domain=target.domain,
+                pool=tuple(f.address(row["address"]) for row in substitutes if row["kind"] == RouteKind.POOL.value),
+                lease=target.lease,
+                forward_to=target.forward_to,
+                next_hop=target.next_hop,
+            )
+        )
+        statics += [
+            StaticDefinition(f.address(row["address"]), str(target.address), row["label"])
+            for row in substitutes
+            if row["kind"] == RouteKind.STATIC.value
+        ]
+    return SiteDefinition(
+        name=site.name,
+        key=site.key,
+        origins=site.origins,
+        tracking=site.tracking,
+        send_to_crm=site.send_to_crm,
+        bots=site.bots,
+        visit_timeout=site.visit_timeout,
+        conditions=dict(site.conditions),
+        targets=tuple(targets),
+        statics=tuple(statics),
+    )
+
+
+async def _pool(place: Workplace, target: TargetView) -> list[str]:
+    rows = await place.store.sites.substitutes(target.id)
+    return [row["address"] for row in rows if row["kind"] == RouteKind.POOL.value]
+
+
+def _raw(target: Target) -> dict[str, Any]:
+    """A target as relay.toml would say it, for the rules."""
+    raw: dict[str, Any] = {"address": str(target.address), "method": target.method.value, "domain": target.domain or ""}
+    if target.pool:
+        raw["pool"] = [str(address) for address in target.pool]
+    if target.pool_size is not None:
+        raw["pool_size"] = target.pool_size
+    raw["forward_to"] = "" if target.forward_to is None else str(target.forward_to)
+    raw["next_hop"] = target.next_hop or ""
+    return raw
+
+
+def _refuse_broken(place: Workplace, target: Mapping[str, Any]) -> None:
+    """Judge a target by the rules for relay.toml; raises ControlError with all that is wrong."""
+    operator = place.config.operator
+    found = broken_rules(
+        {
+            "operator": "" if operator is None else str(operator),
+            "forward": {"next_hop": place.config.forward.next_hop or ""},
+            "site": [{"target": [dict(target)]}],
+        }
+    )
+    place_of = "site[0].target[0]"
+    lines: Sequence[str] = [
+        str(problem).replace(f"{place_of}.", "").replace(place_of, "the target").replace(' (site "")', "")
+        for problem in found
+    ]
+    if lines:
+        raise ControlError("; ".join(lines), lines[0].partition(":")[0].partition("[")[0])
+
+
+async def _refuse_circle(place: Workplace, target: Target) -> None:
+    """Mail must not be sent where it comes back from; raises ControlError. (Within relay.toml the rules see to it.)"""
+    destination = target.forward_to or target.address
+    where = "forward_to" if target.forward_to else "address"
+    found = await place.store.routes.find([(*destination.key, None)])
+    if found is not None and found[0].kind is not RouteKind.BASE:
+        raise ControlError(f"{destination} is a substitute: its mail would come back here", where)
+    by_mx = target.next_hop is None and place.config.forward.next_hop is None
+    if by_mx and destination.domain in await place.store.routes.domains():
+        raise ControlError(
+            f"{destination.domain} is a domain of substitutes, so mail for {destination} would come back here: "
+            "give a next hop",
+            "next_hop",
+        )

@@ -1,0 +1,44 @@
+"""What a command that writes works on: the store, the keys and the configuration, the running daemon's or its own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from relay.config.models import Config, Section
+from relay.control import ControlError, Lines
+from relay.secrets import Keys
+from relay.store.directory import SiteView
+from relay.store.store import Store
+
+
+def _nobody_waits() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """The wake-ups are hints to the daemon's workers; without a daemon nobody waits for them."""
+
+    store: Store
+    keys: Keys
+    config: Config
+    clock: Callable[[], float]
+    deliveries_due: Callable[[], None] = _nobody_waits
+    posts_due: Callable[[], None] = _nobody_waits
+
+    def site(self, name: str) -> SiteView:
+        """The live site of this name; raises ControlError."""
+        site = self.store.sites.by_name.get(name)
+        if site is None:
+            raise ControlError(f"there is no site named {name!r}", "site")
+        return site
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """``run`` gets what ``arguments`` made of a JSON object, and answers one."""
+
+    arguments: type[Section]
+    run: Callable[[Workplace, Any], Awaitable[Lines]]

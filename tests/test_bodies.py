@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from relay.bodies import CHUNK, INLINE, Bodies
+
+
+@pytest.fixture
+def bodies(tmp_path: Path) -> Bodies:
+    found = Bodies(tmp_path / "bodies")
+    found.prepare()
+    return found
+
+
+async def receive(bodies: Bodies, data: bytes, piece: int = 10_000):
+    writer = bodies.writer()
+    for start in range(0, len(data), piece):
+        if writer.write(data[start : start + piece]):
+            await writer.flush()
+    return writer, await writer.close()
+
+
+async def test_a_small_body_stays_in_memory(bodies: Bodies, tmp_path: Path) -> None:
+    data = os.urandom(INLINE)
+    writer, body = await receive(bodies, data)
+    assert (body.data, body.file, body.size, writer.head) == (data, None, INLINE, data)
+    assert body.digest == hashlib.sha256(data).digest()
+    assert list((tmp_path / "bodies").iterdir()) == []
+
+
+async def test_a_large_body_is_a_private_file_with_its_head_kept(bodies: Bodies) -> None:
+    data = os.urandom(3 * CHUNK + 17)
+    writer, body = await receive(bodies, data)
+    assert body.data is None
+    assert body.file is not None
+    assert (body.size, body.digest) == (len(data), hashlib.sha256(data).digest())
+    assert data.startswith(writer.head)
+    assert len(writer.head) >= INLINE
+    assert bodies.path(body.file).stat().st_mode & 0o777 == 0o600
+    assert b"".join([chunk async for chunk in bodies.chunks(body.file)]) == data
+    assert b"".join([chunk async for chunk in bodies.chunks(body.file, INLINE)]) == data[INLINE:]
+    assert bodies.read(body.file, 100) == data[:100]
+
+
+async def test_a_discarded_body_leaves_nothing(bodies: Bodies, tmp_path: Path) -> None:
+    writer = bodies.writer()
+    if writer.write(b"x" * (INLINE + 1)):
+        await writer.flush()
+    writer.discard()
+    assert list((tmp_path / "bodies").iterdir()) == []
+
+
+async def test_a_body_file_that_is_gone_is_an_error_and_removing_it_again_is_none(bodies: Bodies) -> None:
+    _, body = await receive(bodies, b"x" * (INLINE + 1))
+    bodies.remove([body.file])
+    bodies.remove([body.file])
+    with pytest.raises(FileNotFoundError):
+        [chunk async for chunk in bodies.chunks(body.file)]
+
+
+async def test_names_lists_what_was_left_alone_long_enough(bodies: Bodies) -> None:
+    _, body = await receive(bodies, b"x" * (INLINE + 1))
+    written = bodies.path(body.file).stat().st_mtime
+    assert list(bodies.names(written - 1)) == []
+    assert list(bodies.names(written + 1)) == [body.file]
+
+
+async def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:
+    writer = Bodies(Path("/dev/full/nowhere")).writer()
+    writer.write(b"x" * (INLINE + 1))
+    with pytest.raises(OSError):
+        await writer.flush()
+    writer.discard()

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.core.address import parse
+from relay.core.model import Address
+from relay.envelope import Return, read_return, return_path
+
+KEY = b"k" * 32
+NOW = 1_800_000_000.0
+DOMAIN = "track.example.com"
+
+
+def test_the_null_sender_stays_null() -> None:
+    assert return_path("", 7, DOMAIN, KEY, NOW) == ""
+
+
+def test_an_ordinary_sender_is_rewritten_by_srs_and_reversed() -> None:
+    path = return_path("alice@example.org", 7, DOMAIN, KEY, NOW)
+    assert path.startswith("SRS0=")
+    assert path.endswith("@" + DOMAIN)
+    assert read_return(parse(path), [KEY], NOW) == Return(Address("alice", "example.org"), None)
+
+
+@pytest.mark.parametrize(
+    "sender", ["иван@example.org", '"a b"@example.org', "a" * 64 + "@example.org", '"a..b"@docomo.ne.jp', "a@under_score.x"]
+)
+def test_a_sender_that_srs_cannot_carry_gets_an_ascii_token_of_its_message(sender: str) -> None:
+    path = return_path(sender, 7, DOMAIN, KEY, NOW)
+    assert path.isascii()
+    assert read_return(parse(path), [KEY], NOW) == Return(None, 7)
+    assert read_return(parse(path.upper()), [KEY], NOW) == Return(None, 7)
+
+
+def test_a_return_path_survives_a_rotated_key_and_no_other() -> None:
+    for sender in ("alice@example.org", "иван@example.org"):
+        path = parse(return_path(sender, 7, DOMAIN, KEY, NOW))
+        assert read_return(path, [b"new" * 8, KEY], NOW) is not None
+        assert read_return(path, [b"new" * 8], NOW) is None
+
+
+@given(st.from_regex(r"(srs[01]=|vr0=)[a-z0-9=+\-]{0,40}", fullmatch=True))
+def test_a_forged_return_path_is_nobody(local: str) -> None:
+    assert read_return(Address(local, DOMAIN), [KEY], NOW) is None

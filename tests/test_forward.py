@@ -1,0 +1,250 @@
+"""From the final dot to the next hop's answer, with a real store and real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from relay.core.model import DeliveryState, Outcome, OutcomeKind
+from relay.forward import settle
+from relay.store import queue
+from relay.store.messages import Job
+from tests.dns_server import DnsServer
+from tests.parts import Parts, running_parts
+from tests.smtp_client import SmtpClient
+from tests.smtp_sink import Close, Received, SmtpSink
+
+MAIL = b"From: Alice <alice@example.org>\r\nSubject: hi\r\n\r\nhello\r\n..dot\r\n"
+
+
+@pytest.fixture
+async def sink() -> AsyncIterator[SmtpSink]:
+    async with SmtpSink() as found:
+        yield found
+
+
+async def send(parts: Parts, *recipients: str, mail: bytes = MAIL, sender: str = "alice@example.org") -> str:
+    """One transaction; the reply to the final dot."""
+    async with await SmtpClient.hello(parts.port) as client:
+        assert (await client.command(f"MAIL FROM:<{sender}>")).code == 250
+        for recipient in recipients:
+            assert (await client.command(f"RCPT TO:<{recipient}>")).code == 250, recipient
+        assert (await client.command("DATA")).code == 354
+        await client.send(mail + b".\r\n")
+        answer = await client.answer()
+        return f"{answer.code} {answer.text}"
+
+
+def split(received: Received) -> tuple[bytes, bytes]:
+    """Our fields, and what follows them."""
+    start = received.content.index(b"X-Visit-Relay: ")
+    end = received.content.index(b"\r\n", start) + 2
+    while received.content[end:].startswith(b"X-Visit-"):
+        end = received.content.index(b"\r\n", end) + 2
+    return received.content[:end], received.content[end:]
+
+
+async def test_the_bytes_received_follow_our_fields_unchanged(tmp_path: Path, sink: SmtpSink) -> None:
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        assert (await send(parts, "sales+77@track.example.com")).startswith("250 2.0.0")
+        (received,) = await sink.wait_for_messages(1)
+        ours, theirs = split(received)
+        assert received.wire.endswith(MAIL)
+        assert theirs == MAIL.replace(b"\r\n..", b"\r\n.")
+        assert ours.startswith(b"Received: from client.test ([127.0.0.1])")
+        assert b"for <sales+77@track.example.com>" in ours.replace(b"\r\n\t", b" ")
+        assert b"X-Visit-Id: 77\r\n" in ours
+        assert received.recipients == ["sales@example.com"]
+        assert received.mail_from.startswith("SRS0=")
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
+        assert (row["attribution"], row["claimed_number"], row["attempts"]) == ("claimed", "77", 1)
+
+
+async def test_our_fields_go_behind_an_mbox_line(tmp_path: Path, sink: SmtpSink) -> None:
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        await send(parts, "card@track.example.com", mail=b"From alice Mon Jan  1 00:00:00 2024\r\n" + MAIL)
+        (received,) = await sink.wait_for_messages(1)
+        assert received.content.startswith(b"From alice Mon Jan  1 00:00:00 2024\r\nReceived: ")
+        assert received.wire.endswith(b"business%20card\r\n" + MAIL)
+
+
+@pytest.mark.parametrize("size", [100, 600_000])
+async def test_fields_that_claim_to_be_ours_are_cut_from_small_and_large_mail(
+    tmp_path: Path, sink: SmtpSink, size: int
+) -> None:
+    forged = b"X-Visit-Id: 1\r\nAuthentication-Results: mx.track.example.com; dkim=pass\r\n"
+    foreign = b"Authentication-Results: mx.other.test; dkim=pass\r\n"
+    body = b"\r\n" + b"x" * 70 + b"\r\n" * (size // 72)
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        await send(parts, "sales@track.example.com", mail=b"Subject: a\r\n" + forged + foreign + body)
+        (received,) = await sink.wait_for_messages(1)
+        assert split(received)[1] == b"Subject: a\r\n" + foreign + body
+
+
+async def test_each_real_address_gets_one_copy_and_sees_no_other_recipient(tmp_path: Path, sink: SmtpSink) -> None:
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        await send(
+            parts, "sales+1@track.example.com", "card@track.example.com", "p1@track.example.com", "p2@track.example.com"
+        )
+        received = await sink.wait_for_messages(2)
+        assert sorted(m.recipients[0] for m in received) == ["info@example.com", "sales@example.com"]
+        rows = await parts.until(lambda rows: {row["state"] for row in rows} == {"forwarded"})
+        assert [(row["recipient"], row["attribution"]) for row in rows] == [
+            ("card@track.example.com", "exact"),
+            ("p1@track.example.com", "none"),
+        ]
+
+
+async def test_a_refusal_is_held_with_its_bytes_and_retried_by_hand(tmp_path: Path, sink: SmtpSink) -> None:
+    sink.script["rcpt"] = ["550 5.1.1 no such user", None]
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        await send(parts, "sales@track.example.com")
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "failed")
+        assert (row["code"], row["answer"]) == (550, "RCPT: 550 5.1.1 no such user")
+        now = parts.clock()
+        assert await parts.store.write(lambda tx: queue.retry(tx, None, now, now + 60)) == [row["id"]]
+        parts.forwarder.wake()
+        await sink.wait_for_messages(1)
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
+        assert row["attempts"] == 2
+
+
+async def test_what_was_deferred_is_sent_when_its_time_has_come(tmp_path: Path, sink: SmtpSink) -> None:
+    sink.script["rcpt"] = ["451 4.3.0 later", None]
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        await send(parts, "sales@track.example.com")
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
+        assert 60 <= row["next_at"] - parts.clock() + 5 <= 90
+        parts.clock.ahead = 100
+        parts.forwarder.wake()
+        await sink.wait_for_messages(1)
+
+
+async def test_an_answer_lost_after_the_dot_is_sent_again_and_flagged(tmp_path: Path, sink: SmtpSink) -> None:
+    sink.script["dot"] = [Close(), None]
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        await send(parts, "sales@track.example.com")
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
+        assert row["possibly_repeated"] == 1
+        parts.clock.ahead = 100
+        parts.forwarder.wake()
+        await sink.wait_for_messages(1)
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
+        assert row["possibly_repeated"] == 1
+
+
+async def test_a_dead_destination_is_tried_by_one_message_when_its_back_off_ends(tmp_path: Path) -> None:
+    async with SmtpSink() as gone:
+        address, port = gone.address, gone.port
+    async with running_parts(tmp_path, f"smtp://{address}") as parts:
+        await send(parts, "sales@track.example.com")
+        await parts.until(lambda rows: rows[0]["state"] == "deferred")
+        for number in range(5):
+            await send(parts, "sales@track.example.com", mail=MAIL + b"%d\r\n" % number)
+        rows = await parts.delivery_rows()
+        assert [row["state"] for row in rows] == ["deferred", *["queued"] * 5]
+        assert [row["attempts"] for row in rows] == [1, 0, 0, 0, 0, 0]
+        async with SmtpSink(port=port) as back:
+            parts.clock.ahead = 100
+            parts.forwarder.wake()
+            await back.wait_for_messages(6)
+            await parts.until(lambda rows: {row["state"] for row in rows} == {"forwarded"})
+
+
+async def test_without_a_next_hop_the_mx_of_the_real_address_gets_the_mail(tmp_path: Path, sink: SmtpSink) -> None:
+    zone = {
+        ("example.com", "MX"): ["10 mail.example.com."],
+        ("mail.example.com", "A"): ["127.0.0.1"],
+    }
+    async with (
+        DnsServer(zone) as dns,
+        running_parts(tmp_path, None, nameservers=(dns.address,), mx_port=sink.port) as parts,
+    ):
+        await send(parts, "sales@track.example.com")
+        await sink.wait_for_messages(1)
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
+        assert row["host"].startswith("mail.example.com")
+        assert row["destination"] == "example.com"
+
+
+async def test_claims_left_by_a_crash_are_voided_flagged_and_delivered(tmp_path: Path, sink: SmtpSink) -> None:
+    async with running_parts(tmp_path, f"smtp://{sink.address}", start_forwarding=False) as parts:
+        parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]  # the process dies here
+        await send(parts, "sales@track.example.com")
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        await sink.wait_for_messages(1)
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
+        assert (row["possibly_repeated"], row["attempts"]) == (1, 2)
+
+
+async def test_mail_that_is_longer_than_memory_waits_in_the_store(
+    tmp_path: Path, sink: SmtpSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.forward.MEMORY", 10)
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        assert not parts.forwarder.takes("anywhere", len(MAIL))
+        parts.forwarder.wake()
+        await send(parts, "sales@track.example.com")
+        (row,) = await parts.delivery_rows()
+        assert (row["claim"], row["attempts"]) == (None, 0)
+        monkeypatch.undo()
+        parts.forwarder.wake()
+        await sink.wait_for_messages(1)
+
+
+async def test_a_body_that_is_gone_is_an_error_that_can_be_read(tmp_path: Path, sink: SmtpSink) -> None:
+    async with running_parts(tmp_path, f"smtp://{sink.address}", start_forwarding=False) as parts:
+        parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
+        await send(parts, "sales@track.example.com", mail=b"Subject: x\r\n\r\n" + b"y" * 400_000 + b"\r\n")
+        for file in (tmp_path / "bodies").iterdir():
+            file.unlink()
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
+        assert "No such file" in row["answer"]
+
+
+JOB = Job(
+    delivery_id=1,
+    message_id=1,
+    claim="c",
+    attempts=1,
+    recipient="a@b",
+    forward_to="c@d",
+    next_hop=None,
+    destination="d",
+    mail_from="",
+    received_at=0.0,
+    expires_at=1000.0,
+    stored_size=1,
+    data=b"x",
+    file=None,
+    cut=(),
+    ip="::1",
+    helo="h",
+    tls=None,
+    visit=None,
+    source=None,
+    joined=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "now", "state", "repeated"),
+    [
+        (OutcomeKind.DELIVERED, 10.0, DeliveryState.FORWARDED, False),
+        (OutcomeKind.PERMANENT, 10.0, DeliveryState.FAILED, False),
+        (OutcomeKind.TEMPORARY, 10.0, DeliveryState.DEFERRED, False),
+        (OutcomeKind.AMBIGUOUS, 10.0, DeliveryState.DEFERRED, True),
+        (OutcomeKind.TEMPORARY, 950.0, DeliveryState.FAILED, False),
+        (OutcomeKind.AMBIGUOUS, 950.0, DeliveryState.FAILED, True),
+    ],
+)
+def test_an_outcome_settles_what_becomes_of_the_delivery(
+    kind: OutcomeKind, now: float, state: DeliveryState, repeated: bool
+) -> None:
+    end = settle(JOB, Outcome(kind, 250, "text", "host"), 5.0, now, 0.0)
+    assert (end.state, end.possibly_repeated, end.started_at, end.finished_at) == (state, repeated, 5.0, now)
+    if state is DeliveryState.DEFERRED:
+        assert end.next_at == now + 60

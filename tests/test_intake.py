@@ -1,0 +1,160 @@
+"""What RCPT and the final dot are answered, and what is kept of a message."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from sqlalchemy import select
+
+from relay.core.message import loop_token
+from relay.envelope import return_path
+from relay.store import history
+from relay.store.engine import StoreUnavailable
+from relay.store.schema import events, messages, paths
+from tests.parts import Parts, running_parts
+from tests.smtp_client import SmtpClient
+
+MAIL = "Subject: hi\r\n\r\nhello\r\n.\r\n"
+
+
+@pytest.fixture
+async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
+    """Nothing is forwarded: the claims of this run go nowhere."""
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as found:
+        found.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
+        yield found
+
+
+async def rcpt(parts: Parts, recipient: str) -> int:
+    async with await SmtpClient.hello(parts.port) as client:
+        await client.command("MAIL FROM:<>")
+        return (await client.command(f"RCPT TO:{recipient}")).code
+
+
+async def mail(parts: Parts, text: str, *recipients: str, sender: str = "<alice@example.org>") -> str:
+    async with await SmtpClient.hello(parts.port) as client:
+        await client.start(*recipients, sender=sender)
+        await client.send(text.encode())
+        return (await client.answer()).short
+
+
+@pytest.mark.parametrize(
+    ("recipient", "code"),
+    [
+        ("<sales@track.example.com>", 250),
+        ("<SALES@Track.Example.COM>", 250),
+        ("<sales+123456@track.example.com>", 250),
+        ("<sales+anything+else@track.example.com>", 250),
+        ("<p1@track.example.com>", 250),
+        ("<p1+tag@track.example.com>", 250),
+        ("<card@track.example.com>", 250),
+        ("<help@track.example.com>", 250),
+        ("<postmaster>", 250),
+        ("<postmaster@track.example.com>", 250),
+        ("<Abuse@track.example.com>", 250),
+        ("<postmaster@mx.track.example.com>", 250),
+        ("<nobody@track.example.com>", 550),
+        ("<p3@track.example.com>", 550),
+        ("<sales@example.com>", 550),
+        ("<postmaster@example.org>", 550),
+        ("<alice@example.org>", 550),
+        ("<SRS0=aaaa=bb=example.org=alice@track.example.com>", 550),
+    ],
+)
+async def test_a_recipient_is_taken_when_its_domain_is_ours_and_a_route_exists(
+    parts: Parts, recipient: str, code: int
+) -> None:
+    assert await rcpt(parts, recipient) == code
+
+
+async def test_a_return_to_our_return_path_is_collected_from_the_null_sender_only(parts: Parts) -> None:
+    path = return_path("alice@example.org", 1, "track.example.com", parts.keys.current("srs"), parts.clock())
+    assert await mail(parts, MAIL, f"<{path}>") == "550 5.1.1"
+    assert await mail(parts, MAIL, f"<{path}>", sender="<>") == "250 2.0.0"
+    rows = await parts.store.reader.all(select(messages.c.state, paths.c.kind).join(paths))
+    assert rows == [("collected", "collected")]
+    (shown,) = await history.page(parts.store.reader, history.Filter(), 10)
+    assert shown.deliveries == ()
+
+
+async def test_our_own_copy_coming_back_is_kept_as_looped_and_goes_nowhere(parts: Parts) -> None:
+    token = loop_token("1", parts.keys.current("loop"))
+    assert await mail(parts, f"X-Visit-Relay: {token}\r\n{MAIL}", "<sales@track.example.com>") == "250 2.0.0"
+    (row,) = await parts.delivery_rows()
+    assert (row["state"], row["claim"], row["attempts"]) == ("looped", None, 0)
+    assert await parts.store.reader.all(select(events.c.state, events.c.reason)) == [("withheld", "loop")]
+
+
+async def test_a_loop_token_that_is_not_ours_changes_nothing(parts: Parts) -> None:
+    await mail(parts, f"X-Visit-Relay: {loop_token('1', b'x' * 32)}\r\n{MAIL}", "<sales@track.example.com>")
+    (row,) = await parts.delivery_rows()
+    assert row["state"] == "queued"
+
+
+async def test_more_than_fifty_received_fields_are_a_loop(parts: Parts) -> None:
+    trace = "Received: from a by b; Mon, 1 Jan 2024 00:00:00 +0000\r\n"
+    assert await mail(parts, trace * 51 + MAIL, "<sales@track.example.com>") == "554 5.4.6"
+    assert await mail(parts, trace * 50 + MAIL, "<sales@track.example.com>") == "250 2.0.0"
+
+
+async def test_a_header_block_over_the_limit_is_refused_and_nothing_is_kept(parts: Parts, tmp_path: Path) -> None:
+    assert await mail(parts, "X: " + "y" * 300_000 + "\r\n" + MAIL, "<sales@track.example.com>") == "552 5.3.4"
+    assert await mail(parts, "X: y\r\n" * 1001 + MAIL, "<sales@track.example.com>") == "552 5.3.4"
+    assert await parts.delivery_rows() == []
+    assert list((tmp_path / "bodies").iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [10, 400_000])
+async def test_a_mail_resent_after_a_lost_answer_is_recorded_and_not_sent_again(
+    parts: Parts, tmp_path: Path, size: int
+) -> None:
+    text = "Subject: hi\r\n\r\n" + "x" * size + "\r\n.\r\n"
+    for _ in range(2):
+        assert await mail(parts, text, "<sales@track.example.com>") == "250 2.0.0"
+    assert len(await parts.delivery_rows()) == 1
+    assert [row[0] for row in await parts.store.reader.all(select(paths.c.kind))] == ["first", "repeat"]
+    assert parts.read.given == [1]
+    assert len(list((tmp_path / "bodies").iterdir())) == (1 if size > 300_000 else 0)
+
+
+async def test_mail_is_answered_452_while_the_disk_is_nearly_full(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    async with await SmtpClient.hello(parts.port) as client:
+        assert (await client.command("MAIL FROM:<a@example.org>")).short == "452 4.3.1"
+        monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=1 << 30, f_frsize=4096))
+        parts.clock.ahead += 2
+        assert (await client.command("MAIL FROM:<a@example.org>")).short == "250 2.1.0"
+        assert (await client.command("RSET")).code == 250
+        assert (await client.command("MAIL FROM:<a@example.org> SIZE=99999999")).short == "552 5.3.4"
+
+
+async def test_a_store_that_fails_is_451_and_the_session_goes_on(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise StoreUnavailable("disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.store, "write", fail)
+        assert await mail(parts, MAIL, "<sales@track.example.com>") == "451 4.3.2"
+        patch.setattr(parts.store.routes, "find", fail)
+        assert await rcpt(parts, "<p2@track.example.com>") == 451
+    assert await mail(parts, MAIL, "<sales@track.example.com>") == "250 2.0.0"
+
+
+async def test_the_sender_is_taken_from_from_else_from_the_envelope(parts: Parts) -> None:
+    await mail(parts, "From: Bob <BOB@Example.ORG>\r\n" + MAIL, "<sales@track.example.com>")
+    await mail(parts, MAIL, "<sales@track.example.com>")
+    rows = await parts.store.reader.all(select(messages.c.sender).order_by(messages.c.id))
+    assert [row[0] for row in rows] == ["bob@example.org", "alice@example.org"]
+
+
+async def test_without_an_operator_nobody_takes_postmasters_mail(tmp_path: Path) -> None:
+    async with running_parts(
+        tmp_path / "other", "smtp://127.0.0.1:9", policy={"operator": None}, start_forwarding=False
+    ) as alone:
+        assert await rcpt(alone, "<postmaster>") == 550
+        assert await rcpt(alone, "<postmaster@track.example.com>") == 550

@@ -1,0 +1,136 @@
+"""Listening and stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from relay.bodies import Bodies
+from relay.smtp_in import SmtpServer
+from relay.smtp_limits import Settings
+from tests.smtp_client import SmtpClient
+from tests.smtp_harness import Recorder, serving
+
+BODY = b"Subject: hi\r\n\r\nhello\r\n.\r\n"
+
+
+def server_in(directory: Path) -> tuple[SmtpServer, Recorder]:
+    bodies = Bodies(directory)
+    recorder = Recorder(bodies)
+    return SmtpServer(recorder, bodies, Settings("mx.test")), recorder
+
+
+async def test_serves_ipv4_and_ipv6_and_a_socket_handed_in(tmp_path: Path) -> None:
+    handed = socket.create_server(("127.0.0.1", 0))
+    server, recorder = server_in(tmp_path)
+    await server.start([("127.0.0.1", 0), ("::1", 0), handed])
+    v4, v6, own = server.ports
+    assert own == handed.getsockname()[1]
+    for host, port in (("127.0.0.1", v4), ("::1", v6), ("127.0.0.1", own)):
+        async with await SmtpClient.connect(port, host) as client:
+            assert (await client.answer()).code == 220
+            await client.command("EHLO c.test")
+            assert (await client.mail(BODY)).code == 250
+    assert [transaction.client.ip for transaction in recorder.transactions] == ["127.0.0.1", "::1", "127.0.0.1"]
+    await server.stop(0)
+    assert handed.fileno() == -1
+    assert (server.ports, server.sockets) == ([], [])
+
+
+async def test_an_ipv4_client_of_a_dual_stack_socket_has_its_ipv4_address(tmp_path: Path) -> None:
+    dual = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    server, recorder = server_in(tmp_path)
+    await server.start([dual])
+    async with await SmtpClient.hello(server.ports[0]) as client:
+        assert (await client.mail(BODY)).code == 250
+    assert recorder.transactions[0].client.ip == "127.0.0.1"
+    await server.stop(0)
+
+
+async def test_when_one_address_is_taken_none_is_listened_on(tmp_path: Path) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    free = socket.create_server(("127.0.0.1", 0))
+    server, _ = server_in(tmp_path)
+    with taken, pytest.raises(OSError):
+        await server.start([free, ("127.0.0.1", taken.getsockname()[1])])
+    assert server.ports == []
+    assert free.fileno() == -1
+
+
+async def test_a_server_without_sessions_stops_at_once_and_can_be_stopped_twice(tmp_path: Path) -> None:
+    server, _ = server_in(tmp_path)
+    await server.start([("127.0.0.1", 0)])
+    port = server.ports[0]
+    async with asyncio.timeout(1):
+        await server.stop(60)
+        await server.stop(60)
+    with pytest.raises(ConnectionRefusedError):
+        await SmtpClient.connect(port)
+
+
+@pytest.mark.parametrize("before", [[], ["MAIL FROM:<>"], ["MAIL FROM:<>", "RCPT TO:<u1@track.test>"]])
+async def test_a_stop_sends_421_to_who_is_not_in_data(before: list[str], tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
+        for line in before:
+            await client.command(line)
+        stop = asyncio.create_task(served.server.stop(60))
+        assert (await client.answer()).short == "421 4.3.2"
+        client.writer.close()
+        await stop
+        assert served.server.connections == 0
+
+
+async def test_a_message_in_transit_may_end_within_the_grace(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
+        assert (await client.start()).code == 354
+        await client.send(BODY[:10])
+        stop = asyncio.create_task(served.server.stop(60))
+        await asyncio.sleep(0)  # the stop has begun
+        await client.send(BODY[10:] + b"NOOP\r\n")
+        assert (await client.answer()).code == 250
+        assert (await client.answer()).short == "421 4.3.2"
+        client.writer.close()
+        await stop
+        assert len(served.recorder.transactions) == 1
+
+
+async def test_a_message_that_does_not_end_within_the_grace_is_cut_off_and_leaves_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
+        assert (await client.start()).code == 354
+        await client.send(b"x" * 1_000_000)
+        await served.server.stop(0.02)
+        assert await client.at_end()
+        assert (served.server.connections, served.files(), served.recorder.transactions) == (0, [], [])
+
+
+async def test_an_acceptance_under_way_runs_to_its_end_after_the_grace(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
+        served.recorder.go.clear()
+        assert (await client.start()).code == 354
+        await client.send(BODY)
+        await served.recorder.entered.wait()
+        stop = asyncio.create_task(served.server.stop(0))
+        assert await client.at_end()  # cut off
+        served.recorder.go.set()
+        await stop
+        assert len(served.recorder.transactions) == 1
+
+
+async def test_a_stop_does_not_wait_for_ever_for_an_acceptance_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.smtp_in.LAST_ACCEPTANCES", 0.02)
+    async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
+        served.recorder.go.clear()
+        assert (await client.start()).code == 354
+        await client.send(BODY)
+        await served.recorder.entered.wait()
+        with capture_logs() as entries:
+            await served.server.stop(0)
+        assert [entry["event"] for entry in entries] == ["SMTP sessions left behind at the stop"]
+        served.recorder.go.set()
+        await served.empty()

@@ -1,0 +1,74 @@
+"""What is past its retention goes; what is still to be forwarded stays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sqlalchemy import select, update
+
+from relay.store.engine import Statement
+from relay.store.schema import deliveries, messages
+from relay.sweep import ORPHAN_AGE, Ages, Sweeper
+from tests.parts import Parts, running_parts
+from tests.smtp_client import SmtpClient
+
+DAY = 86400.0
+AGES = Ages(raw=10 * DAY, messages=100 * DAY, visits=100 * DAY, routes=400 * DAY)
+
+
+async def mail(parts: Parts, size: int) -> None:
+    async with await SmtpClient.hello(parts.port) as client:
+        text = b"Subject: x\r\n\r\n" + b"y" * size + b"\r\n.\r\n"
+        assert (await client.mail(text, "<card@track.example.com>", sender="<a@example.org>")).code == 250
+
+
+async def settle(parts: Parts, state: str) -> None:
+    done = Statement(update(deliveries).values(state=state))
+    read = Statement(update(messages).values(state=state, extraction="done"))
+    await parts.store.write(lambda tx: (tx.run(done), tx.run(read)))
+
+
+async def test_bytes_go_first_then_the_message(tmp_path: Path) -> None:
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
+        await mail(parts, 10)
+        await mail(parts, 400_000)
+        sweeper = Sweeper(parts.store, parts.bodies, AGES, parts.clock)
+        await settle(parts, "forwarded")
+        assert await sweeper.sweep() == 0
+        parts.clock.ahead = 11 * DAY
+        assert await sweeper.sweep() == 1
+        assert list((tmp_path / "bodies").iterdir()) == []
+        rows = await parts.store.reader.all(select(messages.c.body_file, messages.c.raw_removed_at))
+        assert [(file, removed is not None) for file, removed in rows] == [(None, True)] * 2
+        parts.clock.ahead = 101 * DAY
+        await sweeper.sweep()
+        assert await parts.store.reader.all(select(messages.c.id)) == []
+
+
+async def test_what_is_queued_or_held_outlives_its_retention(tmp_path: Path) -> None:
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
+        await mail(parts, 400_000)
+        sweeper = Sweeper(parts.store, parts.bodies, AGES, parts.clock)
+        for state in ("queued", "deferred", "failed"):
+            await settle(parts, state)
+            parts.clock.ahead = 1000 * DAY
+            assert await sweeper.sweep() == 0
+            assert len(list((tmp_path / "bodies").iterdir())) == 1
+
+
+async def test_a_body_file_without_a_message_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
+        await mail(parts, 400_000)
+        orphan = tmp_path / "bodies" / "0123"
+        orphan.write_bytes(b"left by a crash")
+        sweeper = Sweeper(parts.store, parts.bodies, AGES, parts.clock)
+        assert await sweeper.sweep() == 0
+        for file in (tmp_path / "bodies").iterdir():
+            os.utime(file, (0, parts.clock() - ORPHAN_AGE - 1))
+        assert await sweeper.sweep() == 1
+        assert not orphan.exists()
+        assert len(list((tmp_path / "bodies").iterdir())) == 1
