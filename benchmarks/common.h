@@ -117,14 +117,6 @@ static inline int listening(void)
     return fd;
 }
 
-static inline int accepted(int listener)
-{
-    int one = 1, fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd >= 0)
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    return fd;
-}
-
 /* Why a connection attempt failed, 0 when it did not. */
 static inline int connect_error(int fd)
 {

@@ -1,4 +1,4 @@
-"""The commands that write: the running daemon does them for the CLI over the control socket, or the CLI does them itself.
+"""The commands that write: the running daemon does them for the CLI (control socket), or the CLI does them itself.
 
 Each is a function of a Workplace and of arguments that a model has judged; `perform` is the one way to it. Sites,
 targets and webhooks are in relay/commands_sites.py.
@@ -64,13 +64,16 @@ async def revoke_token(place: Workplace, given: RevokeToken) -> Lines:
 
 
 class RetryDeliveries(Section):
-    """``deliveries`` None: all that are deferred or held."""
+    """Either these, or all that are deferred or held."""
 
-    deliveries: Annotated[f.Listed[Id], Field(min_length=1, max_length=MOST_IDS)] | None
+    deliveries: Annotated[f.Listed[Id], Field(min_length=1, max_length=MOST_IDS)] | None = None
+    all: bool = False
 
 
 async def retry_deliveries(place: Workplace, given: RetryDeliveries) -> Lines:
     """Try deliveries now, and again for as long as a new message would be."""
+    if (given.deliveries is None) != given.all:
+        raise ControlError("either name deliveries or say all", "deliveries")
     now = place.clock()
     expires_at = now + place.config.forward.retry_for
     changed = await place.store.write(lambda tx: queue.retry(tx, given.deliveries, now, expires_at))

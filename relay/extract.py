@@ -61,7 +61,7 @@ class _Job:
 
 
 class Extractor:
-    """``workers`` processes; ``timeout``: seconds within which a message handed to a worker has its answer.
+    """``workers`` processes; ``timeout``: seconds that the attempts to read one message may take together.
 
     ``memory`` is a worker's limit of address space in octets.
     """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
+from typing import Any
 
 from relay.core.mime import Extracted, Part
 
@@ -30,7 +31,19 @@ def as_json(result: Extracted) -> bytes:
     return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+_PART = [int, str, str, int, bool, int, int, str]
+
+
 def from_json(answer: bytes) -> Extracted:
-    """Raises ValueError or TypeError for most of what ``as_json`` can't have written."""
+    """Raises ValueError or TypeError for what ``as_json`` can't have written."""
     subject, text, html_only, attachments, partial = json.loads(answer)
-    return Extracted(subject, text, html_only, tuple(Part(*fields) for fields in attachments), partial)
+    right = isinstance(subject, str | None) and isinstance(text, str | None)
+    if not (right and isinstance(html_only, bool) and isinstance(partial, bool)):
+        raise TypeError("an answer of another shape")
+    return Extracted(subject, text, html_only, tuple(map(_part, attachments)), partial)
+
+
+def _part(fields: list[Any]) -> Part:
+    if list(map(type, fields)) != _PART:
+        raise TypeError("an attachment of another shape")
+    return Part(*fields)

@@ -20,9 +20,9 @@ from typing import Literal, Protocol
 
 import structlog
 
+from relay import smtp_envelope
 from relay.bodies import Bodies, Body
 from relay.core import reply
-from relay.core.address import AddressError, ParameterError, Parameters, parse_mail, parse_rcpt
 from relay.core.model import Address
 from relay.core.reply import Reply
 from relay.smtp_data import Reception
@@ -265,43 +265,24 @@ class Session(Stream):
             return self._answer(reply.NEED_HELLO)
         if self._in_mail:
             return self._answer(reply.NESTED_MAIL)
-        if argument[:5].upper() != "FROM:":
-            return self._answer(reply.SYNTAX_ERROR)
-        try:
-            sender, parameters = parse_mail(argument[5:])
-        except AddressError as error:
-            return self._answer(reply.BAD_PARAMETERS if isinstance(error, ParameterError) else reply.BAD_SENDER)
-        size = 0
-        if parameters:
-            size, refusal = _mail_parameters(parameters)
-            if refusal is not None:
-                return self._answer(refusal)
-        smtputf8 = "SMTPUTF8" in parameters
-        if not smtputf8 and not argument.isascii():
-            return self._answer(reply.NON_ASCII_ADDRESS)
-        if size > self._settings.max_message_size:
+        mail = smtp_envelope.mail(argument)
+        if isinstance(mail, Reply):
+            return self._answer(mail)
+        if mail.size > self._settings.max_message_size:
             return self._answer(reply.MESSAGE_TOO_BIG)
-        if not self._service.intake.room(size):
+        if not self._service.intake.room(mail.size):
             return self._answer(reply.INSUFFICIENT_STORAGE)
         self._in_mail = True
-        self._sender = sender
-        self._smtputf8 = smtputf8
+        self._sender = mail.sender
+        self._smtputf8 = mail.smtputf8
         self._answer(reply.SENDER_OK)
 
     async def smtp_RCPT(self, argument: str) -> None:
         if not self._in_mail:
             return self._answer(reply.NEED_MAIL if self._helo else reply.NEED_HELLO)
-        if argument[:3].upper() != "TO:":
-            return self._answer(reply.SYNTAX_ERROR)
-        try:
-            parsed, parameters = parse_rcpt(argument[3:])
-        except AddressError as error:
-            return self._answer(reply.BAD_PARAMETERS if isinstance(error, ParameterError) else reply.BAD_RECIPIENT)
-        if parameters:
-            return self._answer(reply.UNKNOWN_PARAMETER)
-        if not self._smtputf8 and not argument.isascii():
-            return self._answer(reply.NON_ASCII_ADDRESS)
-        recipient: Recipient = parsed if isinstance(parsed, Address) else "postmaster"
+        recipient = smtp_envelope.rcpt(argument, self._smtputf8)
+        if isinstance(recipient, Reply):
+            return self._answer(recipient)
         key = recipient if isinstance(recipient, str) else recipient.key
         if key in self._recipients:
             return self._answer(reply.RECIPIENT_OK)
@@ -407,22 +388,3 @@ _METHODS: dict[str, Callable[[Session, str], Awaitable[None]]] = {
     name: getattr(Session, f"smtp_{name}")
     for name in ("HELO", "EHLO", "STARTTLS", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "HELP", "VRFY", "EXPN", "QUIT")
 }
-
-
-def _mail_parameters(parameters: Parameters) -> tuple[int, Reply | None]:
-    """The declared size in octets (0: none), and why the parameters are refused, if they are."""
-    size = 0
-    for keyword, value in parameters.items():
-        if keyword == "SIZE":  # RFC 1870 §4: 1*20DIGIT
-            if value is None or len(value) > 20 or not value.isdecimal():
-                return 0, reply.BAD_PARAMETERS
-            size = int(value)
-        elif keyword == "BODY":
-            if value is None or value.upper() not in ("7BIT", "8BITMIME"):
-                return 0, reply.BAD_BODY
-        elif keyword == "SMTPUTF8":
-            if value is not None:
-                return 0, reply.BAD_PARAMETERS
-        else:
-            return 0, reply.UNKNOWN_PARAMETER
-    return size, None

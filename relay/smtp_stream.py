@@ -124,6 +124,7 @@ class Stream(SMTP):
                 raise Over("daemon stopping", reply.SHUTTING_DOWN)
             if self._replies:
                 await self.flush()
+                continue  # meanwhile more may have come
             if deadline == _NEVER:
                 deadline = self.loop.time() + timeout
             if len(self._buffer) - self._at > LINE_LIMIT:

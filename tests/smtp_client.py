@@ -8,6 +8,7 @@ import socket
 import ssl
 import struct
 from dataclasses import dataclass
+from typing import cast
 
 _LINE = re.compile(rb"([2-5][0-5][0-9])([ -])([\x20-\x7e]*)\r\n").fullmatch
 
@@ -110,6 +111,13 @@ class SmtpClient:
         """STARTTLS and the handshake."""
         assert (await self.command("STARTTLS")).code == 220
         await self.writer.start_tls(context, server_hostname=name)
+
+    def pause(self) -> None:
+        """Read nothing until resume()."""
+        cast(asyncio.Transport, self.writer.transport).pause_reading()
+
+    def resume(self) -> None:
+        cast(asyncio.Transport, self.writer.transport).resume_reading()
 
     def reset(self) -> None:
         """Vanish with a TCP reset."""

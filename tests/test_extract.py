@@ -341,7 +341,8 @@ asyncio.run(main())
 
 
 async def test_a_daemon_that_is_killed_leaves_no_workers() -> None:
-    daemon = subprocess.Popen([sys.executable, "-c", DAEMON], stdout=subprocess.PIPE)
+    root = Path(relay.extract.__file__).parents[1]
+    daemon = subprocess.Popen([sys.executable, "-c", DAEMON], stdout=subprocess.PIPE, cwd=root)
     assert daemon.stdout
     with daemon.stdout as out:
         handles = [os.pidfd_open(int(pid)) for pid in out.readline().split()]

@@ -7,8 +7,6 @@ import io
 import json
 import signal
 import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 
 from relay.core.mime import PartDecoder
 from relay.core.wire import stuff
+from relay.extract import _popen
 from relay.extract_frames import CAREFUL, COUNT, IS_PATH, ITEM, READY, as_json, from_json
 from relay.extract_worker import MAX_HTML, MAX_TEXT, extract, serve
 from tests.corpora import corpus
@@ -161,6 +160,25 @@ def test_lone_surrogates_never_leave_the_worker() -> None:
     assert from_json(as_json(found)) == found
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"[1,null,false,[],false]",
+        b'["s","t",0,[],false]',
+        b'["s","t",false,5,false]',
+        b'["s","t",false,[[0,"a","a/b",1,false,0,1]],false]',
+        b'["s","t",false,[[0,["a"],"a/b",1,false,0,1,"7bit"]],false]',
+        b"\xff",
+    ],
+)
+def test_an_answer_that_no_worker_of_ours_writes_is_refused(answer: bytes) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        from_json(answer)
+
+
 # ---- attachments
 
 
@@ -275,13 +293,6 @@ def test_every_message_of_the_corpora_is_read_and_its_attachments_are_where_it_s
 # ---- the process
 
 
-class Answers(io.BytesIO):
-    """The daemon's end, as far as the worker's ``sendall`` knows it."""
-
-    def sendall(self, octets: bytes) -> None:
-        self.write(octets)
-
-
 def ask(*items: tuple[int, bytes]) -> list[str | None]:
     """The subjects that the worker's loop answers for (flags, octets)."""
     ours, theirs = socket.socketpair()
@@ -321,9 +332,7 @@ def test_what_one_message_raises_is_its_own_matter(
 def test_a_busy_worker_ends_itself_when_nobody_else_does() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "relay.extract_worker", "0.05", str(1 << 30)], stdin=theirs.fileno()
-        )
+        process = _popen(theirs.fileno(), ["0.05", str(1 << 30)])
         ours.settimeout(30)
         assert ours.recv(1) == READY
         slow = mail("<a " + " ".join(f"a{n}=1" for n in range(30_000)) + ">x", "text/html")

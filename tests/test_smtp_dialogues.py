@@ -8,10 +8,14 @@ lines: ``c tcp_connect``, ``c tls_connect``, ``c close``; ``c -> line``; ``c ~> 
 from __future__ import annotations
 
 import ast
+import asyncio
 import re
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
+from structlog.testing import capture_logs
 
 from relay.core.wire import unstuff
 from relay.smtp_limits import Limits
@@ -38,11 +42,25 @@ DEVIATIONS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
 }
 
-SCRIPTS = (
-    "auth_multi_dialog auth_not_tls auth_too_many_failures bad_data bad_data_dot bad_data_dot_2"
-    " bad_data_dot_on_message_too_big bad_mail_from bad_rcpt_to data_dot_stuffing empty_helo helo line_too_long"
-    " message_too_big sendmail unknown_command wrong_proto"
-).split()
+SCRIPTS = [
+    "auth_multi_dialog",
+    "auth_not_tls",
+    "auth_too_many_failures",
+    "bad_data",
+    "bad_data_dot",
+    "bad_data_dot_2",
+    "bad_data_dot_on_message_too_big",
+    "bad_mail_from",
+    "bad_rcpt_to",
+    "data_dot_stuffing",
+    "empty_helo",
+    "helo",
+    "line_too_long",
+    "message_too_big",
+    "sendmail",
+    "unknown_command",
+    "wrong_proto",
+]
 
 
 def dialogue(name: str) -> list[str]:
@@ -154,4 +172,51 @@ async def test_seeds_of_chasquids_fuzzer_get_replies_and_leave_the_server_whole(
                 assert len(replies) > 1
                 assert not [reply for reply in replies if reply.startswith("451")]
         await served.empty()
+        assert served.files() == []
+
+
+FRAGMENTS = [
+    b"EHLO c.test\r\n",
+    b"HELO c.test\r\n",
+    b"MAIL FROM:<a@b.test>\r\n",
+    b"MAIL FROM:<> SIZE=10 BODY=8BITMIME SMTPUTF8\r\n",
+    b"RCPT TO:<u1@track.test>\r\n",
+    b"RCPT TO:<unknown@track.test>\r\n",
+    b"DATA\r\n",
+    b"RSET\r\n",
+    b"VRFY\r\n",
+    b"STARTTLS\r\n",
+    b"Subject: x\r\n\r\ny\r\n",
+    b".\r\n",
+    b"..\r\n",
+    b"\n.\n",
+    b"\r",
+    b"\n",
+    b"\0",
+    b"\xff\xfe",
+    b"<" * 300,
+    b"x" * 3000,
+]
+
+
+async def test_any_mixture_of_commands_and_garbage_gets_replies_and_no_internal_error(tmp_path: Path) -> None:
+    random = Random(5321)
+    async with serving(tmp_path, replace(LIMITS, errors=20), max_message_size=5000) as served:
+        with capture_logs() as entries:
+            for _ in range(300):
+                pieces = random.choices(FRAGMENTS, k=random.randrange(1, 30))
+                octets = b"EHLO c.test\r\n" * random.randrange(2) + b"".join(pieces)
+                cut = random.randrange(len(octets))
+                async with await SmtpClient.connect(served.port) as client:
+                    await client.answer()
+                    await client.send(octets[:cut])
+                    await asyncio.sleep(0)
+                    await client.send(octets[cut:])
+                    client.writer.write_eof()
+                    replies = await client.rest()
+                    assert re.fullmatch(rb"(?:[2345]\d\d[ -][ -~]*\r\n)*", replies), replies
+            await served.empty()
+        assert {entry["event"] for entry in entries} == {"SMTP session"}
+        assert len(entries) == 300
+        assert served.recorder.transactions != []
         assert served.files() == []

@@ -35,12 +35,15 @@ async def test_one_connection_too_many_is_greeted_with_421_and_closed(tmp_path: 
 
 
 async def test_one_connection_too_many_from_an_address_leaves_others_alone(tmp_path: Path) -> None:
-    async with serving(tmp_path, replace(STRICT, connections_per_address=1)) as served:
-        async with await SmtpClient.hello(served.port), await SmtpClient.connect(served.port) as second:
-            answer = await second.answer()
-            assert f"{answer.code} {answer.text}" == reply.TOO_MANY_FROM_ADDRESS.line
-            async with await SmtpClient.hello(served.port, source="127.0.0.2"):
-                assert served.server.connections == 2
+    async with (
+        serving(tmp_path, replace(STRICT, connections_per_address=1)) as served,
+        await SmtpClient.hello(served.port),
+        await SmtpClient.connect(served.port) as second,
+    ):
+        answer = await second.answer()
+        assert f"{answer.code} {answer.text}" == reply.TOO_MANY_FROM_ADDRESS.line
+        async with await SmtpClient.hello(served.port, source="127.0.0.2"):
+            assert served.server.connections == 2
 
 
 def test_refused_connections_are_not_counted() -> None:
@@ -162,7 +165,7 @@ async def test_a_client_that_never_reads_its_replies_is_cut_off(tmp_path: Path) 
     async with serving(tmp_path, Limits(command_timeout=0.1)) as served:
         with capture_logs() as entries:
             async with await SmtpClient.connect(served.port) as client:
-                client.writer.transport.pause_reading()
+                client.pause()
                 try:
                     while True:
                         await client.send(b"EHLO c.test\r\n" * 10_000)
@@ -175,11 +178,11 @@ async def test_a_client_that_never_reads_its_replies_is_cut_off(tmp_path: Path) 
 async def test_a_slow_reader_gets_every_reply(tmp_path: Path) -> None:
     group = b"EHLO c.test\r\n" * (HIGH_WATER // 8)
     async with serving(tmp_path) as served, await SmtpClient.connect(served.port) as client:
-        client.writer.transport.pause_reading()
+        client.pause()
         client.writer.write(group * 8 + b"QUIT\r\n")
         while not any(session._writable for session in served.server._service.sessions):
             await asyncio.sleep(0)  # until the server can write no more
-        client.writer.transport.resume_reading()
+        client.resume()
         replies = await client.rest()
         assert replies.count(b"250 ENHANCEDSTATUSCODES\r\n") == group.count(b"\n") * 8
         assert replies.endswith(b"221 2.0.0 Bye\r\n")
@@ -187,7 +190,7 @@ async def test_a_slow_reader_gets_every_reply(tmp_path: Path) -> None:
 
 async def test_a_client_that_resets_while_replies_wait_ends_the_session(tmp_path: Path) -> None:
     async with serving(tmp_path) as served, await SmtpClient.connect(served.port) as client:
-        client.writer.transport.pause_reading()
+        client.pause()
         client.writer.write(b"EHLO c.test\r\n" * HIGH_WATER)
         while not any(session._writable for session in served.server._service.sessions):
             await asyncio.sleep(0)  # until the server can write no more

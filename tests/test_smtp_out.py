@@ -113,7 +113,7 @@ async def test_nobody_listening_is_temporary() -> None:
             outcome = await sender.send(
                 NextHop("127.0.0.1", port, "opportunistic"), "x", "", "a@x", Content(b"", 0, b"")
             )
-    assert outcome == Outcome(TEMPORARY, None, "connect: Connection refused", f"[127.0.0.1]:{port}")
+    assert outcome == Outcome(TEMPORARY, None, "connect: Connection refused", f"[127.0.0.1]:{port}", reached=False)
 
 
 async def test_a_connection_that_is_not_made_in_time_is_temporary() -> None:

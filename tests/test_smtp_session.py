@@ -160,12 +160,14 @@ async def test_a_repeated_recipient_is_answered_250_and_kept_once(tmp_path: Path
     ],
 )
 async def test_a_command_is_answered(before: list[str], command: str, answer: str, tmp_path: Path) -> None:
-    async with serving(tmp_path, STRICT, max_message_size=1000) as served:
-        async with await SmtpClient.connect(served.port) as client:
-            await client.answer()
-            for line in before:
-                assert (await client.command(line)).code == 250
-            assert (await client.command(command)).short == answer
+    async with (
+        serving(tmp_path, STRICT, max_message_size=1000) as served,
+        await SmtpClient.connect(served.port) as client,
+    ):
+        await client.answer()
+        for line in before:
+            assert (await client.command(line)).code == 250
+        assert (await client.command(command)).short == answer
 
 
 @pytest.mark.parametrize(
@@ -362,9 +364,11 @@ async def test_plain_text_behind_starttls_is_refused_and_never_carried_out(tmp_p
 
 async def test_starttls_takes_no_argument(tmp_path: Path) -> None:
     certificate = Certificate.make(tmp_path, "mx.test")
-    async with serving(tmp_path, tls=TlsFiles(certificate.cert, certificate.key)) as served:
-        async with await SmtpClient.hello(served.port) as client:
-            assert (await client.command("STARTTLS now")).short == "501 5.5.4"
+    async with (
+        serving(tmp_path, tls=TlsFiles(certificate.cert, certificate.key)) as served,
+        await SmtpClient.hello(served.port) as client,
+    ):
+        assert (await client.command("STARTTLS now")).short == "501 5.5.4"
 
 
 @pytest.mark.parametrize("octets", [b"MAIL FROM:<evil@ext.test>\r\n" * 20, b""])
@@ -386,8 +390,10 @@ async def test_a_failed_handshake_ends_the_session_with_one_line(octets: bytes, 
 
 async def test_an_aborted_connection_during_the_handshake_ends_the_session(tmp_path: Path) -> None:
     certificate = Certificate.make(tmp_path, "mx.test")
-    async with serving(tmp_path, tls=TlsFiles(certificate.cert, certificate.key)) as served:
-        async with await SmtpClient.hello(served.port) as client:
-            assert (await client.command("STARTTLS")).code == 220
-            await served.server.stop(0)
-            assert served.server.connections == 0
+    async with (
+        serving(tmp_path, tls=TlsFiles(certificate.cert, certificate.key)) as served,
+        await SmtpClient.hello(served.port) as client,
+    ):
+        assert (await client.command("STARTTLS")).code == 220
+        await served.server.stop(0)
+        assert served.server.connections == 0

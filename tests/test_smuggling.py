@@ -81,7 +81,7 @@ async def test_no_sequence_ends_a_message_whatever_octet_a_chunk_ends_at(
                 answer = await one_answer(client)
                 check(served, sequence, answer, before, "normalise")
                 outcomes[answer.code] += 1
-    splits = {bad: 0 for bad in (False, True)}
+    splits = dict.fromkeys((False, True), 0)
     for sequence in sequences():
         splits[carries_bare_cr_or_nul(sequence)] += len(BEFORE + sequence + AFTER + END) - 1
     assert outcomes == {250: splits[False], 554: splits[True]}

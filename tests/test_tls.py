@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import ssl
 from pathlib import Path
@@ -30,7 +29,7 @@ def make(directory: Path) -> Certificate:
 def put(source: Certificate, target: Certificate) -> None:
     for old, new in ((target.cert, source.cert), (target.key, source.key)):
         shutil.copyfile(new, old.with_suffix(".new"))
-        os.replace(old.with_suffix(".new"), old)
+        old.with_suffix(".new").replace(old)
 
 
 async def shown(files: TlsFiles, certificate: Certificate, directory: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -29,14 +30,10 @@ def init(config_file: Path, hostname: str, operator: str) -> None:
     text = render_initial(hostname, operator)
     try:
         # Owner only: what is added next is likely to be a password (forward.next_hop).
-        with config_file.open("x", opener=_private) as file:
-            file.write(text)
+        descriptor = os.open(config_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise click.ClickException(f"{config_file} exists already and is left as it is") from None
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
     click.echo(f"{config_file} is written. Add your site to it, then run: relay check")
 
-
-def _private(path: str, flags: int) -> int:
-    import os
-
-    return os.open(path, flags, 0o600)

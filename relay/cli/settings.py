@@ -61,3 +61,8 @@ SITE_KEY = Value("key", "site_key")
 SITE_NAME = Value("name", "site_name")
 WEBHOOK_SECRET = Value("secret", "webhook_secret")
 WEBHOOK_URL = Value("url", "webhook_url")
+
+
+def secret_line(kind: Value) -> str:
+    """A value from stdin, not from an argument, which everybody on the machine could read."""
+    return kind.convert(click.get_text_stream("stdin").readline().strip(), None, None)

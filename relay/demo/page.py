@@ -135,10 +135,13 @@ class Page:
         headers = {"Content-Type": "text/event-stream", **self._headers()}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        await response.write(_event("hello", {"instance": self._instance}))
         async with contextlib.aclosing(self._board.follow(HEARTBEAT)) as entries:
-            async for entry in entries:
-                await response.write(b":\n\n" if entry is None else _event(entry.kind, _shown(entry)))
+            try:
+                await response.write(_event("hello", {"instance": self._instance}))
+                async for entry in entries:
+                    await response.write(b":\n\n" if entry is None else _event(entry.kind, _shown(entry)))
+            except ConnectionResetError:
+                pass  # the page was closed
         return response
 
     async def _watching(self, app: web.Application) -> AsyncIterator[None]:

@@ -158,6 +158,8 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA fullfsync=ON")  # macOS: fsync alone does not reach the disk
+        connection.execute("PRAGMA checkpoint_fullfsync=ON")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("PRAGMA cache_size=-16000")
@@ -238,10 +240,13 @@ class Writer:
                     job = self._jobs.get_nowait()
                 except queue.Empty:
                     break
-            if not batch or not running or self.stats.batches % IDLE_TURN == 0:
+            if not running:
+                while not self._idle_jobs.empty():
+                    batch.append(self._idle_jobs.get_nowait())
+            elif not batch or self.stats.batches % IDLE_TURN == 0:
                 with contextlib.suppress(queue.Empty):
                     batch.append(self._idle_jobs.get_nowait())
-            elif not self._idle_jobs.empty():
+            if running and not self._idle_jobs.empty():
                 self._jobs.put(_WAKE)  # come back to it when this batch is through
             if batch:
                 self._transact(batch)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy import insert as insert_into
 
 from relay.core.model import Address, RouteKind
@@ -67,11 +67,14 @@ RETIRE_TARGET = Statement(
 REVIVE = Statement(update(routes).where(routes.c.id == bindparam("route")), "retired_at target_id label kind defined")
 
 
+DELETE = Statement(delete(routes).where(routes.c.id == bindparam("route")))
+
+
 class AddressTaken(Exception):
-    """The substitute exists already for another target."""
+    """The address exists already: as a substitute of another target, or as one of another kind."""
 
     def __init__(self, address: str) -> None:
-        super().__init__(f"{address} is a substitute of another target already")
+        super().__init__(f"{address} is another substitute already")
         self.address = address
 
 
@@ -85,10 +88,18 @@ def create(
     label: str | None = None,
     *,
     defined: bool = False,
+    from_any_site: bool = False,
 ) -> int:
-    """A route for ``address``, or the retired one of the same site revived; raises AddressTaken. Its id."""
+    """A route for ``address``, or the retired one of the same site revived; raises AddressTaken. Its id.
+
+    ``defined``: its site's definition names it. ``from_any_site``: a route that another site has retired may be taken
+    over; what it knew of visits stays behind. A unique address never becomes anything else.
+    """
     domain, local = address.key
     owner = tx.one(OWNER, domain=domain, local=local)
+    if owner is not None and owner[1] != site_id and owner[4] is not None and from_any_site:
+        tx.run(DELETE, route=owner[0])
+        owner = None
     if owner is None:
         return tx.insert(
             INSERT,
@@ -102,12 +113,22 @@ def create(
             created_at=now,
             defined=int(defined),
         )
-    route_id, owner_site, owner_target, _, retired_at = owner
-    if owner_site != site_id or (owner_target != target_id and retired_at is None):
+    route_id, owner_site, owner_target, owner_kind, retired_at = owner
+    live = retired_at is None
+    if owner_site != site_id or (live and owner_target != target_id):
         raise AddressTaken(str(address))
-    tx.run(
-        REVIVE, route=route_id, retired_at=None, target_id=target_id, label=label, kind=kind.value, defined=int(defined)
-    )
+    if owner_kind != kind.value and (owner_kind == RouteKind.UNIQUE.value or (live and not defined)):
+        raise AddressTaken(str(address))
+    if not live or defined:
+        tx.run(
+            REVIVE,
+            route=route_id,
+            retired_at=None,
+            target_id=target_id,
+            label=label,
+            kind=kind.value,
+            defined=int(defined),
+        )
     return int(route_id)
 
 

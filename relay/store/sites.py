@@ -16,6 +16,7 @@ from sqlalchemy import insert as insert_into
 
 from relay.core.model import Address, Method, RouteKind, fold
 from relay.core.substitute import pool_names
+from relay.store import events
 from relay.store import routes as route_verbs
 from relay.store.engine import Statement, Tx
 from relay.store.routes import AddressTaken
@@ -45,12 +46,13 @@ class StaticDefinition:
 
 @dataclass(frozen=True, slots=True)
 class WebhookDefinition:
-    """``secret`` is sealed already."""
+    """``secret`` is sealed already; None: the webhook keeps its own, or gets ``fresh`` (sealed) if it is new."""
 
     url: str
     secret: str | None
     fill: str
     enabled: bool = True
+    fresh: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +127,23 @@ _NAMES_WITH_STEM = Statement(
     select(routes.c.local).where(routes.c.domain == bindparam("domain"), routes.c.local.like(bindparam("pattern")))
 )
 _WEBHOOKS = Statement(
-    select(webhooks.c.id, webhooks.c.url).where(
-        webhooks.c.site_id == bindparam("site"), webhooks.c.declared == 1, webhooks.c.removed_at.is_(None)
+    select(webhooks.c.id, webhooks.c.url, webhooks.c.secret, webhooks.c.declared, webhooks.c.disabled_reason).where(
+        webhooks.c.site_id == bindparam("site"), webhooks.c.removed_at.is_(None)
     )
 )
-_INSERT_WEBHOOK = Statement(insert_into(webhooks), "site_id url secret fill enabled declared created_at")
-_UPDATE_WEBHOOK = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "secret fill")
-_REMOVE_WEBHOOK = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "removed_at enabled")
-_BASE_OWNER = Statement(
-    select(routes.c.id, routes.c.target_id, routes.c.kind, targets.c.method)
-    .join(targets, targets.c.id == routes.c.target_id)
-    .where(routes.c.domain == bindparam("domain"), routes.c.local == bindparam("local_part"))
+_INSERT_WEBHOOK = Statement(
+    insert_into(webhooks), "site_id url secret fill enabled disabled_reason declared created_at"
 )
-_GIVE_BASE = Statement(update(routes).where(routes.c.id == bindparam("route")), "site_id target_id retired_at defined")
+_UPDATE_WEBHOOK = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "secret fill")
+_SWITCH_WEBHOOK = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "enabled disabled_reason")
+_REMOVE_WEBHOOK = Statement(
+    update(webhooks).where(webhooks.c.id == bindparam("webhook"), webhooks.c.removed_at.is_(None)), "removed_at enabled"
+)
+_OWNER_METHOD = Statement(select(targets.c.method).where(targets.c.id == bindparam("target")))
+_GIVE = Statement(update(routes).where(routes.c.id == bindparam("route")), "site_id target_id kind label defined")
+
+#: Why a webhook is disabled that relay.toml switches off; only this reason goes when the file switches it on again.
+SWITCHED_OFF = "switched off in relay.toml"
 
 
 def declare_all(tx: Tx, definitions: Sequence[SiteDefinition], now: float) -> None:
@@ -146,6 +152,10 @@ def declare_all(tx: Tx, definitions: Sequence[SiteDefinition], now: float) -> No
     for (name,) in tx.all(_DECLARED):
         if name not in names:
             remove(tx, name, now, declared=True)
+    for definition in definitions:  # first what goes, everywhere: an address may move to another site or target
+        row = tx.one(_BY_NAME, name=definition.name)
+        if row is not None:
+            _retire_gone(tx, row[0], definition, now)
     for definition in definitions:
         define(tx, definition, now, declared=True)
 
@@ -176,7 +186,8 @@ def define(tx: Tx, definition: SiteDefinition, now: float, *, declared: bool = F
         tx.run(_UPDATE, site=site_id, **values)
         if not declared or was_wanted != wanted:
             tx.run(_SWITCHES, site=site_id, **switches)
-    _set_targets(tx, site_id, definition, now)
+    _retire_gone(tx, site_id, definition, now)
+    _set_targets(tx, site_id, definition, now, declared=declared)
     _set_webhooks(tx, site_id, definition.webhooks, now, declared=declared)
     return int(site_id)
 
@@ -191,6 +202,8 @@ def remove(tx: Tx, name: str, now: float, *, declared: bool = False) -> bool:
         raise DeclaredElsewhere(name)
     for target_id, _ in tx.all(_TARGETS, site=site_id):
         _remove_target(tx, target_id, now)
+    for webhook_id, *_ in tx.all(_WEBHOOKS, site=site_id):
+        remove_webhook(tx, webhook_id, now)
     tx.run(_REMOVE, site=site_id, now=now, gone_name=f"{name}#{site_id}", gone_key=f"#{site_id}")
     return True
 
@@ -206,10 +219,39 @@ def add_to_pool(tx: Tx, site_id: int, target_id: int, addresses: Sequence[Addres
         route_verbs.create(tx, address, RouteKind.POOL, site_id, target_id, now)
 
 
-def _set_targets(tx: Tx, site_id: int, definition: SiteDefinition, now: float) -> None:
-    existing = {address: target_id for target_id, address in tx.all(_TARGETS, site=site_id)}
-    ids: dict[str, int] = {}
+def _substitutes(
+    definition: SiteDefinition, target: TargetDefinition
+) -> dict[tuple[str, str], tuple[Address, RouteKind, str | None]]:
+    """What a definition names for a target, by key: address, kind, label."""
+    wanted: dict[tuple[str, str], tuple[Address, RouteKind, str | None]] = {}
+    if target.domain is not None:
+        base = Address(target.address.local, target.domain)
+        wanted[base.key] = (base, RouteKind.BASE, None)
+    for address in target.pool:
+        wanted[address.key] = (address, RouteKind.POOL, None)
+    for static in definition.statics:
+        if static.target == str(target.address):
+            wanted[static.address.key] = (static.address, RouteKind.STATIC, static.label)
+    return wanted
+
+
+def _retire_gone(tx: Tx, site_id: int, definition: SiteDefinition, now: float) -> None:
+    named = {str(target.address): target for target in definition.targets}
+    for target_id, address in tx.all(_TARGETS, site=site_id):
+        target = named.get(address)
+        if target is None:
+            _remove_target(tx, target_id, now)
+            continue
+        wanted = _substitutes(definition, target)
+        for route_id, domain, local in tx.all(_SUBSTITUTES, target=target_id):
+            if (domain, local) not in wanted:
+                tx.run(route_verbs.RETIRE, route=route_id, retired_at=now)
+
+
+def _set_targets(tx: Tx, site_id: int, definition: SiteDefinition, now: float, *, declared: bool) -> None:
+    ids = {address: target_id for target_id, address in tx.all(_TARGETS, site=site_id)}
     for target in definition.targets:
+        address = str(target.address)
         values = {
             "method": target.method.value,
             "domain": target.domain,
@@ -217,44 +259,20 @@ def _set_targets(tx: Tx, site_id: int, definition: SiteDefinition, now: float) -
             "forward_to": target.forward_to,
             "next_hop": target.next_hop,
         }
-        address = str(target.address)
-        if address in existing:
-            ids[address] = existing.pop(address)
+        if address in ids:
             tx.run(_UPDATE_TARGET, target=ids[address], **values)
         else:
             ids[address] = tx.insert(_INSERT_TARGET, site_id=site_id, address=address, created_at=now, **values)
-    for target_id in existing.values():
-        _remove_target(tx, target_id, now)
     for target in definition.targets:
-        statics = [static for static in definition.statics if static.target == str(target.address)]
-        _set_routes(tx, site_id, ids[str(target.address)], target, statics, now)
-
-
-def _set_routes(
-    tx: Tx,
-    site_id: int,
-    target_id: int,
-    target: TargetDefinition,
-    statics: Sequence[StaticDefinition],
-    now: float,
-) -> None:
-    wanted: dict[tuple[str, str], tuple[Address, RouteKind, str | None]] = {}
-    if target.domain is not None:
-        base = Address(target.address.local, target.domain)
-        wanted[base.key] = (base, RouteKind.BASE, None)
-    for address in target.pool:
-        wanted[address.key] = (address, RouteKind.POOL, None)
-    for static in statics:
-        wanted[static.address.key] = (static.address, RouteKind.STATIC, static.label)
-    for route_id, domain, local in tx.all(_SUBSTITUTES, target=target_id):
-        if (domain, local) not in wanted:
-            tx.run(route_verbs.RETIRE, route=route_id, retired_at=now)
-    for address, kind, label in wanted.values():
-        if kind is not RouteKind.BASE or not _base_settled(tx, site_id, target_id, target.method, address):
-            route_verbs.create(tx, address, kind, site_id, target_id, now, label, defined=True)
-    if target.generate:
-        ((size,),) = tx.all(_POOL_SIZE, target=target_id)
-        grow_pool(tx, site_id, target_id, target.address.local, target.domain, target.generate - size, now)
+        target_id = ids[str(target.address)]
+        for substitute, kind, label in _substitutes(definition, target).values():
+            if not _settled(tx, site_id, target_id, target.method, substitute, kind, label, declared=declared):
+                route_verbs.create(
+                    tx, substitute, kind, site_id, target_id, now, label, defined=True, from_any_site=declared
+                )
+        if target.generate:
+            ((size,),) = tx.all(_POOL_SIZE, target=target_id)
+            grow_pool(tx, site_id, target_id, target.address.local, target.domain, target.generate - size, now)
 
 
 def grow_pool(
@@ -271,22 +289,36 @@ def grow_pool(
     return made
 
 
-def _base_settled(tx: Tx, site_id: int, target_id: int, method: Method, base: Address) -> bool:
-    """Whether nothing is left to create for this base address because another target has it.
+def _settled(
+    tx: Tx,
+    site_id: int,
+    target_id: int,
+    method: Method,
+    address: Address,
+    kind: RouteKind,
+    label: str | None,
+    *,
+    declared: bool,
+) -> bool:
+    """Whether nothing is left to create because another target has this address, or had it and has given it up.
 
-    Only plus targets show their base address. Where targets of other methods share one, the first keeps it; a plus
-    target takes it from them, since nobody was ever shown it.
+    Only plus targets show their base address. Where targets of other methods share one, the first keeps it; whoever
+    needs it to be shown takes it from them, since nobody ever was shown it.
     """
-    domain, local = base.key
-    owner = tx.one(_BASE_OWNER, domain=domain, local_part=local)
-    if owner is None or owner[1] == target_id:
+    domain, local = address.key
+    owner = tx.one(route_verbs.OWNER, domain=domain, local=local)
+    if owner is None or owner[2] == target_id:
         return False
-    route_id, _, owner_kind, owner_method = owner
-    if method is not Method.PLUS:
+    route_id, owner_site, owner_target, owner_kind, retired_at = owner
+    shown = kind is not RouteKind.BASE or method is Method.PLUS
+    if retired_at is not None:
+        return not shown and owner_site != site_id and not declared
+    if not shown:
         return True
-    if owner_kind != RouteKind.BASE.value or owner_method == Method.PLUS.value:
+    owner_method = tx.one(_OWNER_METHOD, target=owner_target)
+    if owner_kind != RouteKind.BASE.value or owner_method == (Method.PLUS.value,):
         return False  # creating it will say that it is taken
-    tx.run(_GIVE_BASE, route=route_id, site_id=site_id, target_id=target_id, retired_at=None, defined=1)
+    tx.run(_GIVE, route=route_id, site_id=site_id, target_id=target_id, kind=kind.value, label=label, defined=1)
     return True
 
 
@@ -298,38 +330,49 @@ def _remove_target(tx: Tx, target_id: int, now: float) -> None:
 def _set_webhooks(
     tx: Tx, site_id: int, definitions: Sequence[WebhookDefinition], now: float, *, declared: bool
 ) -> None:
-    if not declared:
-        for webhook in definitions:
-            add_webhook(tx, site_id, webhook, now)
-        return
-    existing = {url: webhook_id for webhook_id, url in tx.all(_WEBHOOKS, site=site_id)}
+    """Declared ones follow the definition, found by their URL; others are only added to, and removed one by one."""
+    existing = {row[1]: row for row in tx.all(_WEBHOOKS, site=site_id) if row[3] == int(declared)}
     for webhook in definitions:
-        if webhook.url in existing:
-            tx.run(_UPDATE_WEBHOOK, webhook=existing.pop(webhook.url), secret=webhook.secret, fill=webhook.fill)
-        else:
-            add_webhook(tx, site_id, webhook, now, declared=True)
-    for webhook_id in existing.values():
-        remove_webhook(tx, webhook_id, now)
+        row = existing.pop(webhook.url, None)
+        if row is None:
+            add_webhook(tx, site_id, webhook, now, declared=declared)
+            continue
+        webhook_id, _, secret, _, reason = row
+        tx.run(_UPDATE_WEBHOOK, webhook=webhook_id, secret=webhook.secret or secret, fill=webhook.fill)
+        if not webhook.enabled and reason is None:
+            tx.run(_SWITCH_WEBHOOK, webhook=webhook_id, enabled=0, disabled_reason=SWITCHED_OFF)
+            events.give_up(tx, webhook_id, SWITCHED_OFF, now)
+        elif webhook.enabled and reason == SWITCHED_OFF:
+            tx.run(_SWITCH_WEBHOOK, webhook=webhook_id, enabled=1, disabled_reason=None)
+    if declared:
+        for webhook_id, *_ in existing.values():
+            remove_webhook(tx, webhook_id, now)
 
 
 def add_webhook(tx: Tx, site_id: int, webhook: WebhookDefinition, now: float, *, declared: bool = False) -> int:
-    """A webhook of the site; its id."""
-    assert webhook.secret is not None
+    """A webhook of the site; its id. Raises ValueError when it has no secret."""
+    secret = webhook.secret or webhook.fresh
+    if secret is None:
+        raise ValueError("a new webhook needs a secret")
     return tx.insert(
         _INSERT_WEBHOOK,
         site_id=site_id,
         url=webhook.url,
-        secret=webhook.secret,
+        secret=secret,
         fill=webhook.fill,
         enabled=int(webhook.enabled),
+        disabled_reason=None if webhook.enabled else SWITCHED_OFF,
         declared=int(declared),
         created_at=now,
     )
 
 
 def remove_webhook(tx: Tx, webhook_id: int, now: float) -> bool:
-    """Take the webhook out of use; its delivery log stays."""
-    return tx.run(_REMOVE_WEBHOOK, webhook=webhook_id, removed_at=now, enabled=0) > 0
+    """Take the webhook out of use; what waits for it fails, its delivery log stays. False when there is none."""
+    if not tx.run(_REMOVE_WEBHOOK, webhook=webhook_id, removed_at=now, enabled=0):
+        return False
+    events.give_up(tx, webhook_id, "the webhook was removed", now)
+    return True
 
 
 __all__ = [

@@ -1,0 +1,224 @@
+"""webapi/guard.py: no spelling, no name and no resolver gets a connection to an address that is not public."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from aiohttp.abc import AbstractResolver, ResolveResult
+from hypothesis import given
+from hypothesis import strategies as st
+
+from webapi.guard import ForbiddenAddress, guarded_connector, is_forbidden
+
+FORBIDDEN_V4 = [
+    *("127.0.0.1", "127.255.255.254", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.0.1", "169.254.169.254"),
+    *("100.64.0.1", "192.0.0.8", "192.0.2.1", "192.88.99.1", "198.18.0.1", "224.0.0.1", "255.255.255.255"),
+]
+FORBIDDEN_V6 = [
+    *("::", "::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::"),
+    *("100::1", "2001::1", "2001:db8::1", "2002:7f00:1::", "3fff::1", "5f00::1", "fc00::1", "fe80::1", "fec0::1"),
+    "ff02::1",
+]
+PUBLIC = ["8.8.8.8", "1.1.1.1", "93.184.216.34", "192.0.1.1", "2606:4700::1111", "2a00:1450::1", "::ffff:8.8.8.8"]
+
+
+def spellings(address: str) -> list[str]:
+    """Nine ways to write an address as the host of a URL."""
+    if ":" in address:
+        value = ipaddress.IPv6Address(address)
+        groups = value.exploded.split(":")
+        low = ipaddress.IPv4Address(int(value) & 0xFFFFFFFF)
+        dotted = ":".join(groups[:6]) + f":{low}"
+        forms = [address, value.exploded, address.upper(), value.exploded.upper(), str(value), dotted]
+        forms += [":".join(group.lstrip("0") or "0" for group in groups), f"{value}%25lo", f"{value}%251"]
+        return [f"[{form}]" for form in forms]
+    value4 = int(ipaddress.IPv4Address(address))
+    a, b, c, d = address.split(".")
+    return [
+        address,
+        address + ".",
+        str(value4),
+        hex(value4),
+        "0" + oct(value4)[2:],
+        f"{a}.{b}.{int(c) * 256 + int(d)}",
+        f"0x{int(a):x}.{b}.0{int(c):o}.{d}",
+        f"[::ffff:{address}]",
+        f"[::ffff:{value4 >> 16:x}:{value4 & 0xFFFF:x}]",
+    ]
+
+
+@dataclass
+class Inside:
+    """A web server on loopback that nobody may reach, and every attempt of this process to connect anywhere."""
+
+    port: int
+    accepted: list[str] = field(default_factory=list)
+    attempts: list[tuple[str, int]] = field(default_factory=list)
+
+
+@pytest_asyncio.fixture
+async def inside(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Inside]:
+    found = Inside(0)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        found.accepted.append(str(writer.get_extra_info("sockname")[0]))
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+
+    loop = asyncio.get_running_loop()
+    real = loop.sock_connect
+
+    async def sock_connect(sock: socket.socket, address: tuple[str, int]) -> None:
+        found.attempts.append(address)
+        await real(sock, address)
+
+    monkeypatch.setattr(loop, "sock_connect", sock_connect)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as v4:
+        found.port = v4.sockets[0].getsockname()[1]
+        async with await asyncio.start_server(answer, "::1", found.port):
+            yield found
+
+
+async def get(url: str, allow_private: bool = False, resolver: AbstractResolver | None = None) -> str:
+    connector = guarded_connector(allow_private, resolver=resolver)
+    async with aiohttp.ClientSession(connector=connector) as session, session.get(url, allow_redirects=False) as answer:
+        return await answer.text()
+
+
+@pytest.mark.parametrize("address", FORBIDDEN_V4 + FORBIDDEN_V6)
+async def test_no_spelling_of_an_inside_address_is_connected(inside: Inside, address: str) -> None:
+    hosts = spellings(address)
+    for host in hosts:
+        with pytest.raises((aiohttp.ClientError, ValueError)):
+            await get(f"http://{host}:{inside.port}/")
+    assert len(set(hosts)) >= 5
+    assert len(hosts) == 9
+    assert (inside.accepted, inside.attempts) == ([], [])
+
+
+async def test_thirty_one_addresses_are_tried() -> None:
+    assert len(FORBIDDEN_V4 + FORBIDDEN_V6) == 31
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "[::ffff:127.0.0.1]"])
+async def test_they_are_connected_when_private_addresses_are_allowed(inside: Inside, host: str) -> None:
+    assert await get(f"http://{host}:{inside.port}/", allow_private=True) == "ok"
+    assert len(inside.accepted) == 1
+
+
+async def test_a_refusal_says_so_and_tells_no_address(inside: Inside) -> None:
+    with pytest.raises(aiohttp.ClientConnectorError, match="not a public one") as refusal:
+        await get(f"http://localhost:{inside.port}/")
+    assert isinstance(refusal.value.os_error, ForbiddenAddress)
+    assert isinstance(refusal.value.os_error, OSError)
+    assert "127.0.0.1" not in str(refusal.value.os_error)
+    assert inside.attempts == []
+
+
+class Rebinding(AbstractResolver):
+    """Answers each question for the name with the next of its answers."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self._answers = list(answers)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=0,
+            )
+            for address in self._answers.pop(0)
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_a_name_that_was_public_when_it_was_looked_at_is_judged_again_when_it_is_connected(
+    inside: Inside,
+) -> None:
+    resolver = Rebinding(["93.184.216.34"], ["127.0.0.1"])
+    (looked_at,) = await resolver.resolve("rebind.example", inside.port)
+    assert not is_forbidden(looked_at["host"])
+    with pytest.raises(aiohttp.ClientConnectorError) as refusal:
+        await get(f"http://rebind.example:{inside.port}/", resolver=resolver)
+    assert isinstance(refusal.value.os_error, ForbiddenAddress)
+    assert (inside.accepted, inside.attempts) == ([], [])
+
+
+async def test_a_name_with_several_inside_addresses_is_refused_with_the_same_words(inside: Inside) -> None:
+    resolver = Rebinding(["127.0.0.1", "::1", "10.0.0.1", "::ffff:127.0.0.1"])
+    with pytest.raises(aiohttp.ClientConnectorError) as refusal:
+        await get(f"http://many.example:{inside.port}/", resolver=resolver)
+    assert isinstance(refusal.value.os_error, ForbiddenAddress)
+    assert (inside.accepted, inside.attempts) == ([], [])
+
+
+async def test_a_public_address_is_let_through_to_the_socket(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def sock_connect(sock: socket.socket, address: tuple[str, int]) -> None:
+        inside.attempts.append(address)
+        raise ConnectionRefusedError("no network in tests")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", sock_connect)
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await get("http://outside.example:81/", resolver=Rebinding(["127.0.0.1", "93.184.216.34"]))
+    assert set(inside.attempts) == {("93.184.216.34", 81)}
+
+
+async def test_a_proxy_of_the_environment_is_not_used(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{inside.port}")
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await get("http://192.0.2.1/")
+    assert (inside.accepted, inside.attempts) == ([], [])
+
+
+async def test_the_limits_of_connections_are_the_callers() -> None:
+    async with guarded_connector(False, limit=7, limit_per_host=2) as connector:
+        assert (connector.limit, connector.limit_per_host) == (7, 2)
+
+
+@pytest.mark.parametrize("address", FORBIDDEN_V4 + FORBIDDEN_V6 + [f"::ffff:{address}" for address in FORBIDDEN_V4])
+def test_an_address_that_is_not_public_is_forbidden(address: str) -> None:
+    assert is_forbidden(address)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_a_public_address_is_not_forbidden(address: str) -> None:
+    assert not is_forbidden(address)
+
+
+@pytest.mark.parametrize("address", ["", "localhost", "127.1", "1.2.3.4.5", "fe80::1%lo"])
+def test_what_is_no_address_or_has_a_local_scope_is_forbidden(address: str) -> None:
+    assert is_forbidden(address)
+
+
+@given(st.ip_addresses(v=4))
+def test_an_ipv4_address_is_judged_the_same_when_it_is_mapped(address: ipaddress.IPv4Address) -> None:
+    assert is_forbidden(str(address)) == is_forbidden(f"::ffff:{address}")
+
+
+@given(st.ip_addresses(v=4))
+def test_no_ipv4_address_that_python_calls_private_is_let_through(address: ipaddress.IPv4Address) -> None:
+    assert is_forbidden(str(address)) or address.is_global
+
+
+@given(st.ip_addresses(v=6))
+def test_no_ipv6_address_outside_of_global_unicast_is_let_through(address: ipaddress.IPv6Address) -> None:
+    unicast = address in ipaddress.IPv6Network("2000::/3") and address.is_global
+    assert is_forbidden(str(address)) or unicast or address.ipv4_mapped is not None
