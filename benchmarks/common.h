@@ -77,6 +77,15 @@ static inline bool flag(char **arguments, const char *name)
     return false;
 }
 
+/* FNV-1a, 64 bit. */
+static inline uint64_t hash(const char *octets, size_t size)
+{
+    uint64_t value = 14695981039346656037ULL;
+    while (size--)
+        value = (value ^ (unsigned char)*octets++) * 1099511628211ULL;
+    return value;
+}
+
 /* Sockets: 127.0.0.1 and nothing else. */
 
 static inline struct sockaddr_in loopback(int port)

@@ -20,12 +20,10 @@ static struct {
     uint64_t ids[SLOTS]; /* open addressing over hashes; 0 is free */
 } sink;
 
-/* Counts a webhook-id that was not seen before (FNV-1a; two of a million share a hash with p = 3e-8). */
+/* Counts a webhook-id that was not seen before. Two of a million share a hash with a probability of 3e-8. */
 static void note_event(const char *id)
 {
-    uint64_t value = 14695981039346656037ULL;
-    for (; *id && *id != '\r'; id++)
-        value = (value ^ (unsigned char)*id) * 1099511628211ULL;
+    uint64_t value = hash(id, strcspn(id, "\r"));
     value |= !value;
     for (size_t at = value % SLOTS; sink.events < SLOTS / 2; at = (at + 1) % SLOTS) {
         if (sink.ids[at] == value)

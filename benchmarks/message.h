@@ -101,13 +101,4 @@ static inline int make_last_line(char *out, const char *run, long number)
     return snprintf(out, LAST_LINE, "The end of message %ld of %s\r\n", number, run);
 }
 
-/* FNV-1a, 64 bit. */
-static inline uint64_t hash(const char *octets, size_t size)
-{
-    uint64_t value = 14695981039346656037ULL;
-    while (size--)
-        value = (value ^ (unsigned char)*octets++) * 1099511628211ULL;
-    return value;
-}
-
 #endif

@@ -90,6 +90,7 @@ class BodyWriter:
         self._hash = hashlib.sha256()
         self._name: str | None = None
         self._file = -1
+        self._writing: asyncio.Future[None] | None = None
         self.size = 0
         #: The first octets, enough for the header block, kept when the rest has gone to a file.
         self.head = b""
@@ -102,24 +103,50 @@ class BodyWriter:
         return self._waiting_size > INLINE
 
     async def flush(self) -> None:
-        """Write what waits to the file, off the event loop; raises OSError (disk full, I/O error)."""
-        data = self._take()
-        await asyncio.get_running_loop().run_in_executor(None, self._append, data)
+        """Begin to write what waits to the file, off the event loop, once the write before it is done.
+
+        So the disk sets the pace, and the next chunk arrives meanwhile. Raises OSError (disk full, I/O error).
+        """
+        await self._written()
+        pieces = self._take()
+        self._writing = asyncio.get_running_loop().run_in_executor(None, self._append, pieces)
 
     async def close(self) -> Body:
         """The finished body. A body in a file is on disk, synced, and so is its name; raises OSError."""
+        await self._written()
+        pieces = self._take()
         if self._file < 0:
-            data = self._take()
+            data = b"".join(pieces)
             self._hash.update(data)
             self.head = data
             return Body(len(data), self._hash.digest(), data=data)
-        data = self._take()
-        await asyncio.get_running_loop().run_in_executor(None, self._finish, data)
+        await asyncio.get_running_loop().run_in_executor(None, self._finish, pieces)
         return Body(self.size, self._hash.digest(), file=self._name)
 
     def discard(self) -> None:
-        """Forget everything; the file, if there is one, is removed."""
+        """Forget everything; the file, if there is one, is removed as soon as nobody writes to it."""
         self._waiting.clear()
+        writing, self._writing = self._writing, None
+        if writing is None:
+            self._remove()
+        else:
+            writing.add_done_callback(self._remove)
+
+    async def _written(self) -> None:
+        writing = self._writing
+        if writing is not None:
+            # Shielded: whoever is cancelled here calls discard(), which waits for the thread in its own way.
+            await asyncio.shield(writing)
+            self._writing = None
+
+    def _take(self) -> list[bytes]:
+        pieces, self._waiting = self._waiting, []
+        self._waiting_size = 0
+        return pieces
+
+    def _remove(self, writing: asyncio.Future[None] | None = None) -> None:
+        if writing is not None and not writing.cancelled():
+            writing.exception()  # looked at: the body is discarded whatever it was
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -127,27 +154,21 @@ class BodyWriter:
             (self._directory / self._name).unlink(missing_ok=True)
             self._name = None
 
-    def _take(self) -> bytes:
-        data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
-        self._waiting = []
-        self._waiting_size = 0
-        return data
-
-    def _append(self, data: bytes) -> None:
+    def _append(self, pieces: list[bytes]) -> None:
         if self._file < 0:
-            self.head = data[:INLINE]
+            self.head = b"".join(pieces)[:INLINE]
             name = secrets.token_hex(16)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._file = os.open(self._directory / name, flags, 0o600)
             self._name = name
-        self._hash.update(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._file, view) :]
+        for piece in pieces:
+            self._hash.update(piece)
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(self._file, view) :]
 
-    def _finish(self, data: bytes) -> None:
-        if data:
-            self._append(data)
+    def _finish(self, pieces: list[bytes]) -> None:
+        self._append(pieces)
         os.fsync(self._file)
         os.close(self._file)
         self._file = -1

@@ -22,6 +22,8 @@ Format = Literal["auto", "json", "console"]
 #: Entry keys whose value is never written, whoever logs it.
 SECRET_KEYS = frozenset({"password", "secret", "token", "authorization", "cookie", "private_key"})
 HIDDEN = "[hidden]"
+#: What holds no text and so no secret; a list of such (ports) stays a list.
+_PLAIN = int | float | bool | None
 
 # What gives a secret away inside a longer text: our token and webhook secret prefixes, a password in a URL, a header.
 _SECRETS = re.compile(
@@ -84,7 +86,9 @@ def hide_secrets(logger: WrappedLogger, method: str, entry: EventDict) -> EventD
         elif isinstance(value, str):
             if "_" in value or "@" in value or " " in value:  # no pattern matches without one of these
                 entry[key] = _SECRETS.sub(_hide, value)
-        elif not isinstance(value, int | float | bool | None):
+        elif not isinstance(value, _PLAIN) and not (
+            isinstance(value, list) and all(isinstance(v, _PLAIN) for v in value)
+        ):
             entry[key] = _SECRETS.sub(_hide, str(value))
     return entry
 

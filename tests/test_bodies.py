@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from pathlib import Path
@@ -46,14 +47,6 @@ async def test_a_large_body_is_a_private_file_with_its_head_kept(bodies: Bodies)
     assert bodies.read(body.file, 100) == data[:100]
 
 
-async def test_a_discarded_body_leaves_nothing(bodies: Bodies, tmp_path: Path) -> None:
-    writer = bodies.writer()
-    if writer.write(b"x" * (INLINE + 1)):
-        await writer.flush()
-    writer.discard()
-    assert list((tmp_path / "bodies").iterdir()) == []
-
-
 async def test_a_body_file_that_is_gone_is_an_error_and_removing_it_again_is_none(bodies: Bodies) -> None:
     _, body = await receive(bodies, b"x" * (INLINE + 1))
     bodies.remove([body.file])
@@ -72,6 +65,20 @@ async def test_names_lists_what_was_left_alone_long_enough(bodies: Bodies) -> No
 async def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:
     writer = Bodies(Path("/dev/full/nowhere")).writer()
     writer.write(b"x" * (INLINE + 1))
+    await writer.flush()
     with pytest.raises(OSError):
-        await writer.flush()
+        await writer.close()
     writer.discard()
+
+
+async def test_a_body_discarded_while_it_is_written_leaves_nothing(bodies: Bodies, tmp_path: Path) -> None:
+    writer = bodies.writer()
+    for _ in range(3):
+        if writer.write(b"x" * (INLINE + 1)):
+            await writer.flush()
+    writing = writer._writing
+    writer.discard()
+    assert writing is not None
+    await asyncio.wait([writing])
+    await asyncio.sleep(0)  # let its callback run
+    assert list((tmp_path / "bodies").iterdir()) == []

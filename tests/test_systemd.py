@@ -169,13 +169,12 @@ except OSError:
 else:
     raise SystemExit("writable and executable memory is still allowed")
 import sqlite3, ssl
-import aiohttp, aiosmtpd.smtp, aiosqlite, alembic, dns.asyncresolver, fast_mail_parser, idna, inscriptis, jinja2
-import pebble, pydantic, sqlalchemy, structlog
+import aiohttp, aiosmtpd.smtp, aiosqlite, alembic, dns.asyncresolver, idna, inscriptis, jinja2
+import pydantic, sqlalchemy, structlog
 from relay.secrets import seal, unseal
 assert unseal([b"k" * 32], seal(b"k" * 32, "x")) == "x"
 assert sqlite3.connect(":memory:").execute("SELECT 1").fetchone() == (1,)
 ssl.create_default_context()
-fast_mail_parser.parse_email("Subject: x\\r\\n\\r\\ny")
 """
 
 

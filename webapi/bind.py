@@ -8,13 +8,13 @@ This is the busiest path of the web API: a page view each, durable before it is 
 
 from __future__ import annotations
 
-import json
 import re
 from functools import lru_cache
 from typing import Annotated
 
 from aiohttp import web
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import to_json
 
 from relay.core.address import AddressError, lookup_keys, parse
 from relay.core.attribution import NUMBER_DIGITS
@@ -134,7 +134,7 @@ async def bind(request: web.Request) -> web.Response:
         "lease": max(1, int(min((target.lease for target in asked.values()), default=DEFAULT_LEASE))),
         "addresses": {sent: shown[target.id] for sent, target in wanted.items() if target.id in shown},
     }
-    return web.Response(body=json.dumps(document).encode(), headers=headers)
+    return web.Response(body=to_json(document), headers=headers)
 
 
 async def _body(request: web.Request, limit: int) -> BindBody:

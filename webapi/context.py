@@ -158,11 +158,17 @@ def _bare(host: str) -> str:
 
 async def read_body(request: web.Request, limit: int) -> bytes:
     """The body of a request, unpacked; raises web.HTTPRequestEntityTooLarge beyond ``limit`` octets."""
-    chunks: list[bytes] = []
-    size = 0
-    while chunk := await request.content.readany():
-        size += len(chunk)
-        if size > limit:
-            raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
-        chunks.append(chunk)
-    return b"".join(chunks)
+    content = request.content
+    if content.is_eof():  # it came with the header, as small ones do
+        body: bytes = content.read_nowait(-1)
+        size = len(body)
+    else:
+        chunks: list[bytes] = []
+        size = 0
+        while size <= limit and (chunk := await content.readany()):
+            size += len(chunk)
+            chunks.append(chunk)
+        body = b"".join(chunks)
+    if size > limit:
+        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
+    return body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -65,4 +66,4 @@ WEBHOOK_URL = Value("url", "webhook_url")
 
 def secret_line(kind: Value) -> str:
     """A value from stdin, not from an argument, which everybody on the machine could read."""
-    return kind.convert(click.get_text_stream("stdin").readline().strip(), None, None)
+    return kind.convert(sys.stdin.readline().strip(), None, None)

@@ -83,7 +83,11 @@ def strip_scheme(url: str | None) -> str | None:
 
 def host_of(url: str | None) -> str | None:
     """Host of an address or of what ``strip_scheme`` left of one: lower case, without port."""
-    authority = _split_authority(strip_scheme(url) or "")[0].lower()
+    return _host(strip_scheme(url) or "")
+
+
+def _host(stripped: str) -> str | None:
+    authority = _split_authority(stripped)[0].lower()
     if authority.startswith("["):
         return authority.partition("]")[0][1:] or None
     host, _, port = authority.partition(":")
@@ -100,10 +104,11 @@ def parse_page(url: str | None) -> PageMarks:
     """Read the marks of a page's address. Any text is taken; what cannot be read is None."""
     text = (url or "")[:URL_LIMIT]
     found = _parameters(text.partition("#")[0].partition("?")[2])
-    first, second, third, fourth, fifth = (found.get(name) for name in PARAM_NAMES)
+    first, second, third, fourth, fifth = map(found.get, PARAM_NAMES)
+    landing = strip_scheme(text)
     return PageMarks(
-        host=host_of(text),
-        landing=strip_scheme(text),
+        host=_host(landing or ""),
+        landing=landing,
         utm_source=found.get("utm_source"),
         utm_medium=found.get("utm_medium"),
         utm_campaign=found.get("utm_campaign"),
@@ -119,12 +124,16 @@ def _parameters(query: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for pair in query.split("&", PARAMETER_LIMIT)[:PARAMETER_LIMIT]:
         name, _, raw = pair.partition("=")
-        name = unquote_plus(name).lower() if len(name) <= 64 else ""
+        name = _decoded(name).lower() if len(name) <= 64 else ""
         if name in _WANTED and name not in found:
-            value = clean(unquote_plus(raw).strip())
+            value = clean(_decoded(raw).strip())
             if value:
                 found[name] = value
     return found
+
+
+def _decoded(text: str) -> str:
+    return unquote_plus(text) if "%" in text or "+" in text else text
 
 
 def _marker(found: dict[str, str]) -> str | None:

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from sqlalchemy import and_, bindparam, or_, select, text, update
 from sqlalchemy import insert as insert_into
@@ -146,20 +147,29 @@ def bind(tx: Tx, request: BindRequest, now: float, random: Callable[[int], bytes
     The same visit keeps its address as long as nobody else was given it. An exhausted pool falls back to a unique
     address where the target has a domain, else the target is missing from the answer; both are counted.
     """
-    visit_id, number, first_visit = _visit(tx, request, now, random)
+    visit = _visit(tx, request, now, random)
     if not request.tracking or not request.leasable:
-        return Bound(number, first_visit)
+        return Bound(visit.number, visit.first)
     substitutes: dict[int, str] = {}
     created: list[tuple[str, str]] = []
     for asked in request.asked:
-        address = _substitute(tx, request.site_id, visit_id, number, asked, now, random, created)
+        address = _substitute(tx, request.site_id, visit, asked, now, random, created)
         if address is not None:
             substitutes[asked.target_id] = address
-    return Bound(number, first_visit, substitutes, tuple(created))
+    return Bound(visit.number, visit.first, substitutes, tuple(created))
 
 
-def _visit(tx: Tx, request: BindRequest, now: float, random: Callable[[int], bytes]) -> tuple[int, str, str | None]:
-    """Row id, number and first visit: the browser's own visit, or a new one (core/visit.py)."""
+class _Visit(NamedTuple):
+    """``fresh``: made just now, so it holds nothing yet."""
+
+    id: int
+    number: str
+    first: str | None
+    fresh: bool
+
+
+def _visit(tx: Tx, request: BindRequest, now: float, random: Callable[[int], bytes]) -> _Visit:
+    """The browser's own visit, or a new one (core/visit.py)."""
     given = request.number if request.number and is_number(request.number) else None
     if given is None:
         return _new_visit(tx, request, _own_number(tx, request.site_id, random), True, request.first_visit, now)
@@ -179,7 +189,7 @@ def _visit(tx: Tx, request: BindRequest, now: float, random: Callable[[int], byt
     ):
         return _new_visit(tx, request, _own_number(tx, request.site_id, random), True, first_visit or given, now)
     tx.run(_SEEN, visit=visit_id, last_seen_at=now)
-    return visit_id, given, first_visit
+    return _Visit(visit_id, given, first_visit, False)
 
 
 def _marks(row: Row) -> VisitMarks:
@@ -194,9 +204,7 @@ def _own_number(tx: Tx, site_id: int, random: Callable[[int], bytes]) -> str:
     raise RuntimeError("no free visit number found")
 
 
-def _new_visit(
-    tx: Tx, request: BindRequest, number: str, own: bool, first_visit: str | None, now: float
-) -> tuple[int, str, str | None]:
+def _new_visit(tx: Tx, request: BindRequest, number: str, own: bool, first_visit: str | None, now: float) -> _Visit:
     marks = request.marks
     params = {str(i): value for i, value in enumerate(marks.params, 1) if value} | request.params
     first = first_visit if first_visit and is_number(first_visit) else number
@@ -222,34 +230,33 @@ def _new_visit(
         ip=request.ip,
         user_agent=request.user_agent,
     )
-    return visit_id, number, first
+    return _Visit(visit_id, number, first, True)
 
 
 def _substitute(
     tx: Tx,
     site_id: int,
-    visit_id: int,
-    number: str,
+    visit: _Visit,
     asked: Asked,
     now: float,
     random: Callable[[int], bytes],
     created: list[tuple[str, str]],
 ) -> str | None:
     if asked.method is Method.PLUS:
-        return str(Address(f"{asked.local}+{number}", asked.domain)) if asked.domain else None
-    renewed = _renew(tx, visit_id, asked, now)
+        return str(Address(f"{asked.local}+{visit.number}", asked.domain)) if asked.domain else None
+    renewed = None if visit.fresh else _renew(tx, visit.id, asked, now)
     if renewed is not None:
         return renewed
     if asked.method is Method.POOL:
         row = tx.one(_LEAST_RECENTLY_USED, target=asked.target_id, now=now)
         if row is not None:
             route_id, domain, local = row
-            _hold(tx, route_id, visit_id, asked, now)
+            _hold(tx, route_id, visit.id, asked, now)
             return str(Address(local, domain))
         count(tx, site_id, "pool_exhausted", now)
     if asked.domain is None:
         return None
-    return _mint(tx, site_id, visit_id, asked, now, random, created)
+    return _mint(tx, site_id, visit.id, asked, now, random, created)
 
 
 def _renew(tx: Tx, visit_id: int, asked: Asked, now: float) -> str | None:

@@ -32,9 +32,13 @@ class Store:
         Raises WrongRevision, sqlite3.Error, OSError: a broken database is never replaced by an empty one.
         """
         migrate.migrate(self.path, progress)
-        self.writer.start()
-        await self.reader.start()
-        await self.sites.load()
+        try:
+            self.writer.start()
+            await self.reader.start()
+            await self.sites.load()
+        except BaseException:
+            await self.close()
+            raise
 
     async def write(self, verb: Verb[T], *, idle: bool = False) -> T:
         """Run a verb durably; raises what it raises, or StoreUnavailable."""

@@ -8,7 +8,7 @@
     for (const [name, value] of Object.entries(attributes)) {
       if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
     }
-    node.append(...children.flat());
+    node.append(...children.flat(Infinity));
     return node;
   };
 
@@ -32,9 +32,7 @@
   const choice = byId("to");
 
   function showAddresses() {
-    const card = document.body.dataset.card;
     const choices = anchors.map((anchor) => [anchor.textContent.trim(), anchor.dataset.name]);
-    choices.push([card, "business card"]);
     const picked = Math.max(choice.selectedIndex, 0);
     choice.replaceChildren(...choices.map(([address, name]) => make("option", { value: address }, `${address} (${name})`)));
     choice.selectedIndex = picked;
@@ -103,8 +101,13 @@
   function showJourney() {
     const letter = letters.get(last);
     if (!letter) return;
-    const stop = (name, at) => make("li", {}, `${name} `, make("b", {}, at ? span(letter.started_at, at) : "…"));
-    const stops = [stop("accepted", letter.accepted_at), stop("mailbox", mails.get(last)?.at), stop("CRM", deals.get(last)?.at)];
+    const stop = (name, at) => make("li", {}, name, " ", make("b", {}, at ? span(letter.started_at, at) : "…"));
+    const to = (id, name) => make("a", { href: `#${id}` }, name);
+    const stops = [
+      stop("accepted", letter.accepted_at),
+      stop(to("mailbox", "mailbox"), mails.get(last)?.at),
+      stop(to("crm", "CRM"), deals.get(last)?.at),
+    ];
     outcome.replaceChildren(make("ol", { class: "journey", title: letter.reply }, stops));
   }
 
@@ -175,13 +178,13 @@
 
   function showMail(mail) {
     mails.set(mail.message, mail);
-    const files = mail.attachments.map((file) => make("li", {}, `${file.name}, ${bytes(file.size)}`));
+    const files = mail.attachments.map((file) => make("li", {}, asText(`${file.name}, ${bytes(file.size)}`)));
     const raw = mail.fields.flatMap((field) => {
       const line = [...asText(`${field.name}: ${field.value}`)];
       return [field.ours ? make("mark", {}, line) : make("span", {}, line), "\n"];
     });
     place(byId("mails"), make("details", { class: "entry", id: `mail-${mail.id}`, "data-at": mail.at, "data-message": mail.message, open: true },
-      make("summary", {}, make("strong", {}, mail.subject || "(no subject)")),
+      make("summary", {}, make("strong", {}, asText(mail.subject || "(no subject)")), make("span", { class: "quiet" }, clock(mail.at))),
       lines([["From", mail.from], ["To", mail.to], ["Date", mail.date], ["Delivered to", mail.delivered_to.join(", ")]]),
       make("p", { class: "text" }, asText(mail.text)),
       files.length ? make("ul", { class: "files", "aria-label": "Attachments" }, files) : "",

@@ -1,0 +1,104 @@
+"""What processes cost, read from /proc: CPU seconds and memory of whole trees, and the work of everything else."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+_TICK = os.sysconf("SC_CLK_TCK")
+_PROC = Path("/proc")
+
+
+def tree(root: int) -> list[int]:
+    """The process and all that descend from it."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            children[int(fields[1])].append(int(entry.name))
+    found, waiting = [], [root]
+    while waiting:
+        pid = waiting.pop()
+        found.append(pid)
+        waiting += children[pid]
+    return found
+
+
+def cpu_seconds(root: int) -> float:
+    """CPU time of the tree, children included that have ended and were waited for."""
+    return sum(sum(map(int, fields[11:15])) for pid in tree(root) if (fields := _stat(pid))) / _TICK
+
+
+def pss(root: int) -> int:
+    """Octets of memory of the tree, pages shared between processes counted once (proportional set size)."""
+    total = 0
+    for pid in tree(root):
+        try:
+            rollup = (_PROC / str(pid) / "smaps_rollup").read_text()
+        except OSError:
+            continue  # it has ended
+        total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total * 1024
+
+
+def machine_seconds() -> float:
+    """CPU seconds that the whole machine has worked; waiting for disks is no work."""
+    ticks = [int(field) for field in (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / _TICK
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that ``path`` is on ("ext4", "tmpfs")."""
+    device = path.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in (_PROC / "self" / "mountinfo").read_text().splitlines():
+        mount, _, source = line.partition(" - ")
+        if mount.split()[2] == wanted:
+            return source.split()[0]
+    return "unknown"
+
+
+def wait_until(condition: Callable[[], bool], patience: float, step: float = 0.05) -> bool:
+    """Look every ``step`` seconds; whether it came true within ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(step)
+    return True
+
+
+class Watch:
+    """The peak of a tree's memory while the block runs, looked at every ``step`` seconds."""
+
+    def __init__(self, root: int, step: float = 0.5) -> None:
+        self.peak = 0
+        self._root = root
+        self._step = step
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def _look(self) -> None:
+        while True:
+            self.peak = max(self.peak, pss(self._root))
+            if self._done.wait(self._step):
+                return
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the name: state, parent, …; empty when the process has ended."""
+    try:
+        return (_PROC / str(pid) / "stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return []

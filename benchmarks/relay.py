@@ -1,0 +1,209 @@
+"""The real daemon, `python -m relay serve`, with everything on: history, search index, extraction, webhook.
+
+One site, whose target's substitutes are plus addresses of visits that were bound before, so every message has its
+visit and meets the default conditions for the CRM. Everything else is default, the log (a file) included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from benchmarks.processes import wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Seconds for start and stop.
+PATIENCE = 60.0
+SITE_KEY = "pk_bench"
+ORIGIN = "https://www.crm.test"
+ADDRESS = "sales@crm.test"
+#: Number of the first visit that is bound; message n has the plus address of one of the visits from here on.
+FIRST_VISIT = 1_000_000
+
+CONFIG = """\
+hostname = "mx.track.test"
+data_dir = "data"
+
+[smtp]
+listen = ["127.0.0.1:0"]
+max_message_size = 60000000
+
+[http]
+listen = ["127.0.0.1:0"]
+
+[limits]
+connections = 2000
+
+[forward]
+next_hop = "smtp://127.0.0.1:{next_hop}"
+
+[webhooks]
+allow_private_addresses = true
+
+[[site]]
+name = "bench"
+key = "{key}"
+origins = ["{origin}"]
+
+[[site.target]]
+address = "{address}"
+method = "plus"
+domain = "track.test"
+
+[[site.webhook]]
+url = "http://127.0.0.1:{webhook}/hook"
+secret = "whsec_YmVuY2htYXJrcyBvZiB2aXNpdC1yZWxheSAwMDAxMjM="
+"""
+
+
+class RelayFailed(RuntimeError):
+    """The daemon did not start or did not end as it should; the message has the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What the store holds that is not done yet."""
+
+    deliveries: int
+    extraction: int
+    index: int
+    posts: int
+
+    def __bool__(self) -> bool:
+        return bool(self.deliveries or self.extraction or self.index or self.posts)
+
+
+_BACKLOG = """\
+SELECT (SELECT count(*) FROM deliveries WHERE state IN ('queued', 'deferred')),
+       (SELECT count(*) FROM messages WHERE extraction = 'waiting'),
+       (SELECT count(*) FROM texts WHERE indexed = 0),
+       (SELECT count(*) FROM posts WHERE state = 'waiting')
+"""
+_TOTALS = """\
+SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM messages WHERE extraction = 'done'),
+       (SELECT count(*) FROM texts WHERE indexed = 1), (SELECT count(*) FROM posts WHERE state = 'delivered'),
+       (SELECT count(*) FROM visits)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Rows in the store: messages, those that were read, found by search and posted; and visits."""
+
+    messages: int
+    extracted: int
+    indexed: int
+    posted: int
+    visits: int
+
+    def since(self, before: Totals) -> Totals:
+        return Totals(
+            self.messages - before.messages,
+            self.extracted - before.extracted,
+            self.indexed - before.indexed,
+            self.posted - before.posted,
+            self.visits - before.visits,
+        )
+
+
+class Relay:
+    """The daemon with its own data folder in ``root``."""
+
+    name = "visit-relay"
+    recipient = "sales+"
+    first_recipient = FIRST_VISIT
+
+    def __init__(self, root: Path, next_hop: int, webhook: int) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self._config = root / "relay.toml"
+        self._config.write_text(
+            CONFIG.format(next_hop=next_hop, webhook=webhook, key=SITE_KEY, origin=ORIGIN, address=ADDRESS)
+        )
+        self._database = root / "data" / "relay.db"
+        self._log = root / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+        self.http_port = 0
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it serves. Raises RelayFailed."""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "relay", "serve", "--config", str(self._config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self._config.parent,
+            )
+        if not wait_until(self._is_ready, PATIENCE):
+            self._process.kill()
+            self._process.wait()
+            raise RelayFailed(self._end_of_log())
+
+    def stop(self) -> None:
+        """SIGTERM; raises RelayFailed when it does not end with 0."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        if code:
+            raise RelayFailed(f"exit code {code}\n{self._end_of_log()}")
+
+    def backlog(self) -> Backlog:
+        return Backlog(*self._counts(_BACKLOG))
+
+    def totals(self) -> Totals:
+        return Totals(*self._counts(_TOTALS))
+
+    def drain(self, patience: float) -> float | None:
+        """Wait until nothing is left to do; when that was (``time.monotonic``), None if it was not in time."""
+        return time.monotonic() if wait_until(lambda: not self.backlog(), patience, step=0.1) else None
+
+    def _counts(self, query: str) -> tuple[int, ...]:
+        with closing(sqlite3.connect(f"{self._database.as_uri()}?mode=ro", uri=True, timeout=10.0)) as connection:
+            connection.execute("PRAGMA query_only=ON")
+            row: tuple[int, ...] = connection.execute(query).fetchone()
+            return row
+
+    def _is_ready(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RelayFailed(self._end_of_log())
+        for line in self._log.read_text(errors="replace").splitlines():
+            if line.startswith("{") and (entry := json.loads(line)).get("event") == "ready":
+                self.port, self.http_port = entry["smtp"][0], entry["http"][0]
+                return True
+        return False
+
+    def _end_of_log(self) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
+
+    def __enter__(self) -> Relay:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

@@ -1,0 +1,120 @@
+"""What `relay check` says, and what it is about: the configuration together with the sites of the database."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sqlalchemy import func, select
+
+from relay.config import Config
+from relay.core.address import parse
+from relay.core.model import Address
+from relay.core.nexthop import NextHop, parse_next_hop
+from relay.secrets import Keys, KeysError, SealError
+from relay.store import migrate, routes
+from relay.store.directory import Directory, TargetView
+from relay.store.engine import Reader, StoreUnavailable
+from relay.store.schema import messages
+from relay.store.store import DATABASE
+
+Level = Literal["ok", "warn", "fail"]
+OK: Level = "ok"
+WARN: Level = "warn"
+FAIL: Level = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line. ``what`` names the thing checked, ``text`` says how it is, ``hint`` what to do (empty when good)."""
+
+    level: Level
+    what: str
+    text: str
+    hint: str = ""
+
+
+@dataclass(slots=True)
+class Subject:
+    """``recipients``: real addresses by the next hop that takes their mail, None for their domain's MX.
+
+    ``domains`` are those of substitutes. ``webhooks``: (site, URL) and why it is disabled, None for an enabled one.
+    ``revision`` is the database's schema, None without a database.
+    """
+
+    config: Config
+    now: float
+    revision: str | None = None
+    newest_message: float = 0.0
+    domains: set[str] = field(default_factory=set)
+    recipients: dict[NextHop | None, set[Address]] = field(default_factory=lambda: defaultdict(set))
+    webhooks: dict[tuple[str, str], str | None] = field(default_factory=dict)
+
+    @property
+    def beyond_loopback(self) -> bool:
+        """Whether mail from outside can reach us without another server in front."""
+        return any(isinstance(endpoint, str) or not endpoint.loopback for endpoint in self.config.smtp.listen)
+
+    def forwards(self, address: Address, next_hop: str | None) -> None:
+        """Mail for the real ``address`` goes to its own ``next_hop``, to the configured one, or by MX."""
+        url = next_hop or self.config.forward.next_hop
+        self.recipients[parse_next_hop(url) if url else None].add(address)
+
+
+async def gather(config: Config, now: float) -> tuple[Subject, list[Finding]]:
+    """What is to be checked, and what already went wrong while that was found out."""
+    subject = Subject(config, now)
+    if config.operator is not None:
+        subject.forwards(config.operator, None)
+    for site in config.sites:
+        for target in site.targets:
+            subject.forwards(target.forward_to or target.address, target.next_hop)
+            subject.domains.update(filter(None, (target.domain, *(address.domain for address in target.pool))))
+        subject.domains.update(static.address.domain for static in site.statics)
+        subject.webhooks.update({(site.name, hook.url): _why(hook.enabled, None) for hook in site.webhooks})
+    path = config.data_dir / DATABASE
+    try:
+        subject.revision = migrate.revision(path)
+        if subject.revision == migrate.HEAD:
+            await _from_database(subject)
+    except (OSError, sqlite3.Error, StoreUnavailable, migrate.WrongRevision, KeysError, SealError) as error:
+        return subject, [Finding(FAIL, "database", str(error), "see docs/operations.md, Backup and restore")]
+    return subject, []
+
+
+async def _from_database(subject: Subject) -> None:
+    reader = Reader(subject.config.data_dir / DATABASE, size=1)
+    try:
+        await reader.start()
+        ((newest,),) = await reader.all(select(func.max(messages.c.received_at)))
+        subject.newest_message = newest or 0.0
+        subject.domains.update(row[0] for row in await reader.run(routes.DOMAINS))
+        sites = Directory(reader)
+        await sites.load()
+    finally:
+        await reader.close()
+    for site in sites.by_id.values():
+        if not site.declared:  # a declared one stands in relay.toml, which counts from the next start on
+            for target in site.targets:
+                _add(subject, target)
+        # Its state lives in the database, whoever declared it.
+        subject.webhooks.update(
+            {(site.name, hook.url): _why(hook.enabled, hook.disabled_reason) for hook in site.webhooks}
+        )
+
+
+def _why(enabled: bool, reason: str | None) -> str | None:
+    return None if enabled else reason or "by hand"
+
+
+def _add(subject: Subject, target: TargetView) -> None:
+    next_hop = None
+    if target.next_hop is not None:
+        # Keys.load would create what is missing; here that would hide that it is missing.
+        directory = subject.config.data_dir / "keys"
+        if not (directory / "seal.key").exists():
+            raise KeysError(f"{directory / 'seal.key'} is missing: restore it")
+        next_hop = Keys.load(directory).unseal(target.next_hop)
+    subject.forwards(parse(target.forward_to) if target.forward_to else target.address, next_hop)
