@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from sqlalchemy import bindparam, update
 
 from relay.config import fields as f
 from relay.config.models import Section, Site, Target
@@ -21,15 +20,12 @@ from relay.core.model import Address, Method, RouteKind
 from relay.declare import definitions, fresh_secret
 from relay.store import sites
 from relay.store.directory import SiteView, TargetView, WebhookView
-from relay.store.engine import Statement, Tx
-from relay.store.schema import webhooks
+from relay.store.engine import Tx
 from relay.store.sites import DeclaredElsewhere, SiteDefinition, StaticDefinition, TargetDefinition, WebhookDefinition
 from relay.workplace import Command, Workplace
 
 #: Pool addresses that one command may add.
 MOST_ADDRESSES = 10_000
-
-_ENABLE = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "enabled disabled_reason")
 
 
 class AddSite(Section):
@@ -44,8 +40,6 @@ class AddSite(Section):
 
 
 async def add_site(place: Workplace, given: AddSite) -> Lines:
-    if given.site in place.store.sites.by_name:
-        raise ControlError(f"there is a site named {given.site!r} already", "site")
     site = Site.model_construct(
         name=given.site,
         key=given.key or f"pk_{secrets.token_urlsafe(12)}",
@@ -54,8 +48,8 @@ async def add_site(place: Workplace, given: AddSite) -> Lines:
         send_to_crm=given.send_to_crm,
         bots=given.bots,
     )
-    definition = _defined(place, site)
-    await _define(place, definition)
+    definition, now = _defined(place, site), place.clock()
+    await place.store.redefine(lambda tx: sites.create(tx, definition, now))
     return {"site": definition.name, "key": definition.key}
 
 
@@ -191,7 +185,7 @@ async def remove_webhook(place: Workplace, given: NamedWebhook) -> Lines:
 async def enable_webhook(place: Workplace, given: NamedWebhook) -> Lines:
     """Post to it again, after a 410 or somebody's hand had disabled it."""
     _, webhook = _webhook(place, given.webhook)
-    await place.store.redefine(lambda tx: tx.run(_ENABLE, webhook=webhook.id, enabled=1, disabled_reason=None))
+    await place.store.redefine(lambda tx: sites.enable_webhook(tx, webhook.id))
     place.posts_due()
     return {"id": webhook.id, "url": webhook.url}
 

@@ -1,7 +1,7 @@
 """Debian's Postfix as the MTA of a sender, or as the mail server behind us. Needs root and the package, else skips.
 
     async with Postfix({"relayhost": f"[127.0.0.1]:{port}"}) as sender: ... sender.port
-    async with Postfix(mailboxes("example.test")) as server: await server.mail_of("sales@example.test", 1)
+    async with Postfix(mailboxes("example.test")) as server: await server.delivered(1)
 
 It lives in a folder of its own, listens on loopback only and looks nothing up; the system's Postfix and its settings
 are not touched. The master process is our child, and ends its own when it is ended.
@@ -83,11 +83,11 @@ _QUEUES = ("active", "bounce", "corrupt", "defer", "deferred", "hold", "incoming
 
 
 def mailboxes(domain: str) -> dict[str, str]:
-    """Settings of a server that takes mail for every address of ``domain`` into maildirs."""
+    """Settings of a server that takes mail for every address of ``domain`` into one maildir."""
     return {
         "virtual_mailbox_domains": domain,
         "virtual_mailbox_base": "{root}/mail",
-        "virtual_mailbox_maps": "regexp:{root}/etc/mailboxes",
+        "virtual_mailbox_maps": "static:all/",
         "virtual_uid_maps": "static:{uid}",
         "virtual_gid_maps": "static:{gid}",
         "virtual_minimum_uid": "1",
@@ -122,7 +122,8 @@ class Postfix:
             self._root.chmod(0o755)
             self._configure()
             self._master = await asyncio.create_subprocess_exec(
-                *[str(_DAEMONS / "master"), "-c", str(self._root / "etc")],
+                # It closes every descriptor it might have: with a high limit that takes seconds.
+                *["prlimit", "--nofile=1024", str(_DAEMONS / "master"), "-c", str(self._root / "etc")],
                 env=self._environment(),
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
@@ -152,9 +153,9 @@ class Postfix:
         path = self._root / "maillog"
         return path.read_text("utf-8", "replace") if path.exists() else ""
 
-    async def mail_of(self, address: str, count: int) -> list[bytes]:
-        """What lies in the maildir of ``address``, CR LF lines, as soon as it is ``count`` messages."""
-        folder = self._root / "mail" / address / "new"
+    async def delivered(self, count: int) -> list[bytes]:
+        """What lies in the mailbox, CR LF lines, as soon as it is ``count`` messages."""
+        folder = self._root / "mail" / "all" / "new"
         found: list[Path] = []
         try:
             async with asyncio.timeout(PATIENCE):
@@ -181,7 +182,6 @@ class Postfix:
         merged = {**_MAIN, **own, **self._settings}
         lines = [f"{name} = {value.format(**values)}\n" for name, value in merged.items()]
         (self._root / "etc" / "main.cf").write_text("".join(lines))
-        (self._root / "etc" / "mailboxes").write_text("/^(.+)$/ $1/\n")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]

@@ -261,7 +261,7 @@ async def test_a_letter_from_the_form_reaches_mailbox_history_and_crm_with_its_v
         assert sent["reply"] == f"250 2.0.0 Queued as {sent['message']}"
         mail = (await shown(demo, "mail"))[0]
         deal = (await shown(demo, "crm"))[0]
-        (item,) = await shown(demo, "history", when=lambda one: bool(one["deal"]) and one["state"] == "forwarded")
+        (item,) = await shown(demo, "history", when=lambda one: bool(one["deal"]["id"]) and one["state"] == "forwarded")
     assert (mail["message"], mail["subject"], mail["delivered_to"]) == (
         sent["message"],
         "Windows",

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from relay.core.attribution import Fill
 from relay.core.model import AttributionState
 from relay.core.payload import build
-from relay.store import events, sites
+from relay.store import events, queue, sites
 from relay.store.events import ANSWER_KEPT, SEARCHED, PostJob, PostResult
 from relay.store.messages import CLAIM
 from relay.store.schema import events as event_table
@@ -207,7 +207,7 @@ class TestJob:
         shop = site("shop", pool_target("sales@example.com", CARD), webhooks=(hook(fill=fill),))
         async with world(tmp_path, shop) as w:
             await w.shown()
-            w.pass_time(LEASE)
+            w.pass_time(LEASE + 600)
             latest, leased = await w.shown()
             (job,) = await posted(w, leased)
             assert job.attribution.state is AttributionState.LIKELY
@@ -404,8 +404,8 @@ async def test_a_removed_site_posts_nothing_more(w: World) -> None:
     assert (await event_states(w))[-1][0] == "withheld"
 
 
-async def test_a_static_of_a_removed_site_has_no_label_left_to_state(tmp_path: Path) -> None:
-    """Retired routes forward without attribution: the card of a site that is gone claims nothing."""
+async def test_a_retired_card_states_nothing(tmp_path: Path) -> None:
+    """It forwards without attribution, so neither the CRM nor the mailbox is told of a source."""
     lenient = site(
         "shop",
         pool_target(),
@@ -418,3 +418,7 @@ async def test_a_static_of_a_removed_site_has_no_label_left_to_state(tmp_path: P
         (job,) = await posted(w)
         assert job.attribution.state is AttributionState.NONE
         assert job.visit is None
+        assert (await w.accept(CARD, body=b"1")).jobs[0].source is None
+        await w.accept(CARD, body=b"2", claim=None)
+        (found,) = await w.store.write(lambda tx: queue.claim_due(tx, {"example.com": 1}, "me", w.now))
+        assert found.source is None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeVar
@@ -47,6 +48,11 @@ class Context:
     on_posts_due: Callable[[], None] = _nothing
     on_deliveries_due: Callable[[], None] = _nothing
     draining: Callable[[], bool] = bool
+
+    async def remove_files(self, names: Sequence[str]) -> None:
+        """Delete body files whose rows are gone. What a crash leaves behind, the sweep finds."""
+        if names:
+            await asyncio.to_thread(self.bodies.remove, names)
 
 
 CONTEXT = web.AppKey("context", Context)

@@ -98,17 +98,13 @@ async def _rows(config: Config, limit: int, wanted: dict[str, Any]) -> AsyncIter
 
 
 def _filter(wanted: dict[str, Any]) -> dict[str, Any]:
+    from relay.core.model import fold
+
     sender = wanted["sender"]
     if sender is not None:
         local, _, domain = sender.rpartition("@")
-        sender = f"{_fold(local)}@{domain.lower()}" if local else sender
+        sender = f"{fold(local)}@{domain.lower()}" if local else sender  # as senders are stored
     return {name: wanted[name] for name in ("visit", "query", "state", "since", "until")} | {"sender": sender}
-
-
-def _fold(local: str) -> str:
-    from relay.core.model import fold
-
-    return fold(local)
 
 
 async def _as_table(config: Config, limit: int, wanted: dict[str, Any]) -> None:
@@ -172,14 +168,15 @@ def item(row: MessageRow) -> dict[str, Any]:
     chosen = best_delivery(row)
     return {
         "id": str(row.id),
-        "received_at": row.received_at,
+        "received_at": moment(row.received_at),
+        "site": chosen and chosen.site,
         "sender": row.sender,
         "receivers": _receivers(row),
         "subject": row.subject,
         "visit": _visit(row),
         "attribution": {
             "state": chosen.attribution if chosen else "none",
-            "method": chosen.method if chosen else None,
+            "method": chosen and chosen.method,
             "candidates": [
                 {"visit": number, "probability": share} for number, share in (chosen.candidates if chosen else ())
             ],
@@ -187,8 +184,16 @@ def item(row: MessageRow) -> dict[str, Any]:
         "deal": {"id": row.deal_id, "url": row.deal_url},
         "state": row.state,
         "size": row.size,
-        "attachments": [{"name": part.name, "size": part.size, "type": part.type} for part in row.attachments],
+        "attachments": [
+            {"name": part.name, "url": None, "size": part.size, "type": part.type} for part in row.attachments
+        ],
+        "auth": {"spf": None, "dkim": None, "dmarc": None},
     }
+
+
+def moment(seconds: float) -> str:
+    """A time as the management API writes it: RFC 3339, UTC, milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def best_delivery(row: MessageRow) -> DeliveryRow | None:
@@ -202,7 +207,7 @@ def best_delivery(row: MessageRow) -> DeliveryRow | None:
 
 
 def _receivers(row: MessageRow) -> list[str]:
-    return [delivery.recipient for delivery in row.deliveries]
+    return list(dict.fromkeys(delivery.recipient for delivery in row.deliveries))
 
 
 def _visit(row: MessageRow) -> str | None:

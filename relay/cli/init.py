@@ -36,4 +36,3 @@ def init(config_file: Path, hostname: str, operator: str) -> None:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     click.echo(f"{config_file} is written. Add your site to it, then run: relay check")
-

@@ -44,9 +44,12 @@ class Root(click.Group):
 def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    click.echo(f"visit-relay {version('visit-relay')}")
+    try:
+        click.echo(f"visit-relay {version('visit-relay')}")
+    except PackageNotFoundError:
+        click.echo("visit-relay, run from its source")
     ctx.exit()
 
 

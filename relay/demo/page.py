@@ -32,6 +32,11 @@ HEARTBEAT = 15.0
 HISTORY_EVERY = 0.2
 HISTORY_SHOWN = 20
 
+#: The cookie by which a browser that has seen another demo is known. Cookies are shared by all ports of a host.
+INSTANCE = "relay_demo"
+#: What mailtrack.js remembers.
+VISIT_COOKIES = ("mailtrack_visit", "mailtrack_first")
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -75,6 +80,7 @@ class Page:
     def app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_REQUEST, middlewares=[self._guard])
         app.router.add_get("/", self._show)
+        app.router.add_get("/new", self._as_new_visitor)
         app.router.add_post("/send", self._send)
         app.router.add_get("/events", self._events)
         app.router.add_post("/crm", self._crm.receive)
@@ -107,7 +113,17 @@ class Page:
         }
 
     async def _show(self, request: web.Request) -> web.Response:
-        return web.Response(text=self._html, content_type="text/html")
+        response = web.Response(text=self._html, content_type="text/html")
+        if request.cookies.get(INSTANCE) != self._instance:
+            # A visit of another demo's database: here it would pass for one of another counter, and never end.
+            _forget_visit(response)
+            response.set_cookie(INSTANCE, self._instance, httponly=True, samesite="Lax")
+        return response
+
+    async def _as_new_visitor(self, request: web.Request) -> web.Response:
+        response = web.HTTPFound("/")
+        _forget_visit(response)
+        return response
 
     async def _send(self, request: web.Request) -> web.Response:
         """A letter as form data: from, to, subject, text and optionally a file."""
@@ -163,11 +179,17 @@ class Page:
                 except aiohttp.ClientError:
                     items = []  # the daemon is stopping
                 for item in reversed(items):
+                    del item["attachments"]  # their links are signed anew for each answer
                     self._board.put("history", item["id"], item)
             await asyncio.sleep(HISTORY_EVERY)
 
     async def _end(self, app: web.Application) -> None:
         self._board.close()
+
+
+def _forget_visit(response: web.Response) -> None:
+    for name in VISIT_COOKIES:
+        response.del_cookie(name)
 
 
 def _event(kind: str, data: object) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, literal_column, or_, select, text
 
 from relay.core.mime import Part
+from relay.core.model import WORST_FIRST
+from relay.store import queue
 from relay.store.engine import Reader, Row
 from relay.store.schema import (
     attempts,
@@ -150,7 +153,7 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     if wanted.until is not None:
         found.append(messages.c.received_at < wanted.until)
     if wanted.state is not None:
-        found.append(messages.c.state == wanted.state)
+        found += _in_state(wanted.state, wanted.sites)
     if wanted.sender is not None:
         found.append(messages.c.sender == wanted.sender)
     if wanted.query is not None:
@@ -165,13 +168,28 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
         if wanted.sites is not None:
             of_message.append(deliveries.c.site_id.in_(sorted(wanted.sites)))
         if wanted.visit is not None:
-            numbered = select(visits.c.id).where(visits.c.number == wanted.visit)
-            if wanted.sites is not None:
-                numbered = numbered.where(visits.c.site_id.in_(sorted(wanted.sites)))
+            numbered = select(visits.c.id).where(*_numbered(wanted.visit, wanted.sites))
             by_visit = deliveries.c.visit_id.in_(numbered)
             of_message.append(or_(by_visit, deliveries.c.claimed_number == wanted.visit))
         found.append(select(deliveries.c.id).where(and_(*of_message)).exists())
     return found
+
+
+def _in_state(state: str, sites_seen: frozenset[int] | None) -> list[ColumnElement[bool]]:
+    """Who sees only some sites sees the worst state of their deliveries."""
+    if sites_seen is None:
+        return [messages.c.state == state]
+    seen = select(deliveries.c.id).where(
+        deliveries.c.message_id == messages.c.id, deliveries.c.site_id.in_(sorted(sites_seen))
+    )
+    worse = [known.value for known in itertools.takewhile(lambda known: known != state, WORST_FIRST)]
+    return [seen.where(deliveries.c.state == state).exists(), ~seen.where(deliveries.c.state.in_(worse)).exists()]
+
+
+def _numbered(number: str, sites_seen: frozenset[int] | None) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """The visits with this number. The sites are named even where all count: the index begins with them."""
+    of_sites = select(sites.c.id).scalar_subquery() if sites_seen is None else sorted(sites_seen)
+    return visits.c.site_id.in_(of_sites), visits.c.number == number
 
 
 async def one(reader: Reader, message_id: int, visible: frozenset[int] | None) -> MessageRow | None:
@@ -315,12 +333,10 @@ async def visit(reader: Reader, number: str, visible: frozenset[int] | None) -> 
     query = (
         select(*(column for column in visits.c if column.name not in ("id", "site_id")), sites.c.name.label("site"))
         .join(sites, sites.c.id == visits.c.site_id)
-        .where(visits.c.number == number)
+        .where(*_numbered(number, visible))
         .order_by(visits.c.id)
         .limit(100)
     )
-    if visible is not None:
-        query = query.where(visits.c.site_id.in_(sorted(visible)))
     return [row | {"params": json.loads(row["params"] or "{}")} for row in await _dicts(reader, query)]
 
 
@@ -332,3 +348,43 @@ async def raw(reader: Reader, message_id: int) -> tuple[bytes | None, str | None
         .where(messages.c.id == message_id)
     )
     return (rows[0][0], rows[0][1]) if rows else None
+
+
+async def waiting(reader: Reader, visible: frozenset[int] | None, limit: int) -> tuple[dict[str, Any], ...]:
+    """What waits to be forwarded or is held, soonest first, as queue.listing says it, with the name of its site."""
+    query = (
+        queue.listing(limit)
+        .add_columns(sites.c.name.label("site"))
+        .outerjoin(sites, sites.c.id == deliveries.c.site_id)
+    )
+    if visible is not None:
+        query = query.where(deliveries.c.site_id.in_(sorted(visible)))
+    return await _dicts(reader, query)
+
+
+async def site_of_delivery(reader: Reader, delivery_id: int) -> tuple[int | None] | None:
+    """The id of a delivery's site (None: it goes to the operator); None when there is no such delivery."""
+    rows = await reader.all(select(deliveries.c.site_id).where(deliveries.c.id == delivery_id))
+    return (rows[0][0],) if rows else None
+
+
+async def posted(reader: Reader, webhook_id: int, before: int | None, limit: int) -> tuple[dict[str, Any], ...]:
+    """The delivery log of a webhook, newest first: one row a post, with what came of its last attempt."""
+    query = (
+        select(
+            posts.c.id,
+            events.c.uid,
+            events.c.message_id,
+            posts.c.state,
+            posts.c.attempts,
+            posts.c.next_at,
+            posts.c.status,
+            posts.c.answer,
+            posts.c.finished_at,
+        )
+        .join(events, events.c.id == posts.c.event_id)
+        .where(posts.c.webhook_id == webhook_id)
+        .order_by(posts.c.id.desc())
+        .limit(limit)
+    )
+    return await _dicts(reader, query if before is None else query.where(posts.c.id < before))

@@ -326,7 +326,9 @@ class _Shipment:
 
     def _job(self, delivery_id: int, claim: str, recipient: Recipient, attribution: Attribution) -> Job:
         incoming, route = self.incoming, recipient.route
-        visit, source = attribution.number, route.label if route else None
+        visit, source = attribution.number, None
+        if attribution.state is AttributionState.EXACT and route is not None:
+            source = route.label
         if attribution.visit is not None and (row := self.tx.one(FIND_VISIT, visit=attribution.visit)):
             visit, source = row
         return Job(

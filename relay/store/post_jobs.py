@@ -134,7 +134,8 @@ def _stated(tx: Tx, attribution: Attribution, fill: Fill, label: str | None) -> 
     """The visit that may be stated as fact; a static substitute states its label as the marker, without a visit."""
     visit_id = stated_visit(attribution, fill)
     if visit_id is None:
-        return PayloadVisit(number="", marker=label) if label is not None else None
+        certain = attribution.state is AttributionState.EXACT  # the substitute of a retired route states nothing
+        return PayloadVisit(number="", marker=label) if certain and label is not None else None
     row = tx.one(_VISIT, visit=visit_id)
     if row is None:
         return None  # erased since

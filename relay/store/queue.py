@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Select, bindparam, case, func, or_, select, update
 from sqlalchemy import insert as insert_into
 
-from relay.core.model import WORST_FIRST, DeliveryState, Outcome
+from relay.core.model import WORST_FIRST, AttributionState, DeliveryState, Outcome
 from relay.store.engine import Row, Statement, Tx
 from relay.store.messages import CLAIM, Job
 from relay.store.schema import attempts, bodies, deliveries, messages, routes, targets, visits
@@ -50,7 +50,7 @@ _DUE_AT = Statement(
         deliveries.c.claimed_number,
         visits.c.number,
         visits.c.marker,
-        routes.c.label,
+        case((deliveries.c.attribution == AttributionState.EXACT.value, routes.c.label)),
         messages.c.raw_removed_at,
     )
     .join(messages, messages.c.id == deliveries.c.message_id)

@@ -5,13 +5,15 @@ A message that still has to be forwarded, or is held, is never deleted by age: l
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 
 from relay.store import search
 from relay.store.engine import Statement, Tx
-from relay.store.schema import bindings, bodies, deliveries, messages, routes, visits
+from relay.store.queue import settle_message
+from relay.store.schema import bindings, bodies, deliveries, events, messages, paths, routes, visits
 
 #: Messages, visits or routes deleted in one transaction.
 BITE = 200
@@ -67,14 +69,47 @@ _OLD_MESSAGES = Statement(
 )
 _DELETE_MESSAGE = Statement(delete(messages).where(messages.c.id == bindparam("message")))
 _MESSAGE = Statement(select(messages.c.id, messages.c.body_file).where(messages.c.id == bindparam("message")))
-_OPEN = Statement(
-    select(deliveries.c.id)
-    .where(deliveries.c.message_id == bindparam("message"), deliveries.c.state.in_(["queued", "deferred"]))
-    .limit(1)
+_WAITING = deliveries.c.state.in_(["queued", "deferred"])
+_OPEN = Statement(select(deliveries.c.id).where(deliveries.c.message_id == bindparam("message"), _WAITING).limit(1))
+_OF_SITE = (deliveries.c.message_id == bindparam("message"), deliveries.c.site_id == bindparam("site"))
+_AT_SITE = Statement(select(deliveries.c.id).where(*_OF_SITE).limit(1))
+_OPEN_AT_SITE = Statement(select(deliveries.c.id).where(*_OF_SITE, _WAITING).limit(1))
+_DELETE_AT_SITE = Statement(delete(deliveries).where(*_OF_SITE))
+_DELETE_EVENTS_AT_SITE = Statement(
+    delete(events).where(events.c.message_id == bindparam("message"), events.c.site_id == bindparam("site"))
 )
-_BY_SENDER = Statement(
-    select(messages.c.id, messages.c.body_file).where(messages.c.sender == bindparam("address")).limit(BITE)
+_DELETE_PATHS_AT_SITE = Statement(
+    delete(paths).where(
+        paths.c.message_id == bindparam("message"), paths.c.delivery_id.in_(select(deliveries.c.id).where(*_OF_SITE))
+    )
 )
+_CARRIER = deliveries.alias()
+_PART = Statement(
+    update(deliveries)
+    .where(
+        deliveries.c.message_id == bindparam("message"),
+        deliveries.c.joined_id.in_(
+            select(_CARRIER.c.id).where(
+                _CARRIER.c.message_id == bindparam("message"), _CARRIER.c.site_id == bindparam("site")
+            )
+        ),
+    )
+    .values(joined_id=None)
+)
+_ANY_LEFT = Statement(select(deliveries.c.id).where(deliveries.c.message_id == bindparam("message")).limit(1))
+_SENT = messages.c.sender == bindparam("address")
+_OPEN_DELIVERY = select(deliveries.c.id).where(deliveries.c.message_id == messages.c.id, _WAITING)
+_SITE_DELIVERY = select(deliveries.c.id).where(
+    deliveries.c.message_id == messages.c.id, deliveries.c.site_id == bindparam("site")
+)
+_BY_SENDER = Statement(select(messages.c.id, messages.c.body_file).where(_SENT, ~_OPEN_DELIVERY.exists()).limit(BITE))
+_LEFT_OF_SENDER = Statement(select(func.count(messages.c.id)).where(_SENT, _OPEN_DELIVERY.exists()))
+_BY_SENDER_AT_SITE = Statement(
+    select(messages.c.id, messages.c.body_file)
+    .where(_SENT, _SITE_DELIVERY.exists(), ~_SITE_DELIVERY.where(_WAITING).exists())
+    .limit(BITE)
+)
+_LEFT_AT_SITE = Statement(select(func.count(messages.c.id)).where(_SENT, _SITE_DELIVERY.where(_WAITING).exists()))
 _OLD_VISITS = Statement(
     select(visits.c.id)
     .where(visits.c.started_at < bindparam("before"), visits.c.last_seen_at < bindparam("before"))
@@ -119,29 +154,58 @@ def delete_visit(tx: Tx, visit_id: int, now: float) -> None:
     tx.run(_DELETE_VISIT, visit=visit_id)
 
 
-def erase_message(tx: Tx, message_id: int) -> tuple[str, ...] | None:
-    """Delete a message with everything about it. None when there is none; raises StillOpen. Its body file, if any."""
+def erase_message(tx: Tx, message_id: int, sites: Collection[int] | None = None) -> tuple[str, ...] | None:
+    """Delete a message with everything about it: its body file, if any. None when there is none; raises StillOpen.
+
+    With ``sites`` only their share goes, their deliveries and events; the rest stays as long as it is another site's.
+    """
     row = tx.one(_MESSAGE, message=message_id)
     if row is None:
         return None
-    if tx.one(_OPEN, message=message_id) is not None:
-        raise StillOpen(message_id)
-    _delete(tx, message_id)
-    return (row[1],) if row[1] else ()
-
-
-def erase_sender(tx: Tx, address: str) -> tuple[int, int, tuple[str, ...]]:
-    """Delete a bite of this sender's messages: (deleted, left because they are still being forwarded, files)."""
-    deleted, left, files = 0, 0, []
-    for message_id, file in tx.all(_BY_SENDER, address=address):
+    if sites is None:
         if tx.one(_OPEN, message=message_id) is not None:
-            left += 1
-            continue
+            raise StillOpen(message_id)
         _delete(tx, message_id)
-        deleted += 1
-        if file:
-            files.append(file)
-    return deleted, left, tuple(files)
+        return (row[1],) if row[1] else ()
+    own = [site for site in sites if tx.one(_AT_SITE, message=message_id, site=site) is not None]
+    if any(tx.one(_OPEN_AT_SITE, message=message_id, site=site) is not None for site in own):
+        raise StillOpen(message_id)
+    files = [_delete_share(tx, message_id, row[1], site) for site in own]
+    return tuple(filter(None, files)) if own else None
+
+
+def _delete_share(tx: Tx, message_id: int, file: str | None, site: int) -> str | None:
+    """What one site has of a message; the name of the body file when nobody else has anything of it."""
+    tx.run(_PART, message=message_id, site=site)  # what its delivery carried stands for itself from now on
+    tx.run(_DELETE_EVENTS_AT_SITE, message=message_id, site=site)
+    tx.run(_DELETE_PATHS_AT_SITE, message=message_id, site=site)
+    tx.run(_DELETE_AT_SITE, message=message_id, site=site)
+    if tx.one(_ANY_LEFT, message=message_id) is None:
+        _delete(tx, message_id)
+        return file
+    settle_message(tx, message_id)
+    return None
+
+
+def erase_sender(tx: Tx, address: str, sites: Collection[int] | None = None) -> tuple[int, int, tuple[str, ...]]:
+    """Delete a bite of this sender's messages: (deleted, left because they are still being forwarded, files).
+
+    Call again until nothing was deleted. With ``sites`` as for erase_message.
+    """
+    if sites is None:
+        rows = tx.all(_BY_SENDER, address=address)
+        for message_id, _ in rows:
+            _delete(tx, message_id)
+        ((left,),) = tx.all(_LEFT_OF_SENDER, address=address)
+        return len(rows), left, tuple(file for _, file in rows if file)
+    deleted, left, files = 0, 0, []
+    for site in sites:
+        rows = tx.all(_BY_SENDER_AT_SITE, address=address, site=site)
+        files += [_delete_share(tx, message_id, file, site) for message_id, file in rows]
+        deleted += len(rows)
+        ((waiting,),) = tx.all(_LEFT_AT_SITE, address=address, site=site)
+        left += waiting
+    return deleted, left, tuple(filter(None, files))
 
 
 def _delete(tx: Tx, message_id: int) -> None:

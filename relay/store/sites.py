@@ -142,6 +142,18 @@ _REMOVE_WEBHOOK = Statement(
 _OWNER_METHOD = Statement(select(targets.c.method).where(targets.c.id == bindparam("target")))
 _GIVE = Statement(update(routes).where(routes.c.id == bindparam("route")), "site_id target_id kind label defined")
 
+_SUBSTITUTE = Statement(
+    select(routes.c.id, routes.c.defined, sites.c.declared)
+    .join(sites, sites.c.id == routes.c.site_id)
+    .where(
+        routes.c.domain == bindparam("domain"),
+        routes.c.local == bindparam("local_part"),
+        routes.c.site_id == bindparam("site"),
+        routes.c.kind.in_([RouteKind.POOL.value, RouteKind.STATIC.value]),
+        routes.c.retired_at.is_(None),
+    )
+)
+
 #: Why a webhook is disabled that relay.toml switches off; only this reason goes when the file switches it on again.
 SWITCHED_OFF = "switched off in relay.toml"
 
@@ -192,6 +204,13 @@ def define(tx: Tx, definition: SiteDefinition, now: float, *, declared: bool = F
     return int(site_id)
 
 
+def create(tx: Tx, definition: SiteDefinition, now: float) -> int:
+    """A new site; raises NameTaken for its name too, and AddressTaken. Its id."""
+    if tx.one(_BY_NAME, name=definition.name) is not None:
+        raise NameTaken("name", definition.name)
+    return define(tx, definition, now)
+
+
 def remove(tx: Tx, name: str, now: float, *, declared: bool = False) -> bool:
     """Retire a site with its targets; their routes go on forwarding. False when there is none."""
     row = tx.one(_BY_NAME, name=name)
@@ -217,6 +236,22 @@ def add_to_pool(tx: Tx, site_id: int, target_id: int, addresses: Sequence[Addres
     """More pool addresses for a target; raises AddressTaken."""
     for address in addresses:
         route_verbs.create(tx, address, RouteKind.POOL, site_id, target_id, now)
+
+
+def retire_substitute(tx: Tx, site_id: int, address: Address, now: float) -> bool:
+    """Take a pool or static address out of use; it goes on forwarding. False when there is none.
+
+    Raises DeclaredElsewhere for one that stands in relay.toml, which would bring it back.
+    """
+    domain, local = address.key
+    row = tx.one(_SUBSTITUTE, domain=domain, local_part=local, site=site_id)
+    if row is None:
+        return False
+    route_id, defined, declared = row
+    if defined and declared:
+        raise DeclaredElsewhere(str(address))
+    tx.run(route_verbs.RETIRE, route=route_id, retired_at=now)
+    return True
 
 
 def _substitutes(
@@ -375,6 +410,11 @@ def remove_webhook(tx: Tx, webhook_id: int, now: float) -> bool:
     return True
 
 
+def enable_webhook(tx: Tx, webhook_id: int) -> bool:
+    """Post to it again, whatever had disabled it. False when there is none."""
+    return tx.run(_SWITCH_WEBHOOK, webhook=webhook_id, enabled=1, disabled_reason=None) > 0
+
+
 __all__ = [
     "AddressTaken",
     "DeclaredElsewhere",
@@ -385,9 +425,12 @@ __all__ = [
     "WebhookDefinition",
     "add_to_pool",
     "add_webhook",
+    "create",
     "declare_all",
     "define",
+    "enable_webhook",
     "remove",
     "remove_webhook",
+    "retire_substitute",
     "switch",
 ]

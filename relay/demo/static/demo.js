@@ -12,8 +12,7 @@
     return node;
   };
 
-  // mailtrack.js watches this whole page, as it should. An address of the company's side is cut in two at its "@", so
-  // that what really stands in a mail is shown, and narrow columns may break there.
+  // Narrow columns may break an address behind its "@", and nowhere else if they can help it.
   const asText = (text) =>
     String(text ?? "").split(/(?<=@)/).flatMap((part, index) => (index ? [make("wbr"), part] : [part]));
   const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
@@ -36,6 +35,7 @@
     const picked = Math.max(choice.selectedIndex, 0);
     choice.replaceChildren(...choices.map(([address, name]) => make("option", { value: address }, `${address} (${name})`)));
     choice.selectedIndex = picked;
+    byId("visit").textContent = window.mailtrack?.visit ? `This is visit ${window.mailtrack.visit}.` : "";
     showCommand();
   }
 
@@ -140,16 +140,15 @@
     const cell = (label, ...content) => make("td", { "data-label": label }, make("span", {}, content));
     const open = make("button", { type: "button", class: "plain" }, asText(item.subject || "(no subject)"));
     open.addEventListener("click", () => openMessage(item.id));
-    const attribution = item.attribution ?? {};
-    const candidates = (attribution.candidates ?? []).map((one) => `${one.visit} ${Math.round(one.probability * 100)} %`);
-    const mark = attribution.state ? pill(attribution.state) : "";
-    if (mark) mark.title = [attribution.method, ...candidates].join("\n");
+    const { state, method, candidates } = item.attribution;
+    const mark = pill(state);
+    mark.title = [method, ...candidates.map((one) => `${one.visit} ${Math.round(one.probability * 100)} %`)].join("\n");
     const row = make("tr", { id: `item-${item.id}`, "data-at": received(item) },
       cell("Date", clock(received(item))),
       cell("Sender", asText(item.sender)),
-      cell("Receivers", asText((item.receivers ?? []).join(", "))),
+      cell("Receivers", asText(item.receivers.join(", "))),
       cell("Visit", item.visit ?? "–"),
-      cell("Deal", item.deal?.id ? dealLink(item.deal) : "–"),
+      cell("Deal", item.deal.id ? dealLink(item.deal) : "–"),
       cell("Subject", open),
       cell("Attribution", mark),
       cell("State", pill(item.state)));
@@ -159,7 +158,7 @@
     if (deal) showDeal(deal);
   }
 
-  const received = (item) => (typeof item.received_at === "number" ? item.received_at : Date.parse(item.received_at) / 1000);
+  const received = (item) => Date.parse(item.received_at) / 1000;
 
   function dealLink(deal) {
     const url = deal.url?.startsWith(`${location.origin}/#`) ? deal.url.slice(location.origin.length + 1) : deal.url;

@@ -1,0 +1,98 @@
+"""Figures over many rows: a site's attendance, where its visits and messages come from, how deep the queues are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, case, func, select
+
+from relay.store.engine import Reader, Statement
+from relay.store.schema import deliveries, messages, posts, visits
+
+_STARTS = Statement(
+    select(visits.c.started_at)
+    .where(visits.c.site_id == bindparam("site"), visits.c.started_at >= bindparam("since"))
+    .order_by(visits.c.started_at.desc())
+    .limit(bindparam("most"))
+)
+
+
+async def visit_starts(reader: Reader, site_id: int, since: float, most: int) -> list[float]:
+    """When the latest visits of a site began, newest first; at most ``most`` of those since then."""
+    return [row[0] for row in await reader.run(_STARTS, site=site_id, since=since, most=most)]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """``marker`` None: visits that came without a mark. ``messages`` and ``deals`` are those of its exact visits."""
+
+    marker: str | None
+    visits: int
+    messages: int
+    deals: int
+
+
+_VISITS_BY_MARKER = Statement(
+    select(visits.c.marker, func.count())
+    .where(
+        visits.c.site_id == bindparam("site"),
+        visits.c.started_at >= bindparam("since"),
+        visits.c.started_at < bindparam("until"),
+    )
+    .group_by(visits.c.marker)
+)
+_MESSAGES_BY_MARKER = Statement(
+    select(
+        visits.c.marker,
+        func.count(messages.c.id.distinct()),
+        func.count(case((messages.c.deal_id.is_not(None), messages.c.id)).distinct()),
+    )
+    .select_from(deliveries)
+    .join(messages, messages.c.id == deliveries.c.message_id)
+    .join(visits, visits.c.id == deliveries.c.visit_id)
+    .where(
+        deliveries.c.site_id == bindparam("site"),
+        messages.c.received_at >= bindparam("since"),
+        messages.c.received_at < bindparam("until"),
+    )
+    .group_by(visits.c.marker)
+)
+
+
+async def sources(reader: Reader, site_id: int, since: float, until: float) -> list[Source]:
+    """What each marker brought to a site between two times, the most messages first, then the most visits."""
+    came = {row[0]: row[1] for row in await reader.run(_VISITS_BY_MARKER, site=site_id, since=since, until=until)}
+    wrote = {
+        row[0]: (row[1], row[2])
+        for row in await reader.run(_MESSAGES_BY_MARKER, site=site_id, since=since, until=until)
+    }
+    found = [Source(marker, came.get(marker, 0), *wrote.get(marker, (0, 0))) for marker in {*came, *wrote}]
+    return sorted(found, key=lambda source: (-source.messages, -source.visits, source.marker or ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Depths:
+    """``accepted`` counts every message ever accepted; the others what is there now."""
+
+    accepted: int
+    queued: int
+    held: int
+    unposted: int
+    unextracted: int
+
+
+# Each reads a partial index, however long the history is; ids are given in order and never twice.
+_DEPTHS = tuple(
+    Statement(statement)
+    for statement in (
+        select(func.coalesce(func.max(messages.c.id), 0)),
+        select(func.count()).where(deliveries.c.state.in_(["queued", "deferred"])),
+        select(func.count()).where(messages.c.state == "failed", messages.c.state != "forwarded"),
+        select(func.count()).where(posts.c.state == "waiting"),
+        select(func.count()).where(messages.c.extraction == "waiting"),
+    )
+)
+
+
+async def depths(reader: Reader) -> Depths:
+    return Depths(*[(await reader.run(statement))[0][0] for statement in _DEPTHS])

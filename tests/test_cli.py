@@ -1,0 +1,422 @@
+"""The command line: what can be said wrongly, what is printed, and the daemon's start and end as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from relay.cli import backup as backup_command
+from relay.cli import migrate as migrate_command
+from relay.cli.output import safe_cell
+from relay.cli.root import cli
+from relay.store import migrate
+from tests.daemon import BASE, ROOT, Daemon, DaemonFailed, entry_of, environment, example_site, merged, relay, toml
+
+Run = Callable[..., Result]
+
+
+def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command that does something, with its words."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+LEAVES = dict(commands())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "relay.toml"
+    file.write_text(toml(merged(BASE, {"site": [example_site()]})))
+    return file
+
+
+@pytest.fixture
+def run(config: Path) -> Run:
+    """A subcommand in this process, with its --config."""
+
+    def invoke(*arguments: str, stdin: str = "") -> Result:
+        return CliRunner().invoke(cli, [*arguments, "--config", str(config)], input=stdin)
+
+    return invoke
+
+
+class TestHelp:
+    @pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+    def test_every_command_has_help_and_takes_a_configuration(self, words: tuple[str, ...]) -> None:
+        result = CliRunner().invoke(cli, [*words, "--help"])
+        assert result.exit_code == 0
+        assert words == ("demo",) or "--config FILE" in result.output
+        assert len(LEAVES[words].help or "") > 20
+
+    @pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+    def test_every_command_is_in_the_documentation(self, words: tuple[str, ...]) -> None:
+        documents = [ROOT / "docs" / "operations.md", ROOT / "README.md"]
+        text = "".join(document.read_text() for document in documents if document.exists())
+        assert f"relay {' '.join(words)}" in text
+
+    def test_help_imports_nothing_that_takes_long(self) -> None:
+        code = "import sys, relay.cli.root; print(*sys.modules)"
+        loaded = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment()
+        ).stdout.split()
+        heavy = {"pydantic", "sqlalchemy", "aiohttp", "rich.table", "alembic", "dns", "cryptography"}
+        assert not heavy & set(loaded)
+
+    def test_the_module_runs_as_the_console_script_does(self) -> None:
+        assert relay("--help").stdout.startswith("Usage: relay ")
+
+    def test_the_version_is_told(self) -> None:
+        assert CliRunner().invoke(cli, ["--version"]).output.startswith("visit-relay")
+
+
+class TestWrongUse:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["nonsense"],
+            ["site"],
+            ["token", "create"],
+            ["token", "create", "n", "--role", "king"],
+            ["site", "add", "a b", "--origin", "https://x.example"],
+            ["site", "add", "shop"],
+            ["site", "add", "shop", "--origin", "x"],
+            ["site", "tracking", "shop", "maybe"],
+            ["target", "add", "shop", "not an address"],
+            ["target", "add", "shop", "a@b.example", "--lease", "soon"],
+            ["target", "add", "shop", "a@b.example", "--next-hop", "http://x"],
+            ["target", "pool", "grow", "shop", "a@b.example", "0"],
+            ["webhook", "add", "shop", "ftp://x"],
+            ["webhook", "enable", "x"],
+            ["queue", "retry"],
+            ["queue", "retry", "1", "--all"],
+            ["queue", "drop"],
+            ["message", "show", "0"],
+            ["history", "--since", "yesterday"],
+            ["history", "--json", "--csv"],
+        ],
+        ids=" ".join,
+    )
+    def test_what_cannot_be_understood_ends_with_2_and_changes_nothing(self, run: Run, words: list[str]) -> None:
+        result = run(*words)
+        assert result.exit_code == 2
+        assert "Error: " in result.output or "Usage: " in result.output
+
+    @pytest.mark.parametrize("words", [words for words in LEAVES if words not in {("demo",), ("init",)}], ids=" ".join)
+    def test_every_command_names_all_errors_of_a_configuration(self, words: tuple[str, ...], tmp_path: Path) -> None:
+        bad = tmp_path / "bad.toml"
+        bad.write_text('hostname = "mx.track.test"\nnonsense = 1\n[smtp]\nlisten = 25\n')
+        given = {
+            "site_name": "shop",
+            "address": "a@b.example",
+            "url": "https://x.example",
+            "on": "on",
+            "number": "1",
+        }
+        arguments = [
+            _any_value(parameter, given) for parameter in LEAVES[words].params if isinstance(parameter, click.Argument)
+        ]
+        if words == ("queue", "retry"):
+            arguments = ["1"]
+        if words == ("site", "add"):
+            arguments += ["--origin", "https://x.example"]
+        result = CliRunner().invoke(cli, [*words, *arguments, "--config", str(bad)])
+        assert result.exit_code == 2, result.output
+        assert result.stderr.splitlines() == [
+            "smtp.listen: must be a list ([…]), not a whole number",
+            "nonsense: unknown key",
+        ]
+
+    def test_a_configuration_that_is_not_there_is_wrong_use(self, tmp_path: Path) -> None:
+        result = CliRunner().invoke(cli, ["history", "--config", str(tmp_path / "none.toml")])
+        assert result.exit_code == 2
+        assert result.stderr == f"{tmp_path / 'none.toml'}: No such file or directory\n"
+
+    def test_a_bug_keeps_its_traceback(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(migrate, "revision", lambda path: 1 / 0)
+        assert isinstance(run("history").exception, ZeroDivisionError)
+
+
+def _any_value(parameter: click.Argument, given: dict[str, str]) -> str:
+    """Something that the argument's type takes."""
+    candidates = [*given.values(), "name"]
+    for candidate in candidates:
+        try:
+            parameter.type.convert(candidate, parameter, None)
+        except click.BadParameter:
+            continue
+        return candidate
+    raise AssertionError(parameter.name)
+
+
+class TestInit:
+    def test_a_file_is_written_that_serve_takes(self, tmp_path: Path) -> None:
+        file = tmp_path / "relay.toml"
+        result = CliRunner().invoke(
+            cli, ["init", "--config", str(file), "--hostname", "mx.track.example", "--operator", "ops@example.com"]
+        )
+        assert result.exit_code == 0
+        from relay.config import load
+
+        assert str(load(file).operator) == "ops@example.com"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+    def test_what_is_not_given_is_asked_for(self, tmp_path: Path) -> None:
+        file = tmp_path / "relay.toml"
+        result = CliRunner().invoke(cli, ["init", "--config", str(file)], input="mx.track.example\n\n")
+        assert result.exit_code == 0
+        assert '"mx.track.example"' in file.read_text()
+
+    def test_a_file_that_exists_is_never_overwritten(self, config: Path) -> None:
+        before = config.read_text()
+        result = CliRunner().invoke(
+            cli, ["init", "--config", str(config), "--hostname", "mx.x.example", "--operator", ""]
+        )
+        assert result.exit_code == 1
+        assert "exists already" in result.stderr
+        assert config.read_text() == before
+
+    def test_values_that_are_no_good_are_named_and_nothing_is_written(self, tmp_path: Path) -> None:
+        file = tmp_path / "relay.toml"
+        result = CliRunner().invoke(cli, ["init", "--config", str(file), "--hostname", "1.2.3.4", "--operator", "x"])
+        assert result.exit_code == 2
+        assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["hostname", "operator"]
+        assert not file.exists()
+
+    def test_a_folder_that_is_not_there_is_a_plain_error(self, tmp_path: Path) -> None:
+        arguments = [
+            "init",
+            "--config",
+            str(tmp_path / "no" / "r.toml"),
+            "--hostname",
+            "mx.x.example",
+            "--operator",
+            "",
+        ]
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 1
+        assert result.stderr == f"Error: {tmp_path / 'no' / 'r.toml'}: No such file or directory\n"
+
+
+class TestOutput:
+    @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "\nx"])
+    def test_a_cell_that_could_be_a_formula_is_quoted(self, cell: str) -> None:
+        assert safe_cell(cell) == "'" + cell
+
+    @pytest.mark.parametrize("cell", ["", "a=1", "ann@customer.test", "2026-01-31T08:00:00Z", "'=x"])
+    def test_every_other_cell_stays_as_it_is(self, cell: str) -> None:
+        assert safe_cell(cell) == cell
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["history"],
+        ["message", "show", "1"],
+        ["queue", "list"],
+        ["site", "list"],
+        ["token", "list"],
+        ["webhook", "list"],
+    ],
+    ids=" ".join,
+)
+class TestReadingWithoutADatabase:
+    def test_that_there_is_none_is_said(self, run: Run, words: list[str], tmp_path: Path) -> None:
+        result = run(*words)
+        assert result.exit_code == 1
+        assert f"there is no database at {tmp_path / 'data' / 'relay.db'} yet" in result.stderr
+        assert not (tmp_path / "data").exists()
+
+    def test_one_of_another_revision_is_refused(self, run: Run, words: list[str], tmp_path: Path) -> None:
+        (tmp_path / "data").mkdir()
+        with closing(sqlite3.connect(tmp_path / "data" / "relay.db")) as connection:
+            connection.execute("CREATE TABLE alembic_version (version_num)")
+            connection.execute("INSERT INTO alembic_version VALUES ('9999')")
+            connection.commit()
+        result = run(*words)
+        assert result.exit_code == 1
+        assert "has schema revision 9999 and this program works with" in result.stderr
+
+    def test_one_that_is_none_is_a_plain_error(self, run: Run, words: list[str], tmp_path: Path) -> None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "relay.db").write_bytes(b"no database at all" * 100)
+        result = run(*words)
+        assert result.exit_code == 1
+        assert result.stderr == "Error: the database: file is not a database\n"
+
+
+class TestMigrate:
+    def test_a_new_database_is_made_and_then_there_is_nothing_to_do(self, run: Run, tmp_path: Path) -> None:
+        first, second = run("migrate"), run("migrate")
+        assert (first.exit_code, second.exit_code) == (0, 0)
+        assert "applied revision 0001" in first.stderr
+        assert f"has schema revision {migrate.HEAD} already" in second.stdout
+        assert migrate.revision(tmp_path / "data" / "relay.db") == migrate.HEAD
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_it_can_be_interrupted_and_taken_up_again(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(migrate_command, "say", lambda line: signal.raise_signal(number))
+            result = run("migrate")
+        assert result.exit_code == 1
+        assert result.stderr == "Error: interrupted: what was applied stays; the next start goes on from there\n"
+        assert run("migrate").exit_code == 0
+
+    def test_a_database_of_a_newer_program_is_left_alone(self, run: Run, tmp_path: Path) -> None:
+        run("migrate")
+        with closing(sqlite3.connect(tmp_path / "data" / "relay.db")) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+            connection.commit()
+        result = run("migrate")
+        assert result.exit_code == 1
+        assert "has schema revision 9999, newer than this program's" in result.stderr
+
+
+class TestBackup:
+    def test_without_a_database_there_is_nothing_to_copy(self, run: Run, tmp_path: Path) -> None:
+        result = run("backup", str(tmp_path / "copy"))
+        assert result.exit_code == 1
+        assert result.stderr == f"Error: {tmp_path / 'data' / 'relay.db'}: there is no database yet\n"
+
+    def test_a_directory_that_exists_is_never_touched(self, run: Run, tmp_path: Path) -> None:
+        run("migrate")
+        (tmp_path / "copy").mkdir()
+        result = run("backup", str(tmp_path / "copy"))
+        assert result.exit_code == 1
+        assert result.stderr == f"Error: {tmp_path / 'copy'}: exists already\n"
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interruption_leaves_nothing(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    ) -> None:
+        run("migrate")
+        monkeypatch.setattr(backup_command, "say", lambda line: signal.raise_signal(number))
+        result = run("backup", str(tmp_path / "copy"))
+        assert result.exit_code == 1
+        assert result.stderr == f"Error: interrupted: nothing is left at {tmp_path / 'copy'}\n"
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data", "relay.toml"]
+
+    def test_the_remains_of_a_killed_backup_are_pointed_at(self, run: Run, tmp_path: Path) -> None:
+        run("migrate")
+        (tmp_path / "copy.partial").mkdir()
+        result = run("backup", str(tmp_path / "copy"))
+        assert result.exit_code == 1
+        assert "another backup is at work there, or was killed" in result.stderr
+
+
+class TestServe:
+    def test_it_answers_smtp_and_http_and_ends_with_0_on_sigterm(self, tmp_path: Path) -> None:
+        with Daemon(tmp_path) as daemon:
+            for port, greeting in ((daemon.smtp_port, b"220 mx.track.test"), (daemon.http_port, b"HTTP/1.1 ")):
+                with socket.create_connection(("127.0.0.1", port), 10) as sock:
+                    if port == daemon.http_port:
+                        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                    assert sock.recv(4096).startswith(greeting)
+            assert daemon.stop() == 0
+            assert daemon.errors == []
+        assert not (daemon.data_dir / "control.sock").exists()
+
+    def test_ctrl_c_ends_it_with_0_as_well(self, tmp_path: Path) -> None:
+        with Daemon(tmp_path) as daemon:
+            os.kill(daemon.pid, signal.SIGINT)
+            daemon.wait_for("stopping")
+            assert daemon.stop() == 0
+
+    def test_it_makes_data_dir_and_keys_for_its_owner_alone(self, tmp_path: Path) -> None:
+        with Daemon(tmp_path) as daemon:
+            made = [daemon.data_dir, *daemon.data_dir.rglob("*")]
+            assert {"relay.db", "seal.key", "bodies", "control.sock"} <= {path.name for path in made}
+            assert not [path for path in made if path.stat().st_mode & 0o077 and path.name not in WAL]
+
+    def test_a_second_one_on_the_same_data_dir_is_refused_in_one_line(self, tmp_path: Path) -> None:
+        with Daemon(tmp_path) as daemon:
+            result = daemon.cli("serve")
+            assert result.returncode == 1
+            assert result.stderr == f"Error: {daemon.data_dir} is in use by another relay (process {daemon.pid})\n"
+
+    def test_a_migration_beside_it_is_refused(self, tmp_path: Path) -> None:
+        with Daemon(tmp_path) as daemon:
+            with closing(sqlite3.connect(daemon.data_dir / "relay.db")) as connection:
+                connection.execute("UPDATE alembic_version SET version_num = '0000'")
+                connection.commit()
+            result = daemon.cli("migrate")
+            assert result.returncode == 1
+            assert "is in use by another relay" in result.stderr
+
+    def test_a_port_that_is_taken_is_named(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            daemon = Daemon(tmp_path, {"smtp": {"listen": [f"127.0.0.1:{port}"]}})
+            result = daemon.cli("serve")
+        assert result.returncode == 1
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith("Error: ")
+        assert str(port) in last
+        assert "Traceback" not in result.stderr
+
+    def test_a_key_that_others_can_read_is_refused(self, tmp_path: Path) -> None:
+        with Daemon(tmp_path) as daemon:
+            pass
+        (daemon.data_dir / "keys" / "seal.key").chmod(0o644)
+        result = daemon.cli("serve")
+        assert result.returncode == 1
+        assert "chmod 600" in result.stderr.splitlines()[-1]
+
+    def test_a_database_of_a_newer_program_is_refused(self, tmp_path: Path) -> None:
+        with Daemon(tmp_path) as daemon:
+            pass
+        with closing(sqlite3.connect(daemon.data_dir / "relay.db")) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+            connection.commit()
+        result = daemon.cli("serve")
+        assert result.returncode == 1
+        assert "newer than this program's" in result.stderr.splitlines()[-1]
+
+    def test_a_declared_key_that_another_site_has_is_refused(self, tmp_path: Path) -> None:
+        daemon = Daemon(tmp_path)
+        made = daemon.cli("site", "add", "shop", "--origin", "https://shop.test", "--key", "pk_example")
+        assert made.returncode == 0, made.stderr
+        result = Daemon(tmp_path, {"site": [example_site()]}).cli("serve")
+        assert result.returncode == 1
+        assert "'pk_example'" in result.stderr.splitlines()[-1]
+
+    def test_a_refused_configuration_ends_it_with_2(self, tmp_path: Path) -> None:
+        with pytest.raises(DaemonFailed, match=r"smtp\.bare_lf"):
+            Daemon(tmp_path, {"smtp": {"bare_lf": "keep"}}).start()
+        result = Daemon(tmp_path, {"smtp": {"bare_lf": "keep"}}).cli("serve")
+        assert result.returncode == 2
+        assert result.stderr.splitlines() == ['smtp.bare_lf: must be "normalise" or "refuse", not "keep"']
+
+    def test_it_starts_again_after_a_kill(self, tmp_path: Path) -> None:
+        with Daemon(tmp_path) as daemon:
+            daemon.kill()
+            assert (daemon.data_dir / "control.sock").exists()
+            daemon.start()
+            assert daemon.cli("token", "list").returncode == 0
+
+
+#: SQLite gives these the mode of the database.
+WAL = ("relay.db-wal", "relay.db-shm")
+
+
+def test_the_daemons_log_is_read_line_by_line() -> None:
+    assert entry_of(json.dumps({"event": "ready"})) == {"event": "ready"}
+    assert entry_of("Traceback\n")["event"] == "Traceback"

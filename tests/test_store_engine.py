@@ -1,0 +1,424 @@
+"""The writer thread and the readers over a real SQLite file: group commit, isolation of failures, a failing disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import pkgutil
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import insert as insert_into
+
+import relay.store
+from relay.store import engine
+from relay.store.engine import BATCH, Statement, StoreUnavailable, Tx, connect
+from relay.store.schema import deliveries, tokens
+from relay.store.store import DATABASE, Store
+from tests.store_fixtures import fresh_database, opened, template
+
+INSERT = Statement(insert_into(tokens), "name hash role sites created_at")
+NAMES = select(tokens.c.name).order_by(tokens.c.id)
+
+
+def add(tx: Tx, name: str) -> int:
+    return tx.insert(INSERT, name=name, hash=name, role="viewer", sites=None, created_at=0.0)
+
+
+def adding(name: str) -> engine.Verb[int]:
+    return lambda tx: add(tx, name)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with opened(tmp_path) as found:
+        yield found
+
+
+async def names(store: Store) -> list[str]:
+    return [name for (name,) in await store.reader.all(NAMES)]
+
+
+@contextlib.asynccontextmanager
+async def gate(store: Store) -> AsyncIterator[None]:
+    """The writer is held up inside; what is handed over meanwhile makes one batch afterwards."""
+    entered, release = threading.Event(), threading.Event()
+
+    def hold(tx: Tx) -> None:
+        entered.set()
+        release.wait(30)
+
+    held = asyncio.create_task(store.write(hold))
+    await asyncio.to_thread(entered.wait, 30)
+    try:
+        yield
+    finally:
+        release.set()
+        await held
+
+
+async def together(store: Store, *verbs: engine.Verb[int]) -> list[int | BaseException]:
+    """Run verbs in one batch; what each came to."""
+    async with gate(store):
+        tasks = [asyncio.create_task(store.write(verb)) for verb in verbs]
+        await asyncio.sleep(0)
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def fail(tx: Tx) -> int:
+    add(tx, "half")
+    raise LookupError("this verb fails")
+
+
+class TestVerbs:
+    async def test_a_verb_returns_when_its_result_is_to_be_read(self, store: Store) -> None:
+        for i in range(20):
+            assert await store.write(adding(str(i))) == i + 1
+            assert (await names(store))[-1] == str(i)
+
+    async def test_they_run_in_the_order_in_which_they_were_handed_over(self, store: Store) -> None:
+        await together(store, *(adding(str(i)) for i in range(50)))
+        assert await names(store) == [str(i) for i in range(50)]
+
+    async def test_waiting_verbs_share_a_commit(self, store: Store) -> None:
+        await asyncio.gather(*(store.write(adding(str(i))) for i in range(1000)))
+        assert store.writer.stats.verbs == 1000
+        assert store.writer.stats.batches <= 100
+
+    async def test_a_batch_is_bounded(self, store: Store) -> None:
+        await together(store, *(adding(str(i)) for i in range(2 * BATCH)))
+        assert store.writer.stats.batches == 3
+
+    async def test_a_failing_verb_fails_alone(self, store: Store) -> None:
+        one, error, two = await together(store, adding("one"), fail, adding("two"))
+        assert (one, two) == (1, 2)
+        assert isinstance(error, LookupError)
+        assert await names(store) == ["one", "two"]
+
+    async def test_a_verb_that_fails_by_itself_changes_nothing(self, store: Store) -> None:
+        with pytest.raises(LookupError):
+            await store.write(fail)
+        assert await names(store) == []
+
+    @pytest.mark.parametrize(
+        ("sql", "error"),
+        [
+            ("INSERT INTO tokens VALUES (1, 'one', 'x', 'x', NULL, 0)", sqlite3.IntegrityError),
+            ("INSERT INTO nowhere VALUES (1)", sqlite3.OperationalError),
+            ("SELECT json('{')", sqlite3.OperationalError),
+        ],
+    )
+    async def test_a_statement_that_sqlite_refuses_is_its_verbs_failure_alone(
+        self, store: Store, sql: str, error: type[Exception]
+    ) -> None:
+        _, failed, two = await together(
+            store, adding("one"), lambda tx: len(tx.sql(sql)), adding("two")
+        )
+        assert isinstance(failed, error)
+        assert two == 2
+        assert await names(store) == ["one", "two"]
+        assert store.writer.stats.failures == 0
+
+    async def test_what_sqlite_cannot_store_is_its_verbs_failure_alone(self, store: Store) -> None:
+        surrogate, fine = await together(store, adding("\ud800"), adding("fine"))
+        assert isinstance(surrogate, UnicodeEncodeError)
+        assert fine == 1
+
+    async def test_a_cancelled_caller_does_not_undo_its_verb(self, store: Store) -> None:
+        async with gate(store):
+            caller = asyncio.create_task(store.write(adding("late")))
+            await asyncio.sleep(0)
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+        await store.write(lambda tx: None)
+        assert await names(store) == ["late"]
+
+    async def test_the_connection_is_as_durable_as_the_promise(self, store: Store) -> None:
+        pragmas = ("journal_mode", "synchronous", "foreign_keys")
+        found = await store.write(lambda tx: [tx.sql(f"PRAGMA {name}")[0][0] for name in pragmas])
+        assert found == ["wal", 2, 1]
+
+    def test_a_database_that_cannot_keep_the_promise_is_refused(self) -> None:
+        with pytest.raises(StoreUnavailable, match="journal_mode is memory, not wal"):
+            connect(Path(":memory:"))
+
+
+class TestIdle:
+    async def test_idle_work_waits_until_nothing_else_does(self, store: Store) -> None:
+        async with gate(store):
+            idle = asyncio.create_task(store.write(adding("idle"), idle=True))
+            await asyncio.sleep(0)
+            busy = [asyncio.create_task(store.write(adding(str(i)))) for i in range(3)]
+            await asyncio.sleep(0)
+        await asyncio.gather(idle, *busy)
+        assert await names(store) == ["0", "1", "2", "idle"]
+
+    async def test_all_of_it_is_done_without_anything_else_to_wake_the_writer(self, store: Store) -> None:
+        async with gate(store):
+            tasks = [asyncio.create_task(store.write(adding(str(i)), idle=True)) for i in range(5)]
+            await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            await asyncio.gather(*tasks)
+        assert await names(store) == ["0", "1", "2", "3", "4"]
+
+    async def test_a_busy_writer_comes_to_it_all_the_same(self, store: Store) -> None:
+        done = asyncio.Event()
+
+        async def busy(name: str) -> None:
+            turn = 0
+            while not done.is_set():
+                await store.write(adding(f"{name}{turn}"))
+                turn += 1
+
+        others = [asyncio.create_task(busy(name)) for name in "abcd"]
+        async with asyncio.timeout(30):
+            await store.write(lambda tx: None, idle=True)
+        done.set()
+        await asyncio.gather(*others)
+
+
+class TestClosing:
+    async def test_what_waits_is_written_first_idle_work_included(self, tmp_path: Path) -> None:
+        async with opened(tmp_path) as store:
+            async with gate(store):
+                tasks = [
+                    asyncio.create_task(store.write(adding(str(i)), idle=i > 2))
+                    for i in range(6)
+                ]
+                await asyncio.sleep(0)
+                closing = asyncio.create_task(store.close())
+                await asyncio.sleep(0)
+            await closing
+            assert await asyncio.gather(*tasks) == [1, 2, 3, 4, 5, 6]
+        async with opened(tmp_path) as store:
+            assert len(await names(store)) == 6
+
+    async def test_a_closed_store_takes_nothing_and_may_be_closed_again(self, tmp_path: Path) -> None:
+        async with opened(tmp_path) as store:
+            await store.close()
+            with pytest.raises(StoreUnavailable, match="closing"):
+                await store.write(lambda tx: None)
+            await store.close()
+
+    async def test_the_log_is_folded_into_the_database(self, tmp_path: Path) -> None:
+        async with opened(tmp_path) as store:
+            await store.write(adding("one"))
+            assert (tmp_path / f"{DATABASE}-wal").stat().st_size > 0
+        assert not (tmp_path / f"{DATABASE}-wal").exists()
+
+    async def test_what_could_not_be_opened_is_closed_again(self, tmp_path: Path) -> None:
+        fresh_database(tmp_path)
+        broken = sqlite3.connect(tmp_path / DATABASE)
+        broken.execute("ALTER TABLE sites RENAME COLUMN origins TO gone")
+        broken.close()
+        store = Store(tmp_path / DATABASE)
+        with pytest.raises(StoreUnavailable, match="origins"):
+            await store.open()
+        with pytest.raises(StoreUnavailable, match="closing"):
+            await store.write(lambda tx: None)
+
+
+class TestTrouble:
+    async def test_a_lock_held_by_a_foreign_process_is_waited_for_and_then_reported(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engine, "BUSY_TIMEOUT", 0.05)
+        async with opened(tmp_path) as store:
+            foreign = sqlite3.connect(store.path, isolation_level=None)
+            foreign.execute("BEGIN IMMEDIATE")
+            results = await together(store, adding("one"), adding("two"))
+            assert [str(error) for error in results if isinstance(error, StoreUnavailable)] == [
+                "database is locked"
+            ] * 2
+            assert store.writer.stats.failures >= 1
+            foreign.execute("ROLLBACK")
+            foreign.close()
+            assert await store.write(adding("three")) == 1
+            assert await names(store) == ["three"]
+
+    async def test_a_fatal_error_in_one_verb_fails_the_batch_and_a_new_connection_goes_on(self, store: Store) -> None:
+        """The journal's table of contents cannot be trusted after this, so nothing of the transaction is."""
+
+        def interrupted(tx: Tx) -> int:
+            tx._connection.set_progress_handler(lambda: 1, 1)  # SQLITE_INTERRUPT
+            try:
+                return add(tx, "two")
+            finally:
+                tx._connection.set_progress_handler(None, 1)
+
+        before = await store.write(lambda tx: id(tx._connection))
+        results = await together(store, adding("one"), interrupted, adding("three"))
+        assert [type(error) for error in results] == [StoreUnavailable] * 3
+        assert await store.write(adding("four")) == 1
+        assert await names(store) == ["four"]
+        assert await store.write(lambda tx: id(tx._connection)) != before
+
+    def test_a_full_disk_loses_nothing_and_is_survived(self, tmp_path: Path) -> None:
+        """In a process of its own, whose files may not grow beyond a limit for a while."""
+        fresh_database(tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-c", _FULL_DISK, str(tmp_path / DATABASE)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(Path(relay.store.__file__).parents[2])},
+        )
+        assert (done.returncode, done.stdout) == (0, "written\nrefused\nrefused\nwritten again\n"), done.stderr
+        with contextlib.closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+            assert database.execute("SELECT name FROM tokens ORDER BY id").fetchall() == [("before",), ("after",)]
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+    async def test_a_database_that_is_none_is_refused_and_kept(self, tmp_path: Path) -> None:
+        path = tmp_path / DATABASE
+        path.write_bytes(b"this is not a database" * 1000)
+        with pytest.raises(sqlite3.DatabaseError):
+            await Store(path).open()
+        assert path.read_bytes() == b"this is not a database" * 1000
+
+    async def test_a_damaged_database_fails_and_is_never_replaced(self, tmp_path: Path) -> None:
+        path = fresh_database(tmp_path)
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            ((page,),) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'tokens'")
+            ((size,),) = database.execute("PRAGMA page_size")
+        with path.open("r+b") as file:
+            file.seek((page - 1) * size)
+            file.write(b"\xff" * size)
+        async with opened(tmp_path) as store:
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable, match="malformed"):
+                    await store.write(adding("one"))
+            with pytest.raises(StoreUnavailable, match="malformed"):
+                await names(store)
+            assert await store.write(lambda tx: tx.sql("SELECT count(*) FROM sites")) == [(0,)]
+
+
+_FULL_DISK = """
+import asyncio, resource, signal, sys
+from pathlib import Path
+from sqlalchemy import insert
+from relay.store.engine import Statement, StoreUnavailable
+from relay.store.schema import tokens
+from relay.store.store import Store
+
+INSERT = Statement(insert(tokens), "name hash role sites created_at")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails with EFBIG instead
+
+def limit(octets):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (octets, resource.RLIM_INFINITY))
+
+def add(name, sites=None):
+    return lambda tx: tx.insert(INSERT, name=name, hash=name, role="viewer", sites=sites, created_at=0.0)
+
+async def main():
+    store = Store(Path(sys.argv[1]))
+    await store.open()
+    await store.write(add("before"))
+    print("written")
+    limit(64 * 1024)
+    for attempt in range(2):
+        try:
+            await store.write(add(f"big {attempt}", "x" * 1024 * 1024))
+        except StoreUnavailable:
+            print("refused")
+    limit(resource.RLIM_INFINITY)
+    await store.write(add("after"))
+    print("written again")
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+class TestReader:
+    async def test_it_cannot_write(self, store: Store) -> None:
+        with pytest.raises(StoreUnavailable, match="readonly"):
+            await store.reader.run(INSERT, name="x", hash="x", role="viewer", sites=None, created_at=0.0)
+
+    async def test_an_error_leaves_the_connection_usable(self, store: Store) -> None:
+        for _ in range(store.reader.size + 1):
+            with pytest.raises(StoreUnavailable):
+                await store.reader.all(select(func.json("{")))
+        assert await names(store) == []
+
+    async def test_it_waits_for_no_writer(self, store: Store) -> None:
+        await store.write(adding("one"))
+        async with gate(store):
+            waiting = asyncio.create_task(store.write(adding("two")))
+            await asyncio.sleep(0)
+            assert await names(store) == ["one"]
+        await waiting
+
+    async def test_more_readings_than_connections_take_turns(self, store: Store) -> None:
+        await store.write(adding("one"))
+        assert await asyncio.gather(*(names(store) for _ in range(50))) == [["one"]] * 50
+
+    async def test_lists_and_values_of_a_query_are_parameters(self, store: Store) -> None:
+        for name in ("it's", "1", "2"):
+            await store.write(adding(name))
+        assert await store.reader.all(NAMES.where(tokens.c.name.in_(["it's", "2"]))) == [("it's",), ("2",)]
+        assert await store.reader.all(NAMES.where(tokens.c.name.in_([]))) == []
+        query = select(tokens.c.name).where(tokens.c.name == bindparam("wanted")).limit(1)
+        assert await store.reader.all(query, {"wanted": "1"}) == [("1",)]
+
+
+class TestStatement:
+    def test_constants_are_text_and_parameters_have_names(self) -> None:
+        statement = Statement(
+            update(deliveries)
+            .where(deliveries.c.state.in_(["queued", "it's"]), deliveries.c.id == bindparam("delivery"))
+            .values(claim=None, attempts=0, answer=bindparam("reply"))
+        )
+        assert " ".join(statement.sql.split()) == (
+            "UPDATE deliveries SET attempts=0, claim=NULL, answer=:reply "
+            "WHERE deliveries.state IN ('queued', 'it''s') AND deliveries.id = :delivery"
+        )
+
+    def test_columns_are_parameters_of_their_name(self) -> None:
+        assert INSERT.sql.endswith("VALUES (:name, :hash, :role, :sites, :created_at)")
+
+
+def _statements() -> list[tuple[str, Statement]]:
+    found = []
+    for module in pkgutil.iter_modules(relay.store.__path__):
+        names_in = vars(importlib.import_module(f"relay.store.{module.name}"))
+        found += [(f"{module.name}.{name}", value) for name, value in names_in.items() if isinstance(value, Statement)]
+    return found
+
+
+#: What may read a whole table or index: small ones, partial indexes of what waits, and what an operator does by hand.
+WHOLE = {
+    "events.DUE_WEBHOOKS": "webhooks",
+    "events._VOID_POSTS": "ix_posts_waiting",
+    "queue.DUE_DESTINATIONS": "ix_deliveries_open",
+    "queue._VOID": "ix_deliveries_open",
+    "queue._ALL_DEFERRED": "ix_deliveries_open",
+    "queue._ALL_HELD": "ix_deliveries_held",
+    "routes.DOMAINS": "routes",
+    "routes.RETIRE_TARGET": "routes",
+    "search._UNINDEXED": "ix_texts_unindexed",
+    "sites._DECLARED": "sites",
+}
+
+
+def test_no_statement_reads_a_whole_table_without_need() -> None:
+    with contextlib.closing(sqlite3.connect(f"{template().as_uri()}?mode=ro", uri=True)) as database:
+        for name, statement in _statements():
+            params = dict.fromkeys(re.findall(r":(\w+)", statement.sql), 1)
+            plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statement.sql}", params)]
+            scans = [step for step in plan if step.startswith("SCAN") and not step.startswith("SCAN CONSTANT")]
+            if name in WHOLE:
+                assert len(scans) == 1, name
+                assert scans[0].split(" USING")[0] == f"SCAN {WHOLE[name]}" or WHOLE[name] in scans[0], name
+            else:
+                assert not scans, (name, plan)

@@ -1,0 +1,252 @@
+"""How messages look in the API: the models, and what they are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import BaseModel, Field
+
+from relay.core.attribution import best
+from relay.core.model import WORST_FIRST, Attribution, AttributionState
+from relay.store.history import DeliveryRow, Life, MessageRow
+from relay.store.messages import NEVER
+from webapi import links
+from webapi.context import Context
+from webapi.values import moment, moment_or_none
+
+#: Seconds for which the links to attachments of an answer are good.
+LINKS_LIVE_FOR = 86_400
+
+
+class CandidateView(BaseModel):
+    visit: str
+    probability: float
+
+
+class AttributionView(BaseModel):
+    state: str = Field(description="exact, likely, claimed, inferred or none; readers tolerate new values.")
+    method: str | None = Field(description="The rule, with its version.")
+    candidates: list[CandidateView]
+
+
+class DealView(BaseModel):
+    id: str | None
+    url: str | None
+
+
+class AttachmentView(BaseModel):
+    name: str
+    url: str | None = Field(description="A signed link that expires; null once the message's bytes are removed.")
+    size: int = Field(description="Octets, decoded.")
+    type: str
+
+
+class AuthView(BaseModel):
+    spf: str | None = None
+    dkim: str | None = None
+    dmarc: str | None = None
+
+
+class MessageItem(BaseModel):
+    """A message in the history. ``visit`` is the number of the stated visit, or the number that is claimed."""
+
+    id: str
+    received_at: str
+    site: str | None
+    sender: str
+    receivers: list[str]
+    subject: str | None
+    visit: str | None
+    attribution: AttributionView
+    deal: DealView
+    state: str = Field(description="The worst of its deliveries' states; readers tolerate new values.")
+    size: int
+    attachments: list[AttachmentView]
+    auth: AuthView
+
+
+class MessagePage(BaseModel):
+    items: list[MessageItem]
+    next: str | None = Field(description="Give it as cursor to read on; null at the end.")
+
+
+class DeliveryView(BaseModel):
+    id: str
+    site: str | None
+    recipient: str
+    forward_to: str
+    state: str
+    attempts: int
+    next_at: str | None
+    code: int | None
+    answer: str | None
+    host: str | None
+    possibly_repeated: bool
+    attribution: AttributionView
+    visit: str | None
+    finished_at: str | None
+
+
+class PathView(BaseModel):
+    recipient: str
+    kind: str
+    received_at: str
+    ip: str
+
+
+class AttemptView(BaseModel):
+    delivery: str
+    started_at: str
+    finished_at: str
+    outcome: str
+    code: int | None
+    answer: str
+    host: str
+
+
+class EventView(BaseModel):
+    id: str = Field(description="The webhook-id of its posts.")
+    site: str
+    type: str
+    state: str
+    reason: str | None
+
+
+class PostView(BaseModel):
+    event: str
+    url: str
+    state: str
+    started_at: str
+    seconds: float
+    status: int | None
+    answer: str
+
+
+class MessageDetail(MessageItem):
+    """A message with its life."""
+
+    written_at: str
+    mail_from: str
+    message_id: str | None
+    ip: str
+    helo: str
+    tls: str | None
+    automatic: str | None
+    bounce: bool
+    extraction: str
+    text: str | None
+    raw_removed_at: str | None
+    deliveries: list[DeliveryView]
+    paths: list[PathView]
+    attempts: list[AttemptView]
+    events: list[EventView]
+    posts: list[PostView]
+
+
+def item(context: Context, row: MessageRow, sites: frozenset[int] | None) -> MessageItem:
+    """A message as far as somebody sees it who sees ``sites``."""
+    states = [delivery.state for delivery in row.deliveries]
+    chosen = row.deliveries[best([_stated(delivery) for delivery in row.deliveries])] if row.deliveries else None
+    return MessageItem(
+        id=str(row.id),
+        received_at=moment(row.received_at),
+        site=chosen.site if chosen else None,
+        sender=row.sender,
+        receivers=list(dict.fromkeys(delivery.recipient for delivery in row.deliveries)),
+        subject=row.subject,
+        visit=chosen.visit if chosen else None,
+        attribution=_attribution(chosen),
+        deal=DealView(id=row.deal_id, url=row.deal_url),
+        state=row.state if sites is None else next((s.value for s in WORST_FIRST if s.value in states), row.state),
+        size=row.size,
+        attachments=_attachments(context, row),
+        auth=AuthView(),
+    )
+
+
+def detail(context: Context, row: MessageRow, life: Life, sites: frozenset[int] | None) -> MessageDetail:
+    """A message with its life, as far as somebody sees it who sees ``sites``."""
+    return MessageDetail(
+        **item(context, row, sites).model_dump(),
+        written_at=moment(row.written_at),
+        mail_from=row.mail_from,
+        message_id=row.message_id,
+        ip=row.ip,
+        helo=row.helo,
+        tls=row.tls,
+        automatic=row.automatic,
+        bounce=row.bounce,
+        extraction=row.extraction,
+        text=life.text,
+        raw_removed_at=moment_or_none(row.raw_removed_at),
+        deliveries=[_delivery(delivery) for delivery in row.deliveries],
+        paths=[PathView(**path | {"received_at": moment(path["received_at"])}) for path in life.paths],
+        attempts=[_attempt(attempt) for attempt in life.attempts],
+        events=[EventView(id=event.pop("uid"), **event) for event in map(dict, life.events)],
+        posts=[_post(post) for post in life.posts],
+    )
+
+
+def _attempt(attempt: dict[str, Any]) -> AttemptView:
+    times = {name: moment(attempt[name]) for name in ("started_at", "finished_at")}
+    return AttemptView(**attempt | times, delivery=str(attempt["delivery_id"]))
+
+
+def _post(post: dict[str, Any]) -> PostView:
+    started_at = moment(post["started_at"])
+    return PostView(**post | {"started_at": started_at}, event=post["uid"], seconds=post["duration"])
+
+
+def _stated(delivery: DeliveryRow) -> Attribution:
+    return Attribution(AttributionState(delivery.attribution), delivery.method)
+
+
+def _attribution(delivery: DeliveryRow | None) -> AttributionView:
+    if delivery is None:
+        return AttributionView(state=AttributionState.NONE.value, method=None, candidates=[])
+    return AttributionView(
+        state=delivery.attribution,
+        method=delivery.method,
+        candidates=[CandidateView(visit=visit, probability=share) for visit, share in delivery.candidates],
+    )
+
+
+def _attachments(context: Context, row: MessageRow) -> list[AttachmentView]:
+    expires = int(context.clock()) + LINKS_LIVE_FOR
+    key = context.keys.current("links")
+    return [
+        AttachmentView(
+            name=part.name,
+            url=None
+            if row.raw_removed_at is not None
+            else f"{context.public_url}/a/{links.make(key, row.id, part.index, expires)}/{_in_url(part.name)}",
+            size=part.size,
+            type=part.type,
+        )
+        for part in row.attachments
+    ]
+
+
+def _in_url(name: str) -> str:
+    return quote(name.encode("utf-8", "replace"), safe="") or "attachment"
+
+
+def _delivery(row: DeliveryRow) -> DeliveryView:
+    waits = row.state in ("queued", "deferred")
+    return DeliveryView(
+        id=str(row.id),
+        site=row.site,
+        recipient=row.recipient,
+        forward_to=row.forward_to,
+        state=row.state,
+        attempts=row.attempts,
+        next_at=moment(row.next_at) if waits and row.next_at < NEVER else None,
+        code=row.code,
+        answer=row.answer,
+        host=row.host,
+        possibly_repeated=row.possibly_repeated,
+        attribution=_attribution(row),
+        visit=row.visit,
+        finished_at=moment_or_none(row.finished_at),
+    )

@@ -1,0 +1,177 @@
+"""The history over HTTP: lists, one message with its life, its bytes; replay, deal, erasure."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from relay.core.model import fold
+from relay.store import events, history, retention
+from relay.store.history import Filter, MessageRow
+from webapi import message_views as views
+from webapi.auth import Role, visible_site
+from webapi.message_views import MessageDetail, MessagePage
+from webapi.operation import Call, Operation, Parameters, Strict
+from webapi.problems import Problem, not_found
+from webapi.values import Cursor, Digits, Limit, Moment, Text, cursor_of, row_id
+
+#: Transactions in which one sender's messages are erased at most; a bite each.
+ERASE_BITES = 10_000
+
+State = Literal["queued", "deferred", "forwarded", "failed", "quarantined", "dropped", "looped", "collected"]
+
+
+class MessageQuery(Parameters):
+    site: Annotated[str | None, Field(description="Name of a site.")] = None
+    visit: Annotated[Digits | None, Field(description="Number of a visit.")] = None
+    sender: Annotated[Text | None, Field(max_length=320, description="Bare address of the sender.")] = None
+    q: Annotated[str | None, Field(max_length=500, description="Words of subject, addresses or text.")] = None
+    state: State | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class Deal(Strict):
+    """The CRM's number for a message. ``url`` null leaves the address that is stored."""
+
+    id: Annotated[Text, Field(min_length=1, max_length=255)]
+    url: Annotated[Text, Field(max_length=2048, pattern=r"^https?://[^\s]+$")] | None = None
+
+
+class Replayed(BaseModel):
+    posts: int
+
+
+class Erased(BaseModel):
+    erased: int
+    left: int = Field(description="Messages that are still being forwarded; erase again later.")
+
+
+async def list_messages(call: Call) -> MessagePage:
+    query: MessageQuery = call.query
+    sites = call.caller.sites
+    if query.site is not None:
+        sites = frozenset({visible_site(call.context.store, call.caller, query.site, "site").id})
+    wanted = Filter(
+        sites=sites,
+        visit=query.visit,
+        sender=None if query.sender is None else folded(query.sender),
+        query=query.q,
+        state=query.state,
+        since=query.since,
+        until=query.until,
+        before=query.cursor,
+    )
+    rows = await history.page(call.context.store.reader, wanted, query.limit + 1)
+    shown, more = rows[: query.limit], rows[query.limit :]
+    return MessagePage(
+        items=[views.item(call.context, row, sites) for row in shown], next=cursor_of(shown[-1].id) if more else None
+    )
+
+
+async def show_message(call: Call) -> MessageDetail:
+    row = await visible_message(call)
+    life = await history.life(call.context.store.reader, row, call.caller.sites)
+    return views.detail(call.context, row, life, call.caller.sites)
+
+
+async def replay(call: Call) -> Replayed:
+    """Post the message's events again, under the same webhook-id, whatever the conditions said."""
+    row = await visible_message(call)
+    sites = None if call.caller.sites is None else sorted(call.caller.sites)
+    now = call.context.clock()
+    count = await call.context.store.write(lambda tx: events.replay(tx, row.id, sites, now))
+    if not count:
+        raise Problem(409, "nothing to post: the text is not extracted yet, or no webhook is enabled")
+    call.context.on_posts_due()
+    return Replayed(posts=count)
+
+
+async def put_deal(call: Call) -> None:
+    row = await visible_message(call)
+    deal: Deal = call.body
+    if not await call.context.store.write(lambda tx: events.set_deal(tx, row.id, deal.id, deal.url)):
+        raise not_found("message")
+
+
+async def erase_message(call: Call) -> None:
+    row = await visible_message(call)
+    sites = call.caller.sites
+    try:
+        files = await call.context.store.write(lambda tx: retention.erase_message(tx, row.id, sites))
+    except retention.StillOpen:
+        raise Problem(409, "it is still being forwarded; drop or retry its deliveries first") from None
+    if files is None:
+        raise not_found("message")
+    await call.context.remove_files(files)
+
+
+async def erase_sender(call: Call) -> Erased:
+    """Erase what one address has sent, in bites, so that mail flows meanwhile."""
+    address, sites = folded(call.request.match_info["address"]), call.caller.sites
+    erased = left = 0
+    for _ in range(ERASE_BITES):
+        deleted, left, files = await call.context.store.write(lambda tx: retention.erase_sender(tx, address, sites))
+        await call.context.remove_files(files)
+        erased += deleted
+        if not deleted:
+            break
+    return Erased(erased=erased, left=left)
+
+
+async def visible_message(call: Call) -> MessageRow:
+    """The message that the path names; raises Problem 404 where the caller sees none."""
+    message_id = row_id(call.request.match_info["id"], "message")
+    row = await history.one(call.context.store.reader, message_id, call.caller.sites)
+    if row is None:
+        raise not_found("message")
+    return row
+
+
+def folded(address: str) -> str:
+    """An address as senders are stored: ASCII letters of the local part folded, the domain in lower case."""
+    local, at, domain = address.strip().rpartition("@")
+    return f"{fold(local)}@{domain.lower()}" if at else address.strip()
+
+
+_ONE = "/v1/messages/{id}"
+OPERATIONS = (
+    Operation(
+        "GET",
+        "/v1/messages",
+        "The history, newest first.",
+        list_messages,
+        Role.VIEWER,
+        MessagePage,
+        query=MessageQuery,
+        problems=(400, 404),
+    ),
+    Operation("GET", _ONE, "One message with its life.", show_message, Role.VIEWER, MessageDetail, problems=(404,)),
+    Operation(
+        "POST",
+        f"{_ONE}/replay",
+        "Post its events to the webhooks again.",
+        replay,
+        Role.MANAGER,
+        Replayed,
+        status=202,
+        problems=(404, 409),
+    ),
+    Operation(
+        "PUT", f"{_ONE}/deal", "The CRM's number for it.", put_deal, Role.MANAGER, None, body=Deal, problems=(404,)
+    ),
+    Operation(
+        "DELETE", _ONE, "Erase it with everything about it.", erase_message, Role.ADMIN, None, problems=(404, 409)
+    ),
+    Operation(
+        "DELETE",
+        "/v1/senders/{address}",
+        "Erase everything that one address has sent.",
+        erase_sender,
+        Role.ADMIN,
+        Erased,
+    ),
+)

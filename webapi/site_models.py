@@ -1,0 +1,279 @@
+"""Sites as the API takes and shows them: the words and types of relay.toml, as JSON (docs/configuration.md)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from relay.config import Static, Target
+from relay.config import fields as f
+from relay.config.models import Section
+from relay.config.rules import broken_rules
+from relay.core.model import Address
+from relay.secrets import Keys, SealError
+from relay.store.directory import SiteView, TargetView
+from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition
+
+#: Addresses that one request may add to a pool.
+MOST_ADDRESSES = 10_000
+
+_PATH = re.compile(r"site\[0\]\.(target|static)\[")
+_PASSWORD = re.compile(r"(?<=://)([^/@]*?):[^/@]*(?=@[^@]*\Z)")
+
+
+class SiteBody(Section):
+    """What defines a site. ``key`` null: it keeps its own, a new site gets one."""
+
+    key: f.SiteKey | None = None
+    origins: Annotated[f.Listed[f.Origin], Field(min_length=1, max_length=100)]
+    tracking: bool = True
+    send_to_crm: bool = True
+    bots: Literal["none", "lease"] = "none"
+    visit_timeout: Annotated[float, f.between("1m", "400d")] = 14 * 86_400.0
+    require_visit: bool = True
+    skip_bounces: bool = True
+    skip_automatic: bool = True
+    targets: Annotated[f.Listed[Target], Field(max_length=1000)] = ()
+    statics: Annotated[f.Listed[Static], Field(max_length=1000)] = ()
+
+
+class NewSite(SiteBody):
+    name: f.SiteName
+
+
+class ChangedSite(SiteBody):
+    """The whole definition; what it leaves out ends. ``name`` may be given, and is the one in the path."""
+
+    name: f.SiteName | None = None
+
+
+class Switches(Section):
+    """What is left out stays as it is."""
+
+    tracking: bool | None = None
+    send_to_crm: bool | None = None
+
+
+class PoolAddition(Section):
+    """Either addresses, or how many are to be made at the target's domain."""
+
+    addresses: Annotated[f.Listed[f.Mailbox], Field(max_length=MOST_ADDRESSES)] = ()
+    grow: Annotated[int, Field(ge=1, le=MOST_ADDRESSES)] | None = None
+
+
+class Added(BaseModel):
+    added: list[str]
+
+
+class TargetShown(BaseModel):
+    address: str
+    method: str
+    domain: str | None
+    pool: list[str]
+    lease: str
+    forward_to: str | None
+    next_hop: str | None = Field(description="With *** for the password; given back so, it keeps it.")
+
+
+class StaticShown(BaseModel):
+    address: str
+    target: str
+    label: str
+
+
+class SiteShown(BaseModel):
+    """A site. But for ``declared`` it can be given back to PUT."""
+
+    name: str
+    key: str
+    declared: bool = Field(description="Defined in relay.toml: only its switches and pools change here.")
+    origins: list[str]
+    tracking: bool
+    send_to_crm: bool
+    bots: str
+    visit_timeout: str
+    require_visit: bool
+    skip_bounces: bool
+    skip_automatic: bool
+    targets: list[TargetShown]
+    statics: list[StaticShown]
+
+
+class SiteSummary(BaseModel):
+    name: str
+    key: str
+    declared: bool
+    origins: list[str]
+    tracking: bool
+    send_to_crm: bool
+    targets: list[str]
+
+
+class SiteList(BaseModel):
+    items: list[SiteSummary]
+
+
+class Substitute(BaseModel):
+    address: str
+    kind: str
+    label: str | None
+    leased_until: str | None
+
+
+class TargetSubstitutes(BaseModel):
+    address: str
+    method: str
+    domain: str | None
+    lease: str
+    substitutes: list[Substitute]
+
+
+class TargetList(BaseModel):
+    items: list[TargetSubstitutes]
+
+
+def summary(site: SiteView) -> SiteSummary:
+    return SiteSummary(
+        name=site.name,
+        key=site.key,
+        declared=site.declared,
+        origins=list(site.origins),
+        tracking=site.tracking,
+        send_to_crm=site.send_to_crm,
+        targets=[str(target.address) for target in site.targets],
+    )
+
+
+def shown(site: SiteView, substitutes: dict[int, list[dict[str, Any]]], keys: Keys) -> SiteShown:
+    """A site with the substitutes of each target (Directory.substitutes, by target id)."""
+    conditions = site.conditions
+    return SiteShown(
+        name=site.name,
+        key=site.key,
+        declared=site.declared,
+        origins=list(site.origins),
+        tracking=site.tracking,
+        send_to_crm=site.send_to_crm,
+        bots=site.bots,
+        visit_timeout=f.format_duration(site.visit_timeout),
+        require_visit=conditions.get("require_visit", True),
+        skip_bounces=conditions.get("refuse_bounces", True),
+        skip_automatic=conditions.get("refuse_automatic", True),
+        targets=[
+            TargetShown(
+                address=str(target.address),
+                method=target.method.value,
+                domain=target.domain,
+                pool=[row["address"] for row in substitutes[target.id] if row["kind"] == "pool"],
+                lease=f.format_duration(target.lease),
+                forward_to=target.forward_to,
+                next_hop=shown_next_hop(target, keys),
+            )
+            for target in site.targets
+        ],
+        statics=[
+            StaticShown(address=row["address"], target=str(target.address), label=row["label"] or "")
+            for target in site.targets
+            for row in substitutes[target.id]
+            if row["kind"] == "static"
+        ],
+    )
+
+
+def shown_next_hop(target: TargetView, keys: Keys) -> str | None:
+    """A target's next hop without its password; None for one that our keys no longer open."""
+    if target.next_hop is None:
+        return None
+    try:
+        return _PASSWORD.sub(r"\1:***", keys.unseal(target.next_hop))
+    except SealError:
+        return None
+
+
+def definition(name: str, key: str, body: SiteBody, before: SiteView | None, keys: Keys) -> SiteDefinition:
+    """What the store is told; ``before`` is the site as it is, whose passwords are kept where they were not shown."""
+    return SiteDefinition(
+        name=name,
+        key=key,
+        origins=tuple(body.origins),
+        tracking=body.tracking,
+        send_to_crm=body.send_to_crm,
+        bots=body.bots,
+        visit_timeout=body.visit_timeout,
+        conditions={
+            "require_visit": body.require_visit,
+            "refuse_bounces": body.skip_bounces,
+            "refuse_automatic": body.skip_automatic,
+        },
+        targets=tuple(
+            TargetDefinition(
+                address=target.address,
+                method=target.method,
+                domain=target.domain,
+                pool=tuple(target.pool),
+                lease=target.lease,
+                forward_to=None if target.forward_to is None else str(target.forward_to),
+                next_hop=_sealed_next_hop(target, before, keys),
+                generate=target.generated,
+            )
+            for target in body.targets
+        ),
+        statics=tuple(StaticDefinition(static.address, str(static.target), static.label) for static in body.statics),
+    )
+
+
+def _sealed_next_hop(target: Target, before: SiteView | None, keys: Keys) -> str | None:
+    if target.next_hop is None:
+        return None
+    known = before.by_address.get(target.address.key) if before else None
+    if known is not None and target.next_hop == shown_next_hop(known, keys):
+        return known.next_hop
+    return keys.seal(target.next_hop)
+
+
+def broken(body: SiteBody, next_hop: str | None) -> tuple[tuple[str, str], ...]:
+    """What the rules for relay.toml say against a definition: (field, detail) each. ``next_hop`` is [forward]'s."""
+    raw = {
+        "forward": {"next_hop": next_hop or ""},
+        "site": [
+            {
+                "target": [_raw_target(target) for target in body.targets],
+                "static": [
+                    {"address": str(static.address), "target": str(static.target), "label": static.label}
+                    for static in body.statics
+                ],
+            }
+        ],
+    }
+    return tuple((_here(problem.path), _here(problem.message)) for problem in broken_rules(raw))
+
+
+def broken_addition(target: TargetView, addresses: tuple[Address, ...]) -> tuple[tuple[str, str], ...]:
+    """As :func:`broken`, for addresses that are to join a pool."""
+    raw = {"address": str(target.address), "pool": [str(address) for address in addresses]}
+    # A next hop is given so that only the addresses are judged, not where the target's mail goes.
+    problems = broken_rules({"forward": {"next_hop": "smtp://localhost"}, "site": [{"target": [raw]}]})
+    prefix = "site[0].target[0]."
+    return tuple(
+        (problem.path.replace(f"{prefix}pool", "addresses"), problem.message.replace(f"{prefix}pool", "addresses"))
+        for problem in problems
+    )
+
+
+def _raw_target(target: Target) -> dict[str, Any]:
+    """A target as TOML would give it."""
+    raw: dict[str, Any] = {
+        "address": str(target.address),
+        "method": target.method.value,
+        "domain": target.domain or "",
+        "pool": [str(address) for address in target.pool],
+        "forward_to": "" if target.forward_to is None else str(target.forward_to),
+        "next_hop": target.next_hop or "",
+    }
+    return raw if target.pool_size is None else raw | {"pool_size": target.pool_size}
+
+
+def _here(text: str) -> str:
+    return _PATH.sub(r"\1s[", text).replace(' (site "")', "").replace(' of site ""', "")

@@ -1,0 +1,73 @@
+"""Visits over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from relay.store import history
+from webapi.auth import Role, visible_site
+from webapi.operation import Call, Operation, Parameters
+from webapi.problems import Problem, not_found
+from webapi.values import moment
+
+
+class VisitQuery(Parameters):
+    site: Annotated[str | None, Field(description="Name of its site, where several count with the same number.")] = None
+
+
+class VisitShown(BaseModel):
+    """A visit. ``own``: we counted it; else another counter did, and its number is unique only at its site."""
+
+    number: str
+    own: bool
+    site: str
+    first_visit: str | None
+    started_at: str
+    last_seen_at: str
+    referrer: str | None
+    landing_page: str | None
+    domain: str | None
+    marker: str | None
+    utm_source: str | None
+    utm_medium: str | None
+    utm_campaign: str | None
+    utm_term: str | None
+    utm_content: str | None
+    params: dict[str, str]
+    google_client_id: str | None
+    ip: str | None
+    city: str | None
+    country: str | None
+    user_agent: str | None
+
+
+async def show_visit(call: Call) -> VisitShown:
+    query: VisitQuery = call.query
+    sites = call.caller.sites
+    if query.site is not None:
+        sites = frozenset({visible_site(call.context.store, call.caller, query.site, "site").id})
+    rows = await history.visit(call.context.store.reader, call.request.match_info["number"], sites)
+    if not rows:
+        raise not_found("visit")
+    if len(rows) > 1:
+        names = ", ".join(row["site"] for row in rows[:20])
+        raise Problem(409, f"several sites have a visit of this number, say which: {names}", field="site")
+    (row,) = rows
+    times = {name: moment(row[name]) for name in ("started_at", "last_seen_at")}
+    return VisitShown(**row | times | {"own": bool(row["own"])})
+
+
+OPERATIONS = (
+    Operation(
+        "GET",
+        "/v1/visits/{number}",
+        "A visit.",
+        show_visit,
+        Role.VIEWER,
+        VisitShown,
+        query=VisitQuery,
+        problems=(404, 409),
+    ),
+)
