@@ -198,11 +198,11 @@ def _background(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> Non
 async def _start_http(
     stack: AsyncExitStack, config: Config, context: Context, handed: Sequence[socket.socket]
 ) -> list[int]:
-    runner = web.AppRunner(web_app.build(context), access_log=None, handle_signals=False, shutdown_timeout=5.0)
+    runner = web_app.runner(context)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     http = config.http
-    tls = TlsFiles(http.tls_cert, http.tls_key).context() if http.tls_cert and http.tls_key else None
+    tls = TlsFiles(http.tls_cert, http.tls_key).lasting() if http.tls_cert and http.tls_key else None
     for where in _listen(http.listen, handed, "http"):
         site: web.BaseSite
         if isinstance(where, socket.socket):

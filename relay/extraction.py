@@ -1,12 +1,17 @@
 """Reading accepted messages: text and attachments from the worker processes into the store, then the search index.
 
 Posting waits for this and for nothing else. Polling the store is the truth; what intake hands over is a short cut.
+
+Mail goes first. Reading and posting a message cost as much as accepting and forwarding it, and nobody waits for them
+on an open connection: while messages come in thick they wait, each for LAG at most.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -19,13 +24,56 @@ from relay.store.store import Store
 
 log = structlog.get_logger()
 
-#: Octets of bodies held in memory until a worker has read them, and messages under way.
-MEMORY = 32 * 1024 * 1024
-IN_FLIGHT = 2000
+#: Octets of bodies held in memory until a worker has read them, and messages in hand.
+MEMORY = 64 * 1024 * 1024
+IN_HAND = 10_000
+#: Messages read at once: enough for the workers to have a batch each and the next one ready.
+AT_ONCE = 256
+#: More messages a second than this, looked at over so many seconds, are thick.
+THICK = 200.0
+WINDOW = 0.25
+#: Seconds that a message waits at most because of other mail.
+LAG = 4.0
 #: Messages taken from the store at once.
 BITE = 100
 #: Seconds between two looks at the store when nothing wakes us.
 POLL = 5.0
+
+_NEVER = float("inf")
+
+
+class Pace:
+    """Whether messages come in thick. Times are seconds of any clock."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._count = 0
+        self._was_thick = False
+
+    def note(self, now: float) -> None:
+        """One more message."""
+        self._roll(now)
+        self._count += 1
+
+    def is_thick(self, now: float) -> bool:
+        self._roll(now)
+        return self._was_thick or self._count > THICK * WINDOW
+
+    def _roll(self, now: float) -> None:
+        passed = now - self._since
+        if not 0 <= passed < WINDOW:
+            self._was_thick = passed > 0 and self._count > THICK * passed
+            self._since, self._count = now, 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A message in hand that is not being read yet; ``latest`` is when it is begun, however thick mail comes in."""
+
+    id: int
+    data: bytes | None
+    file: str | None
+    latest: float
 
 
 class Extraction:
@@ -47,49 +95,82 @@ class Extraction:
         self._claim = claim
         self._on_posts = on_posts
         self._clock = clock
-        self._under_way: dict[int, asyncio.Task[None]] = {}
+        self._pace = Pace()
+        self._waiting: dict[int, _Message] = {}  # the oldest first
+        self._reading: dict[int, asyncio.Task[None]] = {}
         self._memory = 0
-        self._left_behind = False  # messages wait in the store that nobody has in hand
+        self._left = 0  # messages that were left in the store, since ever
+        self._behind = False  # some are there still; newer ones follow them
+        self._behind_until = 0.0  # then they are taken, however thick mail comes in
+        self._look_at = 0.0  # when to look into the store though nobody left anything there
         self._work = asyncio.Event()
         self._unindexed = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         await self._extractor.start()
-        self._work.set()
         self._unindexed.set()
         self._loops = [asyncio.create_task(self._poll()), asyncio.create_task(self._index())]
 
     def submit(self, message_id: int, body: Body) -> None:
-        """Read this message now, if there is room; else it is found in the store later."""
-        size = len(body.data or b"")
-        if len(self._under_way) >= IN_FLIGHT or self._memory + size > MEMORY:
-            self._left_behind = True
+        """Read this message when its turn comes; if there is no room for it, it is found in the store later."""
+        now = self._clock()
+        self._pace.note(now)
+        if self._behind or not self._has_room(len(body.data or b"")):
+            self._leave(now)
             return
-        self._begin(message_id, body.data, body.file)
+        held = bool(self._waiting)
+        self._take(_Message(message_id, body.data, body.file, now + LAG))
+        self._advance(now)
+        if self._waiting and not held:
+            self._work.set()  # _poll looks after it from now on
 
     async def close(self, grace: float) -> None:
-        """Let what is under way finish for ``grace`` seconds; the rest is found again at the next start."""
+        """Let what is being read finish for ``grace`` seconds; the rest is found again at the next start."""
         for loop in self._loops:
             loop.cancel()
-        if self._under_way:
-            await asyncio.wait(self._under_way.values(), timeout=grace)
-        for task in self._under_way.values():
+        self._waiting.clear()
+        if self._reading:
+            await asyncio.wait(self._reading.values(), timeout=grace)
+        for task in self._reading.values():
             task.cancel()
-        await asyncio.gather(*self._under_way.values(), *self._loops, return_exceptions=True)
+        await asyncio.gather(*self._reading.values(), *self._loops, return_exceptions=True)
         await self._extractor.close()
 
-    def _begin(self, message_id: int, data: bytes | None, file: str | None) -> None:
-        size = len(data or b"")
-        self._memory += size
-        task = asyncio.create_task(self._read(message_id, data, file))
-        self._under_way[message_id] = task
-        task.add_done_callback(lambda _: self._end(message_id, size))
+    def _has_room(self, size: int) -> bool:
+        return len(self._waiting) + len(self._reading) < IN_HAND and self._memory + size <= MEMORY
 
-    def _end(self, message_id: int, size: int) -> None:
-        del self._under_way[message_id]
-        self._memory -= size
-        if self._left_behind and len(self._under_way) < IN_FLIGHT // 4:
+    def _leave(self, now: float) -> None:
+        self._left += 1
+        if not self._behind:
+            self._behind, self._behind_until = True, now + LAG
+            self._work.set()
+
+    def _take(self, message: _Message) -> None:
+        self._memory += len(message.data or b"")
+        self._waiting[message.id] = message
+
+    def _advance(self, now: float) -> None:
+        """Begin with what waits, in order; while mail comes in thick only with what has waited for long enough."""
+        hold = self._pace.is_thick(now) and not self._is_late(now)
+        while self._waiting and len(self._reading) < AT_ONCE:
+            message = next(iter(self._waiting.values()))
+            if hold and now < message.latest:
+                return
+            del self._waiting[message.id]
+            task = asyncio.create_task(self._read(message.id, message.data, message.file))
+            self._reading[message.id] = task
+            task.add_done_callback(partial(self._end, message))
+
+    def _is_late(self, now: float) -> bool:
+        return self._behind and now >= self._behind_until
+
+    def _end(self, message: _Message, task: asyncio.Task[None]) -> None:
+        del self._reading[message.id]
+        self._memory -= len(message.data or b"")
+        if self._waiting:
+            self._advance(self._clock())
+        elif self._behind:
             self._work.set()
 
     async def _read(self, message_id: int, data: bytes | None, file: str | None) -> None:
@@ -102,37 +183,46 @@ class Extraction:
             return
         except StoreUnavailable as error:
             log.error("extraction waits for the store", message=message_id, error=str(error))
+            self._leave(self._clock())
             return
         self._unindexed.set()
         if posts:
             self._on_posts(posts)
 
     async def _poll(self) -> None:
-        """Find what was not handed over: after a start, a full house or a failed store."""
+        """Begin with what had to wait; find what was not handed over: after a start, a full house, a failure."""
         while True:
+            self._work.clear()
+            now = self._clock()
+            self._advance(now)
+            behind = self._is_late(now) or (self._behind and not self._pace.is_thick(now))
+            failed = False
+            if not self._waiting and (behind or now >= self._look_at):
+                self._look_at = now + POLL
+                try:
+                    await self._catch_up()
+                except StoreUnavailable:
+                    failed = True  # the writer has logged why
+            soon = (self._waiting or self._behind) and not failed
             try:
-                async with asyncio.timeout(POLL):
+                async with asyncio.timeout(WINDOW if soon else POLL):
                     await self._work.wait()
             except TimeoutError:
                 pass  # look again
-            self._work.clear()
-            self._left_behind = False
-            try:
-                await self._catch_up()
-            except StoreUnavailable:
-                continue  # the writer has logged why
 
     async def _catch_up(self) -> None:
-        after = 0
-        while len(self._under_way) < IN_FLIGHT // 2 and self._memory < MEMORY:
+        """Take the oldest messages that wait in the store; they have waited for long enough."""
+        left, after = self._left, 0
+        while not self._waiting and self._has_room(0):
             found = await self._store.write(lambda tx: events.unextracted(tx, after, BITE), idle=True)  # noqa: B023
             for message_id, data, file in found:
-                if message_id not in self._under_way:
-                    self._begin(message_id, data, file)
+                if message_id not in self._reading:
+                    self._take(_Message(message_id, data, file, 0.0))
+            self._advance(self._clock())
             if len(found) < BITE:
+                self._behind = left != self._left
                 return
             after = found[-1][0]
-        self._left_behind = True
 
     async def _index(self) -> None:
         """Feed the search index in small bites, each when the writer has nothing else to do."""

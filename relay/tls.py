@@ -39,6 +39,15 @@ class TlsFiles:
             self._refresh()
         return self._context
 
+    def lasting(self) -> ssl.SSLContext:
+        """A context for a server that takes one for its whole life: every handshake is given the current one."""
+        context = self._load()
+        context.sni_callback = self._hand_over  # called for clients that name no server, too
+        return context
+
+    def _hand_over(self, handshake: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        handshake.context = self.context()
+
     def _refresh(self) -> None:
         try:
             stamp = self._look()

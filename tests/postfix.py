@@ -122,8 +122,7 @@ class Postfix:
             self._root.chmod(0o755)
             self._configure()
             self._master = await asyncio.create_subprocess_exec(
-                # It closes every descriptor it might have: with a high limit that takes seconds.
-                *["prlimit", "--nofile=1024", str(_DAEMONS / "master"), "-c", str(self._root / "etc")],
+                *[str(_DAEMONS / "master"), "-c", str(self._root / "etc")],
                 env=self._environment(),
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
@@ -186,6 +185,8 @@ class Postfix:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         (self._root / "etc" / "master.cf").write_text(_MASTER.format(port=self.port))
+        for path in (self._root / "etc").iterdir():
+            os.utime(path, (0, 0))  # what has just been written it waits to see settled, for two seconds
 
     def _environment(self) -> dict[str, str]:
         return {

@@ -9,6 +9,8 @@ import hashlib
 import hmac
 import json
 import os
+import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -19,13 +21,15 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from relay.config import parse
-from relay.demo import Demo, demo_running
+from relay.demo import Demo, _introduction, demo_running
 from relay.demo.board import KEPT, Board
-from relay.demo.crm import NotVerified, verify
+from relay.demo.crm import Crm, NotVerified, verify
 from relay.demo.letter import Attachment, Letter, LetterError, Refused, compose, send
 from relay.demo.mailbox import as_shown
+from relay.demo.page import Page
 from relay.demo.settings import CARD, Ports, free_port, listening, toml
 from tests.smtp_client import PATIENCE, SmtpClient
 
@@ -228,6 +232,58 @@ def test_what_is_not_signed_by_us_and_now_is_not_verified(headers: dict[str, str
         verify(KEY, headers, body, 1000.0)
 
 
+@contextlib.asynccontextmanager
+async def serving(app: web.Application, sock: socket.socket) -> AsyncIterator[None]:
+    runner = web.AppRunner(app, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, sock).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def test_an_event_becomes_one_deal_however_often_it_is_posted(http: aiohttp.ClientSession) -> None:
+    board, app = Board(), web.Application()
+    app.router.add_post("/crm", Crm(board, SECRET, "http://127.0.0.1:8080").receive)
+    body = b'{"id":"17","subject":"Windows"}'
+    with listening(28700) as sock:
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}/crm"
+        async with serving(app, sock):
+            for _ in range(2):
+                async with http.post(url, data=body, headers=signed(body, "evt_17")) as answer:
+                    assert answer.status == 200
+                    deal = await answer.json()
+            for broken in (b"{}", b'{"id":null}', b'{"id":"x"}', b"[]", b"?"):
+                async with http.post(url, data=broken, headers=signed(broken)) as answer:
+                    assert (answer.status, await answer.json()) == (400, {"error": "not an event"})
+    assert deal == {"deal_id": "1017", "deal_url": "http://127.0.0.1:8080/#deal-1017"}
+    assert [(entry.id, entry.content["posted"]) for entry in board.shown("crm")] == [("evt_17", 2)]
+
+
+async def test_the_history_comes_although_the_api_fails_at_first(http: aiohttp.ClientSession) -> None:
+    statuses = iter([503, 500])
+
+    async def messages(request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == "Bearer vr_token"
+        items = [{"id": "1", "attachments": []}]
+        return web.json_response({"items": items}, status=next(statuses, 200))
+
+    board, api = Board(), web.Application()
+    api.router.add_get("/v1/messages", messages)
+    with listening(28800) as page_sock, listening(28900) as api_sock:
+        ports = Ports(page=page_sock.getsockname()[1], http=api_sock.getsockname()[1], smtp=1, mailbox=1)
+        page = Page(board, Crm(board, SECRET, ports.page_url), ports, "vr_token", "")
+        async with (
+            asyncio.timeout(PATIENCE),
+            serving(api, api_sock),
+            serving(page.app(), page_sock),
+            http.get(f"{ports.page_url}/events"),
+            contextlib.aclosing(board.follow(PATIENCE)) as entries,
+        ):
+            assert (await anext(entries)).content == {"id": "1"}  # type: ignore[union-attr]
+
+
 # ── all of it ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -279,6 +335,15 @@ async def test_a_mail_from_a_terminal_to_the_business_card_becomes_a_deal(demo: 
         assert (await client.mail(wire, f"<{CARD}>")).short == "250 2.0.0"
     deal = (await shown(demo, "crm"))[0]
     assert (deal["payload"]["marker"], deal["payload"]["visit_id"]) == ("business card", None)
+
+
+async def test_the_swaks_command_that_is_printed_works_as_it_is(demo: Demo) -> None:
+    if shutil.which("swaks") is None:
+        pytest.skip("NOT TESTED: the printed swaks command, for there is no swaks on this machine")
+    command = next(line for line in _introduction(demo).splitlines() if line.startswith("  swaks "))
+    process = await asyncio.create_subprocess_exec(*shlex.split(command), stdout=asyncio.subprocess.DEVNULL)
+    assert await process.wait() == 0
+    assert (await shown(demo, "crm"))[0]["payload"]["marker"] == "business card"
 
 
 async def test_a_large_mail_is_shown_and_its_file_removed(demo: Demo) -> None:

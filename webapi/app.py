@@ -2,43 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 
 from aiohttp import web
 
-from webapi import auth, bind, problems
+from webapi import (
+    auth,
+    bind,
+    files,
+    health,
+    hooks,
+    messages,
+    openapi,
+    problems,
+    queue,
+    reports,
+    script,
+    sites,
+    visits,
+)
 from webapi.context import CLIENTS, CONTEXT, Clients, Context, client_address
 from webapi.limits import Rate
 from webapi.operation import Operation
 
-__all__ = ["Context", "build", "client_address"]
+__all__ = ["Context", "build", "client_address", "runner"]
 
 #: On every answer that does not say otherwise: nothing here is to be framed, guessed at, or to run anything.
 SECURITY_HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
     ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-    ("Server", "visit-relay"),
+)
+#: Seconds that requests under way have when the server stops.
+GRACE = 5.0
+
+OPERATIONS: tuple[Operation, ...] = (
+    *bind.OPERATIONS,
+    *script.OPERATIONS,
+    *messages.OPERATIONS,
+    *files.OPERATIONS,
+    *visits.OPERATIONS,
+    *sites.OPERATIONS,
+    *hooks.OPERATIONS,
+    *queue.OPERATIONS,
+    *reports.OPERATIONS,
+    *health.OPERATIONS,
 )
 
-OPERATIONS: tuple[Operation, ...] = (*bind.OPERATIONS,)
 
-
-def build(context: Context, operations: Sequence[Operation] = OPERATIONS) -> web.Application:
-    """The application over an open store. Serve it without aiohttp's access log, which would note everybody's visit."""
+def build(context: Context) -> web.Application:
+    """The application over an open store; serve it by :func:`runner`."""
     app = web.Application(middlewares=[problems.middleware])
     app[CONTEXT] = context
     app[CLIENTS] = Clients(tuple(context.http.trusted_proxies), tuple(context.limits.exempt))
     app[auth.GATE] = auth.Gate(context.store, Rate(context.limits.api_failures_per_address_per_minute))
     app[bind.BIND_RATE] = Rate(context.limits.binds_per_address_per_minute)
     app[bind.SITE_RATE] = Rate(bind.SITE_BINDS_PER_MINUTE)
-    for operation in operations:
-        # allow_head only where a GET is: HEAD is answered as GET without the body.
+    app[script.RENDERED] = {}
+    app[health.DOCUMENT] = json.dumps(openapi.document(OPERATIONS))
+    for operation in OPERATIONS:
         app.router.add_route(operation.method, operation.path, operation.endpoint())
+        if operation.method == "GET":
+            app.router.add_route("HEAD", operation.path, operation.endpoint())
     app.on_response_prepare.append(_secure)
     return app
+
+
+def runner(context: Context) -> web.AppRunner:
+    """What serves the application. aiohttp's access log would note everybody's visit.
+
+    Bodies are not unpacked: nobody needs to pack what is this small, and a small one may unpack to a large one.
+    """
+    return web.AppRunner(
+        build(context), access_log=None, handle_signals=False, shutdown_timeout=GRACE, auto_decompress=False
+    )
 
 
 async def _secure(request: web.Request, response: web.StreamResponse) -> None:
     for name, value in SECURITY_HEADERS:
         response.headers.setdefault(name, value)
+    response.headers["Server"] = "visit-relay"

@@ -163,7 +163,12 @@ def _bare(host: str) -> str:
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:
-    """The body of a request, unpacked; raises web.HTTPRequestEntityTooLarge beyond ``limit`` octets."""
+    """The body of a request.
+
+    Raises web.HTTPRequestEntityTooLarge beyond ``limit`` octets, and web.HTTPUnsupportedMediaType for a packed one.
+    """
+    if "Content-Encoding" in request.headers:
+        raise web.HTTPUnsupportedMediaType
     content = request.content
     if content.is_eof():  # it came with the header, as small ones do
         body: bytes = content.read_nowait(-1)

@@ -152,7 +152,7 @@ class Client:
         except (aiohttp.ClientError, OSError, SealError) as error:
             return Reply(None, _reason(error))
         except Exception:
-            log.exception("post failed", webhook=job.webhook_id, event=job.uid)
+            log.exception("post failed", webhook=job.webhook_id, uid=job.uid)
             return Reply(None, "the attempt failed here, the log says why")
 
     def _body(self, job: PostJob) -> bytes:
@@ -187,7 +187,10 @@ class Client:
         if url is None:
             if len(self._urls) >= URLS:
                 self._urls.clear()
-            url = self._urls[text] = URL(text)
+            try:
+                url = self._urls[text] = URL(text)
+            except ValueError:
+                raise aiohttp.InvalidURL(text) from None
         return url
 
 
@@ -231,7 +234,7 @@ def _reason(error: Exception) -> str:
         return f"no connection: {os.strerror(cause.errno) if cause.errno else type(cause).__name__}"
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the connection was closed without an answer"
-    if isinstance(error, aiohttp.InvalidURL):
+    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return "the webhook's URL is not valid"
     if isinstance(error, SealError):
         return f"the webhook's secret cannot be read: {error}"

@@ -115,6 +115,10 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         return Problem(
             503, "the database cannot be written or read just now", headers={"Retry-After": str(RETRY_STORE)}
         ).response()
+    except web.RequestPayloadError:
+        return Problem(400, "the body is broken").response()
+    except ConnectionError:
+        raise  # the client is gone: nobody to tell
     except Exception:
         request_id = secrets.token_hex(8)
         route = request.match_info.route.resource
@@ -127,4 +131,5 @@ _WORDS = {
     404: "there is nothing at this path",
     405: "this path does not take this method",
     413: "the body is larger than this server takes",
+    415: "the body must not be packed (Content-Encoding)",
 }

@@ -53,7 +53,7 @@ class Pool(BaseModel):
 
 
 class Recommendation(BaseModel):
-    """Pool sizes by the attendance of the last three days. A site without pool targets gets one for a lease of 15 min."""
+    """Pool sizes by the attendance of the last three days; a site without pools gets that of one leased for 15m."""
 
     visits: int
     pools: list[Pool]

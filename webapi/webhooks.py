@@ -136,13 +136,14 @@ class Poster:
                 task.cancel()  # it may have arrived: posted again, under the same id, at the next start
             await asyncio.gather(*late, return_exceptions=True)
         self._finished.set()
-        if self._recorder is not None:
-            await self._recorder
         try:
+            if self._recorder is not None:
+                await self._recorder
             await self._release()
         except StoreUnavailable as error:
             log.error("claims not given back", error=str(error))
-        await self._client.close()
+        finally:
+            await self._client.close()
 
     async def _poll(self, wait: float) -> None:
         while True:
@@ -258,7 +259,7 @@ class Poster:
         level(
             "post",
             webhook=result.job.webhook_id,
-            event=result.job.uid,
+            uid=result.job.uid,
             status=result.status,
             state=result.state,
             attempt=result.job.attempts,
@@ -289,5 +290,5 @@ class Poster:
         except Exception:
             if len(results) > 1:
                 return all([await self._write([result]) for result in results])
-            log.exception("result not recorded", event=results[0].job.uid)
+            log.exception("result not recorded", uid=results[0].job.uid)
         return True

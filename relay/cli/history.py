@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,22 +16,12 @@ from relay.cli.settings import config_option, load
 
 if TYPE_CHECKING:
     from relay.config import Config
-    from relay.store.history import DeliveryRow, MessageRow
+    from webapi.context import Context
+    from webapi.message_views import MessageItem
 
 #: Messages read at once.
 PAGE = 500
-CSV_COLUMNS = (
-    "id",
-    "received_at",
-    "sender",
-    "receivers",
-    "visit",
-    "attribution",
-    "deal",
-    "subject",
-    "state",
-    "size",
-)
+CSV_COLUMNS = ("id", "received_at", "sender", "receivers", "visit", "attribution", "deal", "subject", "state", "size")
 
 
 class Moment(click.ParamType[float, float]):
@@ -49,9 +40,9 @@ class Moment(click.ParamType[float, float]):
             pass  # then it is a date
         try:
             moment = datetime.fromisoformat(value)
-        except ValueError:
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
             self.fail(f'{value!r} is no time: write "2026-01-31", "2026-01-31T08:00" or "24h"', param, ctx)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 @click.command()
@@ -63,7 +54,7 @@ class Moment(click.ParamType[float, float]):
 @click.option("--since", type=Moment(), help='Received from then on: "2026-01-31", "2026-01-31T08:00" or "24h".')
 @click.option("--until", type=Moment(), help="Received before then.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
-@click.option("--json", "wants_json", is_flag=True, help="As JSON.")
+@click.option("--json", "wants_json", is_flag=True, help="As JSON, as the API has them.")
 @click.option("--csv", "wants_csv", is_flag=True, help="As CSV.")
 @config_option
 def history(config_file: Path, limit: int, wants_json: bool, wants_csv: bool, **wanted: Any) -> None:
@@ -74,13 +65,16 @@ def history(config_file: Path, limit: int, wants_json: bool, wants_csv: bool, **
     asyncio.run(show(load(config_file), limit, wanted))
 
 
-async def _rows(config: Config, limit: int, wanted: dict[str, Any]) -> AsyncIterator[MessageRow]:
+async def _items(config: Config, limit: int, wanted: dict[str, Any]) -> AsyncGenerator[MessageItem, None]:
+    """Close it when it is left early: it holds the database open."""
     from dataclasses import replace
 
     from relay.cli.reading import directory, reading
     from relay.store import history as verbs
+    from webapi.message_views import item
 
     async with reading(config) as reader:
+        context = api_context(config)
         chosen = verbs.Filter(**_filter(wanted))
         if wanted["site"] is not None:
             site = (await directory(reader)).by_name.get(wanted["site"])
@@ -90,7 +84,7 @@ async def _rows(config: Config, limit: int, wanted: dict[str, Any]) -> AsyncIter
         while limit > 0:
             page = await verbs.page(reader, chosen, min(limit, PAGE))
             for row in page:
-                yield row
+                yield item(context, row, chosen.sites)
             limit -= len(page)
             if len(page) < PAGE:
                 return
@@ -107,24 +101,42 @@ def _filter(wanted: dict[str, Any]) -> dict[str, Any]:
     return {name: wanted[name] for name in ("visit", "query", "state", "since", "until")} | {"sender": sender}
 
 
+def api_context(config: Config) -> Context:
+    """What the API's view of a message needs: above all the key by which links to attachments are signed."""
+    from relay.bodies import Bodies
+    from relay.secrets import Keys
+    from relay.store.store import DATABASE, Store
+    from webapi.context import Context
+
+    return Context(
+        store=Store(config.data_dir / DATABASE),  # not opened: a view reads nothing
+        bodies=Bodies(config.data_dir / "bodies"),
+        keys=Keys.load(config.data_dir / "keys"),
+        http=config.http,
+        limits=config.limits,
+        forward=config.forward,
+        public_url=config.http.public_url,
+    )
+
+
 async def _as_table(config: Config, limit: int, wanted: dict[str, Any]) -> None:
     from relay.cli import output
 
-    rows = [row async for row in _rows(config, limit, wanted)]
+    items = [item async for item in _items(config, limit, wanted)]
     output.table(
         ("id", "received", "sender", "receivers", "visit", "deal", "state", "subject"),
         [
             (
-                row.id,
-                output.time(row.received_at),
-                row.sender or "<>",
-                ", ".join(_receivers(row)),
-                _visit(row),
-                row.deal_id,
-                row.state,
-                row.subject,
+                item.id,
+                item.received_at,
+                item.sender or "<>",
+                ", ".join(item.receivers),
+                item.visit,
+                item.deal.id,
+                item.state,
+                item.subject,
             )
-            for row in rows
+            for item in items
         ],
         right=("id",),
     )
@@ -134,22 +146,22 @@ async def _as_csv(config: Config, limit: int, wanted: dict[str, Any]) -> None:
     from relay.cli import output
 
     writer = output.Csv(CSV_COLUMNS)
-    async for row in _rows(config, limit, wanted):
-        chosen = best_delivery(row)
-        writer.row(
-            (
-                row.id,
-                output.time(row.received_at),
-                row.sender,
-                " ".join(_receivers(row)),
-                _visit(row),
-                chosen and chosen.attribution,
-                row.deal_id,
-                row.subject,
-                row.state,
-                row.size,
+    async with aclosing(_items(config, limit, wanted)) as items:
+        async for item in items:
+            writer.row(
+                (
+                    item.id,
+                    item.received_at,
+                    item.sender,
+                    " ".join(item.receivers),
+                    item.visit,
+                    item.attribution.state,
+                    item.deal.id,
+                    item.subject,
+                    item.state,
+                    item.size,
+                )
             )
-        )
 
 
 async def _as_json(config: Config, limit: int, wanted: dict[str, Any]) -> None:
@@ -157,59 +169,8 @@ async def _as_json(config: Config, limit: int, wanted: dict[str, Any]) -> None:
     import json
 
     separator = "[\n"
-    async for row in _rows(config, limit, wanted):
-        sys.stdout.write(separator + json.dumps(item(row)))
-        separator = ",\n"
+    async with aclosing(_items(config, limit, wanted)) as items:
+        async for item in items:
+            sys.stdout.write(separator + json.dumps(item.model_dump()))
+            separator = ",\n"
     sys.stdout.write("[]\n" if separator == "[\n" else "\n]\n")
-
-
-def item(row: MessageRow) -> dict[str, Any]:
-    """A message as the management API shows it; attachments without links, which only the daemon signs."""
-    chosen = best_delivery(row)
-    return {
-        "id": str(row.id),
-        "received_at": moment(row.received_at),
-        "site": chosen and chosen.site,
-        "sender": row.sender,
-        "receivers": _receivers(row),
-        "subject": row.subject,
-        "visit": _visit(row),
-        "attribution": {
-            "state": chosen.attribution if chosen else "none",
-            "method": chosen and chosen.method,
-            "candidates": [
-                {"visit": number, "probability": share} for number, share in (chosen.candidates if chosen else ())
-            ],
-        },
-        "deal": {"id": row.deal_id, "url": row.deal_url},
-        "state": row.state,
-        "size": row.size,
-        "attachments": [
-            {"name": part.name, "url": None, "size": part.size, "type": part.type} for part in row.attachments
-        ],
-        "auth": {"spf": None, "dkim": None, "dmarc": None},
-    }
-
-
-def moment(seconds: float) -> str:
-    """A time as the management API writes it: RFC 3339, UTC, milliseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def best_delivery(row: MessageRow) -> DeliveryRow | None:
-    """The best-attributed delivery, the first on a tie; None for a message that has none."""
-    from relay.core.attribution import best
-    from relay.core.model import Attribution, AttributionState
-
-    if not row.deliveries:
-        return None
-    return row.deliveries[best([Attribution(AttributionState(d.attribution), d.method) for d in row.deliveries])]
-
-
-def _receivers(row: MessageRow) -> list[str]:
-    return list(dict.fromkeys(delivery.recipient for delivery in row.deliveries))
-
-
-def _visit(row: MessageRow) -> str | None:
-    chosen = best_delivery(row)
-    return chosen.visit if chosen else None

@@ -25,20 +25,18 @@ def message() -> None:
 
 @message.command()
 @click.argument("message_id", metavar="ID", type=MESSAGE_ID)
-@click.option("--json", "wants_json", is_flag=True, help="As JSON.")
+@click.option("--json", "wants_json", is_flag=True, help="As JSON, as the API has it.")
 @config_option
 def show(config_file: Path, message_id: int, wants_json: bool) -> None:
     """Show a message with everything that happened to it."""
-    from dataclasses import asdict
-
-    from relay.cli import output
-    from relay.cli.history import item
-
-    row, life = asyncio.run(_message(load(config_file), message_id))
+    config = load(config_file)
+    row, life = asyncio.run(_message(config, message_id))
     if wants_json:
-        output.as_json(
-            item(row) | {"text": life.text} | {key: value for key, value in asdict(life).items() if key != "text"}
-        )
+        from relay.cli import output
+        from relay.cli.history import api_context
+        from webapi.message_views import detail
+
+        output.as_json(detail(api_context(config), row, life, None).model_dump())
         return
     _show(row, life)
 
@@ -155,4 +153,8 @@ def _events(life: Life) -> None:
     output.table(("time", "what", "how"), [(output.time(at), what, how) for at, what, how in sorted(rows)])
     for event in life.events:
         reason = f" ({event['reason']})" if event["reason"] else ""
-        click.echo(f"event {event['uid']} for site {event['site']}: {event['state']}{reason}")
+        click.echo(output.printable(f"event {event['uid']} for site {event['site']}: {event['state']}{reason}"))
+    if life.text:
+        click.echo()
+        for line in life.text.splitlines():
+            click.echo(output.printable(line) if line else "")

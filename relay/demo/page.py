@@ -123,7 +123,7 @@ class Page:
     async def _as_new_visitor(self, request: web.Request) -> web.Response:
         response = web.HTTPFound("/")
         _forget_visit(response)
-        return response
+        raise response
 
     async def _send(self, request: web.Request) -> web.Response:
         """A letter as form data: from, to, subject, text and optionally a file."""
@@ -135,7 +135,7 @@ class Page:
         except LetterError as error:
             return web.json_response({"field": error.field, "error": str(error)}, status=400)
         except Refused as error:
-            return web.json_response({"field": "to", "error": f"The mail server answered: {error}"}, status=502)
+            return web.json_response({"field": "to", "error": f"the mail server answered {error}"}, status=502)
         content = {
             "message": sent.message,
             "started_at": sent.started_at,

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from relay.core.wire import stuff
-from tests.daemon import PATIENCE, Daemon, Entry, merged
+from tests.daemon import BASE, PATIENCE, Daemon, Entry, merged
 from tests.smtp_client import Answer, SmtpClient
 from tests.smtp_sink import Received, SmtpSink
 from tests.webhook_receiver import Receiver, Script
@@ -69,6 +69,7 @@ class World:
     sink: SmtpSink
     crm: Receiver
     http: aiohttp.ClientSession
+    settings: dict[str, Any]
     _token: str = field(default="", repr=False)
 
     # the page
@@ -111,14 +112,15 @@ class World:
         """The log's entry of a delivery of ``message`` that came to ``state``."""
         return await self.daemon.logged("delivery", message=message, state=state, since=since)
 
-    async def arrived(self, content: bytes, count: int = 1) -> list[Received]:
+    async def arrived(self, content: bytes, count: int = 1, at: SmtpSink | None = None) -> list[Received]:
         """What the next hop accepted with ``content`` at its end, as soon as there are ``count`` of them."""
+        sink = at or self.sink
 
         def found() -> list[Received]:
-            return [one for one in self.sink.accepted if one.content.endswith(content)]
+            return [one for one in sink.accepted if one.content.endswith(content)]
 
         try:
-            await self.sink.wait(lambda _: len(found()) >= count, PATIENCE)
+            await sink.wait(lambda _: len(found()) >= count, PATIENCE)
         except TimeoutError:
             raise AssertionError(f"{len(found())} of {count} came; {self.daemon.log[-20:]}") from None
         return found()
@@ -197,8 +199,9 @@ async def world(
             "http": {"public_url": PUBLIC_URL},
             "site": [{"webhook": hooks, **first}, *others],
         }
-        daemon = Daemon(directory, merged(usual, settings or {}))
-        made = World(daemon, next_hop, receiver, http)
+        chosen = merged(usual, settings or {})
+        daemon = Daemon(directory, chosen)
+        made = World(daemon, next_hop, receiver, http, merged(BASE, chosen))
         if start:
             async with daemon:
                 yield made

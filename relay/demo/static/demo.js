@@ -71,6 +71,7 @@
     if (button.ariaDisabled === "true") return;
     button.ariaDisabled = "true";
     for (const field of form.elements) field.removeAttribute("aria-invalid");
+    last = null; // what comes in before the answer must not bring back the last letter's times
     outcome.className = "";
     outcome.textContent = "Sending";
     try {
@@ -89,9 +90,9 @@
   });
 
   function refuse(text, name) {
-    outcome.className = "refused";
-    outcome.replaceChildren(...asText(text));
     const field = name && form.elements[name];
+    outcome.className = "refused";
+    outcome.replaceChildren(...asText(field ? `${field.labels[0].textContent}: ${text}` : text));
     if (field) {
       field.setAttribute("aria-invalid", "true");
       field.focus();
@@ -120,8 +121,11 @@
   function place(list, node) {
     const old = byId(node.id);
     if (old) {
+      const focused = old.contains(document.activeElement);
       if (old.open !== undefined) node.open = old.open;
-      return old.replaceWith(node);
+      old.replaceWith(node);
+      if (focused) node.querySelector("button, summary").focus();
+      return;
     }
     const older = [...list.children].find((one) => Number(one.dataset.at) <= Number(node.dataset.at)) ?? null;
     if (older === list.firstElementChild) {
@@ -154,8 +158,7 @@
       cell("State", pill(item.state)));
     row.children[0].classList.add("one-line");
     place(byId("history-rows"), row);
-    const deal = deals.get(item.id);
-    if (deal) showDeal(deal);
+    showTook(item.id);
   }
 
   const received = (item) => Date.parse(item.received_at) / 1000;
@@ -214,13 +217,20 @@
 
   function showDeal(deal) {
     deals.set(deal.message, deal);
-    const letter = letters.get(deal.message), item = items.get(deal.message);
-    const took = letter ? `${span(letter.started_at, deal.at)} after Send` : item ? `${span(received(item), deal.at)} after receipt` : "";
     place(byId("deals"), make("details", { class: "entry", id: `deal-${deal.answer.deal_id}`, "data-at": deal.at, "data-message": deal.message, open: true },
-      make("summary", {}, make("strong", {}, `Deal ${deal.answer.deal_id}`), make("span", { class: "in-time" }, took)),
+      make("summary", {}, make("strong", {}, `Deal ${deal.answer.deal_id}`), make("span", { class: "in-time" })),
       make("p", { class: "quiet" }, `signature verified, answered {"deal_id": "${deal.answer.deal_id}"}`, deal.posted > 1 ? `, posted ${deal.posted} times` : ""),
       json(deal.payload)));
+    showTook(deal.message);
     showJourney();
+  }
+
+  function showTook(message) {
+    const deal = deals.get(message), letter = letters.get(message), item = items.get(message);
+    if (!deal || !(letter || item)) return;
+    byId(`deal-${deal.answer.deal_id}`).querySelector(".in-time").textContent = letter
+      ? `${span(letter.started_at, deal.at)} after Send`
+      : `${span(received(item), deal.at)} after receipt`;
   }
 
   function openDeal() {
@@ -247,8 +257,7 @@
     });
     on("letter", (letter) => {
       letters.set(letter.message, letter);
-      const deal = deals.get(letter.message);
-      if (deal) showDeal(deal);
+      showTook(letter.message);
       showJourney();
     });
     on("mail", showMail);

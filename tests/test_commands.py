@@ -1,0 +1,615 @@
+"""Commands that write, each beside a running daemon and without one, and those that read what they did."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from relay import backup as copies
+from relay.cli.root import cli
+from relay.control import ControlError, call
+from relay.core.wire import stuff
+from relay.secrets import token_hash
+from tests.daemon import Daemon, environment, example_site
+from tests.smtp_client import SmtpClient
+from tests.smtp_sink import SmtpSink
+from webapi.message_views import MessageItem
+
+MAILS = 8
+CARD = "card@track.test"
+SECRET = "whsec_c2NlbmFyaW9zIG5lZWQgYSBzZWNyZXQsIHRvbw=="
+BESIDE, ALONE = "beside the daemon", "alone"
+
+
+def letter(number: int) -> bytes:
+    return (
+        f"From: Ann <Ann@Customer.test>\r\nSubject: letter {number}\r\nDate: Mon, 23 Nov 2026 08:00:00 +0000\r\n\r\n"
+        f"Hello\r\n.leading dot {number}\r\n"
+    ).encode()
+
+
+def dead_port() -> int:
+    """A port where nobody listens: bound for a moment, then given back."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def declared(**changes: Any) -> dict[str, Any]:
+    return example_site(
+        static=[{"address": CARD, "target": "sales@example.test", "label": "card"}],
+        webhook=[{"url": f"http://127.0.0.1:{dead_port()}/hook", "secret": SECRET}],
+        require_visit=False,
+        **changes,
+    )
+
+
+#: Nothing can be forwarded, and posts fail.
+SETTINGS = {
+    "forward": {"next_hop": f"smtp://127.0.0.1:{dead_port()}"},
+    "webhooks": {"allow_private_addresses": True},
+    "site": [declared()],
+}
+
+
+@dataclass
+class Place:
+    """A data_dir with some mail that could be neither forwarded nor posted."""
+
+    daemon: Daemon
+    mode: str
+
+    def run(self, *arguments: str, stdin: str = "") -> Result:
+        return CliRunner().invoke(cli, [*arguments, "--config", str(self.daemon.config)], input=stdin)
+
+    def done(self, *arguments: str, stdin: str = "") -> str:
+        result = self.run(*arguments, stdin=stdin)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def refused(self, *arguments: str, stdin: str = "") -> str:
+        result = self.run(*arguments, stdin=stdin)
+        assert result.exit_code == 1, result.output
+        assert result.stderr.startswith("Error: ")
+        assert result.stderr.count("\n") == 1
+        return result.stderr.removeprefix("Error: ").rstrip()
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.done(*arguments, "--json"))
+
+    def shop(self, name: str) -> str:
+        """A site of the database with one target sales@NAME.test."""
+        self.done("site", "add", name, "--origin", f"https://www.{name}.test")
+        self.done("target", "add", name, f"sales@{name}.test", "--domain", f"track.{name}.test", "--pool-size", "2")
+        return name
+
+
+@pytest.fixture(scope="module", params=[BESIDE, ALONE])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    daemon = Daemon(tmp_path_factory.mktemp("place"), SETTINGS)
+    with daemon:
+        for number in range(1, MAILS + 1):
+            daemon.send("ann@customer.test", [CARD], letter(number))
+            daemon.wait_for("message", id=number)
+        seen = 0
+        for _ in range(MAILS):  # posted at the least once each: so every message has been read
+            seen = daemon.log.index(daemon.wait_for("post", since=seen, attempt=1)) + 1
+        daemon.wait_for("delivery", state="deferred")
+        if request.param == ALONE:
+            daemon.stop()
+        yield Place(daemon, request.param)
+
+
+class TestTokens:
+    def test_a_token_is_the_last_word_and_only_its_hash_is_stored(self, place: Place) -> None:
+        token = place.done("token", "create", "reports", "--site", "example", "--role", "viewer").split()[-1]
+        assert token.startswith("vr_")
+        rows = place.daemon.query("SELECT hash, role, sites FROM tokens WHERE name = 'reports'")
+        assert rows == [(token_hash(token), "viewer", '["example"]')]
+        database = b"".join(path.read_bytes() for path in place.daemon.data_dir.glob("relay.db*"))
+        assert token.encode() not in database
+        assert token not in str(place.daemon.log)
+
+    def test_tokens_are_listed_without_their_secrets(self, place: Place) -> None:
+        token = place.done("token", "create", "listed").split()[-1]
+        (row,) = [row for row in place.json("token", "list") if row["name"] == "listed"]
+        assert (row["role"], row["sites"]) == ("admin", None)
+        text = place.done("token", "list")
+        assert "listed" in text
+        assert token not in text
+
+    def test_a_name_is_given_once(self, place: Place) -> None:
+        place.done("token", "create", "twice")
+        assert place.refused("token", "create", "twice") == "there is a token named 'twice' already"
+
+    def test_a_site_that_does_not_exist_is_named(self, place: Place) -> None:
+        assert place.refused("token", "create", "lost", "--site", "nowhere") == "there is no site named 'nowhere'"
+
+    def test_a_revoked_token_is_gone(self, place: Place) -> None:
+        place.done("token", "create", "short")
+        place.done("token", "revoke", "short")
+        assert "short" not in place.done("token", "list")
+        assert place.refused("token", "revoke", "short") == "there is no token named 'short'"
+
+
+class TestSites:
+    def test_a_site_is_added_with_a_key_of_its_own(self, place: Place) -> None:
+        key = place.done("site", "add", "added", "--origin", "https://added.test", "--no-crm").split()[-1]
+        site = place.json("site", "show", "added")
+        assert (site["key"], site["tracking"], site["send_to_crm"]) == (key, True, False)
+        assert site["declared"] is False
+
+    def test_names_and_keys_are_given_once(self, place: Place) -> None:
+        place.done("site", "add", "first", "--origin", "https://first.test", "--key", "pk_first")
+        assert "'first'" in place.refused("site", "add", "first", "--origin", "https://first.test")
+        assert "'pk_first'" in place.refused("site", "add", "other", "--origin", "https://x.test", "--key", "pk_first")
+
+    def test_a_removed_site_is_gone_and_its_routes_stay(self, place: Place) -> None:
+        place.shop("closing")
+        place.done("site", "remove", "closing")
+        assert "closing" not in [site["name"] for site in place.json("site", "list")]
+        routes = place.daemon.query("SELECT retired_at IS NOT NULL FROM routes WHERE domain = 'track.closing.test'")
+        assert set(routes) == {(1,)}
+        assert place.refused("site", "remove", "closing") == "there is no site named 'closing'"
+
+    def test_switches_work_on_a_declared_site_too(self, place: Place) -> None:
+        for command, field in (("tracking", "tracking"), ("crm", "send_to_crm")):
+            for state in ("off", "on"):
+                place.done("site", command, "example", state)
+                assert place.json("site", "show", "example")[field] is (state == "on")
+
+    def test_what_relay_toml_declares_is_changed_there(self, place: Place) -> None:
+        hook = place.json("webhook", "list", "--site", "example")[0]["id"]
+        for words in (
+            ("site", "remove", "example"),
+            ("target", "add", "example", "more@example.test", "--domain", "track.test"),
+            ("target", "remove", "example", "sales@example.test"),
+            ("webhook", "add", "example", "https://crm.example.test/2"),
+            ("webhook", "remove", str(hook)),
+        ):
+            assert place.refused(*words) == "site example is defined in relay.toml: change it there"
+
+    def test_what_is_shown_of_a_site_is_readable(self, place: Place) -> None:
+        text = place.done("site", "show", "example")
+        assert "target   sales@example.test: pool at track.test" in text
+        assert "enabled" in text
+        assert place.refused("site", "show", "nowhere") == "there is no site named 'nowhere'"
+        assert "relay.toml" in place.done("site", "list")
+
+
+class TestTargets:
+    def test_a_target_comes_with_its_pool(self, place: Place) -> None:
+        place.done("site", "add", "pooled", "--origin", "https://pooled.test")
+        shown = place.done(
+            *("target", "add", "pooled", "Info@pooled.test", "--pool", "a@t.pooled.test", "--pool", "b@t.pooled.test"),
+            *("--lease", "30m", "--forward-to", "box@mail.test"),
+        )
+        assert shown.splitlines()[1:] == ["a@t.pooled.test", "b@t.pooled.test"]
+        (target,) = place.json("target", "list", "--site", "pooled")
+        assert (target["address"], target["lease"], target["forward_to"]) == ("Info@pooled.test", 1800, "box@mail.test")
+        assert [row["address"] for row in target["substitutes"]] == ["a@t.pooled.test", "b@t.pooled.test"]
+
+    def test_another_target_leaves_the_first_as_it_was(self, place: Place) -> None:
+        name = place.shop("second")
+        before = place.json("target", "list", "--site", name)
+        place.done("target", "add", name, "plus@second.test", "--method", "plus", "--domain", "track.second.test")
+        assert place.json("target", "list", "--site", name)[:1] == before
+        place.done("target", "remove", name, "plus@second.test")
+        assert place.json("target", "list", "--site", name) == before
+
+    def test_a_next_hop_is_sealed_and_never_shown(self, place: Place) -> None:
+        name = place.shop("hopping")
+        url = "smtps://user:S3cretPass@mail.hopping.test:465"
+        words = ("target", "add", name, "x@hopping.test", "--method", "unique", "--domain", "u.hopping.test")
+        place.done(*words, "--next-hop-from-stdin", stdin=url + "\n")
+        ((sealed,),) = place.daemon.query("SELECT next_hop FROM targets WHERE address = 'x@hopping.test'")
+        assert sealed.startswith("s1.")
+        assert "S3cretPass" not in place.done("target", "list") + place.done("target", "list", "--json")
+        assert "S3cretPass" not in place.done("site", "show", name, "--json")
+
+    def test_a_next_hop_from_stdin_that_is_none_is_wrong_use(self, place: Place) -> None:
+        result = place.run("target", "add", "example", "x@y.test", "--next-hop-from-stdin", stdin="http://x\n")
+        assert result.exit_code == 2
+
+    @pytest.mark.parametrize(
+        ("options", "problem"),
+        [
+            (["--method", "plus"], 'domain: is required with method "plus"'),
+            ([], "the target: needs a list of addresses (pool) or a domain"),
+            (["--pool", "a+b@t.test"], "pool[0]: a+b@t.test must not contain"),
+            (["--pool", "abuse@t.test"], "pool[0]: abuse@t.test cannot be a substitute"),
+            (["--pool", "new@broken.test"], "address: new@broken.test is a substitute"),
+            (["--pool", "info1@track.test"], "info1@track.test is another substitute already"),
+            (["--domain", "t.test", "--forward-to", CARD], f"{CARD} is a substitute: its mail would come back here"),
+        ],
+    )
+    def test_what_would_not_work_is_refused(self, place: Place, options: list[str], problem: str) -> None:
+        if "broken" not in [site["name"] for site in place.json("site", "list")]:
+            place.done("site", "add", "broken", "--origin", "https://broken.test")
+        address = "new@broken.test"
+        assert place.refused("target", "add", "broken", address, *options).startswith(problem)
+        assert place.json("target", "list", "--site", "broken") == []
+
+    def test_a_target_is_added_and_removed_once(self, place: Place) -> None:
+        name = place.shop("once")
+        words = ("target", "add", name, "SALES@once.test", "--domain", "track.once.test")
+        assert place.refused(*words) == "SALES@once.test is a target of site 'once' already"
+        place.done("target", "remove", name, "sales@once.test")
+        assert (
+            place.refused("target", "remove", name, "sales@once.test") == "sales@once.test is no target of site 'once'"
+        )
+
+    def test_the_pool_of_a_declared_target_takes_additions(self, place: Place) -> None:
+        place.done("target", "pool", "add", "example", "sales@example.test", "extra@track.test")
+        made = place.done("target", "pool", "grow", "example", "sales@example.test", "2").splitlines()
+        assert len(made) == 2
+        (target,) = place.json("target", "list", "--site", "example")
+        addresses = [row["address"] for row in target["substitutes"]]
+        assert {"info1@track.test", "extra@track.test", *made} <= set(addresses)
+
+    def test_a_pool_takes_only_what_is_free_and_sound(self, place: Place) -> None:
+        sales = ("example", "sales@example.test")
+        assert "is another substitute already" in place.refused("target", "pool", "add", *sales, CARD)
+        assert place.refused("target", "pool", "add", *sales, "x+y@track.test").startswith("pool[0]: ")
+        name = place.shop("unlisted")
+        place.done("target", "add", name, "u@unlisted.test", "--method", "unique", "--domain", "u.unlisted.test")
+        expected = "u@unlisted.test has no pool: its method is unique"
+        assert place.refused("target", "pool", "grow", name, "u@unlisted.test", "1") == expected
+        place.done("target", "add", name, "l@unlisted.test", "--pool", "l1@p.unlisted.test")
+        assert "has no domain" in place.refused("target", "pool", "grow", name, "l@unlisted.test", "1")
+
+    def test_targets_of_a_site_that_does_not_exist_cannot_be_listed(self, place: Place) -> None:
+        assert place.refused("target", "list", "--site", "nowhere") == "there is no site named 'nowhere'"
+        assert "sales@example.test" in place.done("target", "list")
+
+
+class TestWebhooks:
+    def test_a_secret_is_made_up_and_shown_once(self, place: Place) -> None:
+        name = place.shop("hooked")
+        secret = place.done("webhook", "add", name, "https://crm.hooked.test/hook").split()[-1]
+        assert secret.startswith("whsec_")
+        for words in (("webhook", "list"), ("webhook", "list", "--json"), ("site", "show", name)):
+            assert secret not in place.done(*words)
+        ((sealed,),) = place.daemon.query("SELECT secret FROM webhooks WHERE url = 'https://crm.hooked.test/hook'")
+        assert sealed.startswith("s1.")
+
+    def test_a_secret_of_ones_own_is_read_from_stdin_and_not_shown(self, place: Place) -> None:
+        name = place.shop("given")
+        shown = place.done("webhook", "add", name, "https://x.test/", "--secret-from-stdin", stdin=SECRET + "\n")
+        assert "whsec_" not in shown
+        result = place.run("webhook", "add", name, "https://y.test/", "--secret-from-stdin", stdin="whsec_short\n")
+        assert result.exit_code == 2
+
+    def test_a_webhook_is_removed_and_then_unknown(self, place: Place) -> None:
+        name = place.shop("unhooked")
+        place.done("webhook", "add", name, "https://x.test/")
+        assert "already" in place.refused("webhook", "add", name, "https://x.test/")
+        (hook,) = place.json("webhook", "list", "--site", name)
+        place.done("webhook", "remove", str(hook["id"]))
+        assert place.json("webhook", "list", "--site", name) == []
+        assert place.refused("webhook", "enable", str(hook["id"])) == f"there is no webhook {hook['id']}"
+
+    def test_a_disabled_webhook_is_enabled_again(self, place: Place) -> None:
+        (hook,) = place.json("webhook", "list", "--site", "example")
+        place.done("webhook", "enable", str(hook["id"]))
+        assert place.json("webhook", "list", "--site", "example")[0]["enabled"] is True
+        assert place.refused("webhook", "list", "--site", "nowhere") == "there is no site named 'nowhere'"
+
+
+class TestQueue:
+    def test_what_waits_is_listed_with_the_last_answer(self, place: Place) -> None:
+        rows = place.json("queue", "list")
+        assert {row["state"] for row in rows} <= {"queued", "deferred"}
+        assert any("Connection refused" in (row["answer"] or "") for row in rows)
+        assert "sales@example.test" in place.done("queue", "list", "--limit", "1")
+
+    def test_a_dropped_delivery_waits_no_more_and_stays_in_the_history(self, place: Place) -> None:
+        assert place.done("queue", "drop", "1") == "1 delivery dropped\n"
+        assert 1 not in [row["id"] for row in place.json("queue", "list")]
+        assert place.json("message", "show", "1")["state"] == "dropped"
+        again = place.run("queue", "drop", "1", "2")
+        assert again.exit_code == 1
+        assert again.stdout == "1 delivery dropped\n"
+        assert again.stderr.startswith("Error: 1: does not wait and is not held")
+
+    def test_deliveries_are_tried_now(self, place: Place) -> None:
+        assert place.done("queue", "retry", "3", "4") == "2 deliveries tried now\n"
+        assert "deliveries tried now" in place.done("queue", "retry", "--all")
+        assert place.refused("queue", "retry", "999") == "999: does not wait and is not held"
+
+
+class TestMessages:
+    def test_a_message_is_given_back_byte_for_byte(self, place: Place) -> None:
+        result = place.run("message", "raw", "5")
+        assert result.exit_code == 0
+        assert result.stdout_bytes == letter(5)
+
+    def test_a_message_is_shown_with_its_life(self, place: Place) -> None:
+        text = place.done("message", "show", "5")
+        for part in (
+            "letter 5",
+            "ann@customer.test",
+            CARD,
+            "sales@example.test",
+            "exact",
+            "Connection refused",
+            "event",
+        ):
+            assert part in text
+        shown = place.json("message", "show", "5")
+        assert shown["text"] == "Hello\n.leading dot 5"
+        assert shown["events"][0]["state"] == "posted"
+
+    def test_a_message_is_posted_again(self, place: Place) -> None:
+        first = len(place.daemon.log)
+        assert place.done("message", "replay", "6") == "message 6 is posted again to 1 webhook\n"
+        if place.mode == BESIDE:
+            place.daemon.wait_for("post", since=first)
+
+    @pytest.mark.parametrize("command", ["show", "raw", "replay"])
+    def test_one_that_does_not_exist_is_said_so(self, place: Place, command: str) -> None:
+        assert place.refused("message", command, "4711") == "there is no message 4711"
+
+
+class TestHistory:
+    def test_the_newest_comes_first_and_the_limit_holds(self, place: Place) -> None:
+        assert [int(item["id"]) for item in place.json("history")] == list(range(MAILS, 0, -1))
+        assert [item["subject"] for item in place.json("history", "--limit", "1")] == [f"letter {MAILS}"]
+
+    def test_an_item_has_the_fields_of_the_api(self, place: Place) -> None:
+        assert list(place.json("history", "--limit", "1")[0]) == list(MessageItem.model_fields)
+
+    @pytest.mark.parametrize(
+        ("options", "count"),
+        [
+            (["--site", "example"], MAILS),
+            (["--sender", "ANN@CUSTOMER.test"], MAILS),
+            (["--sender", "nobody"], 0),
+            (["--visit", "123"], 0),
+            (["--q", "letter 7"], 1),
+            (["--state", "forwarded"], 0),
+            (["--since", "1h"], MAILS),
+            (["--until", "2020-01-01"], 0),
+            (["--since", "2020-01-01T08:00:00+02:00"], MAILS),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+    )
+    def test_filters_leave_what_was_asked_for(self, place: Place, options: list[str], count: int) -> None:
+        assert len(place.json("history", *options)) == count
+
+    def test_csv_has_a_heading_and_a_row_for_each(self, place: Place) -> None:
+        rows = list(csv.DictReader(io.StringIO(place.done("history", "--csv"))))
+        assert len(rows) == MAILS
+        assert rows[0]["subject"] == f"letter {MAILS}"
+        assert rows[0]["receivers"] == CARD
+
+    def test_a_table_has_one_line_for_each(self, place: Place) -> None:
+        lines = place.done("history").splitlines()
+        assert len(lines) == MAILS + 1
+        assert lines[0].split()[:3] == ["id", "received", "sender"]
+
+    def test_a_site_that_does_not_exist_is_said_so(self, place: Place) -> None:
+        assert place.refused("history", "--site", "nowhere") == "there is no site named 'nowhere'"
+
+
+@pytest.mark.parametrize("place", [BESIDE], indirect=True, scope="module")
+class TestControlSocket:
+    def test_the_daemon_tells_its_ports(self, place: Place) -> None:
+        status = call(place.daemon.data_dir / "control.sock", "status", {})
+        assert status == {
+            "pid": place.daemon.pid,
+            "smtp": [place.daemon.smtp_port],
+            "http": [place.daemon.http_port],
+        }
+
+    @pytest.mark.parametrize(
+        ("command", "arguments", "field"),
+        [
+            ("token.create", {}, "name"),
+            ("token.create", {"name": "x", "role": "king"}, "role"),
+            ("token.create", {"name": "x", "more": 1}, "more"),
+            ("queue.retry", {}, "deliveries"),
+            ("queue.retry", {"all": True, "deliveries": [1]}, "deliveries"),
+            ("queue.drop", {"deliveries": []}, "deliveries"),
+            ("queue.drop", {"deliveries": ["1"]}, "deliveries[0]"),
+            ("site.tracking", {"site": "example", "on": "yes"}, "on"),
+            ("target.add", {"site": "example", "address": "x"}, "address"),
+            ("webhook.enable", {"webhook": 0}, "webhook"),
+        ],
+    )
+    def test_arguments_that_are_no_good_are_named(
+        self, place: Place, command: str, arguments: dict[str, Any], field: str
+    ) -> None:
+        with pytest.raises(ControlError) as caught:
+            call(place.daemon.data_dir / "control.sock", command, arguments)
+        assert caught.value.field == field
+
+
+async def test_held_mail_is_forwarded_once_the_next_hop_is_back(tmp_path: Path) -> None:
+    port = dead_port()
+    settings = {"forward": {"next_hop": f"smtp://127.0.0.1:{port}", "retry_for": "0s"}, "site": [declared()]}
+    async with Daemon(tmp_path, settings) as daemon:
+        await mail(daemon, letter(1))
+        await daemon.logged("delivery", state="failed")
+        daemon.stop()
+        async with SmtpSink(port=port) as sink:
+            assert daemon.cli("queue", "retry", "--all").stdout == "1 delivery tried now\n"
+            daemon.start()
+            (received,) = await sink.wait_for_messages(1)
+            assert received.content.endswith(letter(1))
+            await daemon.logged("delivery", state="forwarded")
+
+
+async def mail(daemon: Daemon, content: bytes) -> None:
+    async with await SmtpClient.hello(daemon.smtp_port) as client:
+        answer = await client.mail(stuff(content) + b".\r\n", f"<{CARD}>", sender="<ann@customer.test>")
+        assert answer.code == 250
+
+
+#: Large enough for a file of its own.
+LARGE = letter(1) + (b"y" * 70 + b"\r\n") * 6000
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a daemon that has accepted LARGE, could not forward it, and was stopped."""
+    directory = tmp_path_factory.mktemp("template")
+    with Daemon(directory, SETTINGS) as daemon:
+        daemon.send("ann@customer.test", [CARD], LARGE)
+        daemon.wait_for("delivery", state="deferred")
+        daemon.wait_for("post", attempt=1)
+    return directory
+
+
+@pytest.fixture
+def stopped(template: Path, tmp_path: Path) -> Daemon:
+    """A copy of it."""
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    return Daemon(tmp_path, SETTINGS)
+
+
+class TestBackup:
+    async def test_a_copy_made_while_mail_flows_serves_mail_when_it_is_put_in_place(self, tmp_path: Path) -> None:
+        async with SmtpSink() as sink:
+            settings = {"forward": {"next_hop": f"smtp://{sink.address}"}, "site": [declared()]}
+            async with Daemon(tmp_path, settings) as daemon:
+                await mail(daemon, LARGE)
+                await sink.wait_for_messages(1)
+                await daemon.logged("delivery", state="forwarded")
+                result = daemon.cli("backup", str(tmp_path / "copy"))
+                assert result.returncode == 0, result.stderr
+                assert "% of" in result.stderr
+                assert "1 messages, 1 large bodies" in result.stdout
+                await mail(daemon, letter(2))
+                await sink.wait_for_messages(2)
+            (tmp_path / "copy").rename(tmp_path / "restored")
+            restored = Daemon(tmp_path, {**settings, "data_dir": "restored"})
+            async with restored:
+                assert restored.query("SELECT count(*) FROM messages") == [(1,)]
+                raw = await asyncio.to_thread(
+                    CliRunner().invoke, cli, ["message", "raw", "1", "--config", str(restored.config)]
+                )
+                assert raw.stdout_bytes == LARGE
+                await mail(restored, letter(3))
+                await sink.wait_for_messages(3)
+                await restored.logged("delivery", state="forwarded")
+                assert restored.errors == []
+
+    def test_it_works_without_a_daemon_and_its_files_are_the_owners_alone(
+        self, stopped: Daemon, tmp_path: Path
+    ) -> None:
+        done = copies.backup(stopped.data_dir, tmp_path / "copy", lambda line: None)
+        assert (done.messages, done.bodies, done.lost) == (1, 1, ())
+        assert done.octets > len(LARGE)
+        made = sorted((tmp_path / "copy").rglob("*"))
+        assert not [path for path in made if path.stat().st_mode & 0o077]
+        assert [path.name for path in made if path.suffix == ".key"] == ["links.key", "loop.key", "seal.key", "srs.key"]
+        for path in (stopped.data_dir / "keys").iterdir():
+            assert (tmp_path / "copy" / "keys" / path.name).read_bytes() == path.read_bytes()
+
+    def test_what_waited_is_flagged_for_the_original_has_forwarded_it_since(
+        self, stopped: Daemon, tmp_path: Path
+    ) -> None:
+        copies.backup(stopped.data_dir, tmp_path / "copy", lambda line: None)
+        with closing(sqlite3.connect(tmp_path / "copy" / "relay.db")) as connection:
+            assert connection.execute("SELECT state, possibly_repeated FROM deliveries").fetchall() == [("deferred", 1)]
+        assert stopped.query("SELECT possibly_repeated FROM deliveries") == [(0,)]
+
+    def test_a_body_that_retention_removed_meanwhile_is_removed_in_the_copy_too(
+        self, stopped: Daemon, tmp_path: Path
+    ) -> None:
+
+        def erase(line: str) -> None:
+            with closing(sqlite3.connect(stopped.data_dir / "relay.db")) as connection:
+                connection.execute("UPDATE messages SET body_file = NULL, raw_removed_at = 1")
+                connection.commit()
+            for path in (stopped.data_dir / "bodies").iterdir():
+                path.unlink()
+
+        done = copies.backup(stopped.data_dir, tmp_path / "copy", erase)
+        assert (done.bodies, done.lost) == (0, ())
+        with closing(sqlite3.connect(tmp_path / "copy" / "relay.db")) as connection:
+            ((file, removed_at),) = connection.execute("SELECT body_file, raw_removed_at FROM messages").fetchall()
+        assert file is None
+        assert removed_at > 0
+
+    def test_a_body_that_the_original_has_lost_is_reported(self, stopped: Daemon, tmp_path: Path) -> None:
+        for path in (stopped.data_dir / "bodies").iterdir():
+            path.unlink()
+        result = stopped.cli("backup", str(tmp_path / "copy"))
+        assert result.returncode == 0
+        assert "Warning: the body of message 1 is missing" in result.stderr
+
+    def test_where_no_link_can_be_made_bodies_are_copied(
+        self, stopped: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (original,) = (stopped.data_dir / "bodies").iterdir()
+
+        def refuse(source: Path, target: Path) -> None:
+            raise OSError(18, os.strerror(18))  # EXDEV: another file system
+
+        monkeypatch.setattr(os, "link", refuse)
+        copies.backup(stopped.data_dir, tmp_path / "copy", lambda line: None)
+        (copy,) = (tmp_path / "copy" / "bodies").iterdir()
+        assert copy.read_bytes() == original.read_bytes()
+        assert copy.stat().st_ino != original.stat().st_ino
+
+    def test_a_disk_error_leaves_nothing_and_is_a_plain_error(
+        self, stopped: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+
+        def fail(source: Path, target: Path) -> None:
+            raise OSError(28, os.strerror(28), str(source), None, str(target))  # ENOSPC
+
+        monkeypatch.setattr(os, "link", fail)
+        result = CliRunner().invoke(cli, ["backup", str(tmp_path / "copy"), "--config", str(stopped.config)])
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-1].endswith("No space left on device")
+        assert not list(tmp_path.glob("copy*"))
+
+
+def test_a_command_while_the_daemon_starts_or_stops_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    with daemon:
+        (daemon.data_dir / "control.sock").unlink()
+        result = daemon.cli("token", "create", "x")
+        assert result.returncode == 1
+        assert result.stderr == f"Error: {daemon.data_dir} is in use by another relay (process {daemon.pid})\n"
+        assert daemon.query("SELECT * FROM tokens") == []
+
+
+def test_a_reader_that_has_enough_ends_a_long_listing_quietly(stopped: Daemon) -> None:
+    with closing(sqlite3.connect(stopped.data_dir / "relay.db")) as connection:
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(messages)") if row[1] != "id"]
+        names = ", ".join(f'"{name}"' for name in columns)
+        connection.executemany(f"INSERT INTO messages ({names}) SELECT {names} FROM messages LIMIT 1", [()] * 5000)
+        connection.commit()
+    with subprocess.Popen(
+        [sys.executable, "-m", "relay", "history", "--csv", "--limit", "100000", "--config", str(stopped.config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() in (1, -signal.SIGPIPE)

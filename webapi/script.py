@@ -1,0 +1,99 @@
+"""GET /mailtrack.js: the script of the website, with one site's targets baked in."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+
+from aiohttp import web
+
+from relay.core.address import domain_of, parse
+from relay.store.directory import SiteView
+from relay.store.store import Store
+from webapi.context import CONTEXT
+from webapi.operation import Operation, Parameters
+
+MEDIA_TYPE = "text/javascript; charset=utf-8"
+#: Seconds that browsers keep the script: a changed target shows within them.
+KEPT_FOR = 300
+
+_SOURCE = files("webapi").joinpath("script/mailtrack.js").read_text("utf-8")
+_PLACE = "__MAILTRACK__"  # where the site's settings go
+_UNKNOWN = b"/* mailtrack: no such site */\n"
+
+
+class ScriptQuery(Parameters):
+    """Whatever else is in the query is ignored: pages put marks of their own there to get past caches."""
+
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    site: SiteView
+    body: bytes
+    packed: bytes
+    etag: str
+
+
+RENDERED = web.AppKey("rendered_scripts", dict[int, Rendered])
+
+
+async def script(request: web.Request) -> web.Response:
+    context = request.app[CONTEXT]
+    site = context.store.sites.by_key.get(request.query.get("site", ""))
+    headers = {
+        "Content-Type": MEDIA_TYPE,
+        "Cache-Control": f"public, max-age={KEPT_FOR}",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+        "Vary": "Accept-Encoding",
+    }
+    if site is None:
+        return web.Response(status=404, body=_UNKNOWN, headers=headers)
+    kept = request.app[RENDERED]
+    rendered = kept.get(site.id)
+    if rendered is None or rendered.site is not site:  # the directory makes a new view when anything changed
+        rendered = kept[site.id] = await render(context.store, site, context.public_url)
+    headers["ETag"] = rendered.etag
+    if rendered.etag in request.headers.get("If-None-Match", ""):
+        return web.Response(status=304, headers=headers)
+    if "gzip" in request.headers.get("Accept-Encoding", ""):
+        return web.Response(body=rendered.packed, headers={**headers, "Content-Encoding": "gzip"})
+    return web.Response(body=rendered.body, headers=headers)
+
+
+async def render(store: Store, site: SiteView, public_url: str) -> Rendered:
+    """The script of a site: its key, where to bind, its targets, and the domains whose addresses may be substitutes."""
+    domains = {target.domain for target in site.targets if target.domain}
+    for target in site.targets:
+        domains |= {parse(row["address"]).domain for row in await store.sites.substitutes(target.id)}
+    settings = {
+        "site": site.key,
+        "api": f"{public_url}/v1/bind",
+        "targets": [str(target.address) for target in site.targets],
+        "domains": sorted(map(domain_of, domains)),
+    }
+    body = _SOURCE.replace(_PLACE, baked(settings)).encode()
+    return Rendered(site, body, gzip.compress(body, mtime=0), f'"{hashlib.sha256(body).hexdigest()[:24]}"')
+
+
+def baked(settings: object) -> str:
+    """JSON that is also JavaScript, wherever it stands: no "<" to end a script element with."""
+    return json.dumps(settings, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+
+
+OPERATIONS = (
+    Operation(
+        "GET",
+        "/mailtrack.js",
+        "The script of a site's pages.",
+        script,
+        None,
+        MEDIA_TYPE,
+        query=ScriptQuery,
+        problems=(404,),
+    ),
+)
