@@ -77,7 +77,7 @@ async def net(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Net]:
         hops = {
             "own": f"smtp://{second.address}",
             "login": f"smtp+starttls://relay:p%40ss%20word@localhost:{login.port}",
-            "wrong": f"smtp+starttls://relay:wrong@localhost:{login.port}",
+            "wrong": f"smtp+starttls://relay:opensesame@localhost:{login.port}",
             "implicit": f"smtps://localhost:{implicit.port}",
             "stranger": f"smtp+starttls://localhost:{stranger.port}",
             "misnamed": f"smtp+starttls://127.0.0.1:{login.port}",
@@ -139,9 +139,11 @@ async def test_a_login_is_made_over_verified_tls_only(net: Net) -> None:
     assert (received.tls, received.user) == (True, "relay")
 
 
-async def test_a_wrong_password_defers_and_is_in_no_log(net: Net) -> None:
+async def test_a_wrong_password_defers_and_stands_in_no_log_and_no_file(net: Net) -> None:
     await net.is_deferred("wrong", "AUTH", "535")
-    assert not any("wrong@" in str(entry) for entry in net.relay.daemon.log)
+    assert "opensesame" not in str(net.relay.daemon.log)
+    stored = [path.read_bytes() for path in net.relay.daemon.data_dir.rglob("*") if path.is_file()]
+    assert not any(b"opensesame" in octets for octets in stored)
 
 
 async def test_tls_from_the_start_is_verified_and_used(net: Net) -> None:
