@@ -13,7 +13,7 @@ from benchmarks import binds
 from benchmarks.postfix import REAL_DOMAIN, Postfix
 from benchmarks.processes import Watch, cpu_seconds, machine_seconds, wait_until
 from benchmarks.programs import Figures, run_client
-from benchmarks.relay import FIRST_VISIT, Relay
+from benchmarks.relay import FIRST_VISIT, Relay, Totals
 from benchmarks.workplace import Workplace
 
 #: Seconds for one run of the load client, and for its last message to arrive after that.
@@ -63,13 +63,14 @@ class Run:
     Rates in messages/s: ``accepted`` at the 250, ``forwarded`` at the next hop. ``cpu``: the server's CPU seconds per
     1,000 messages, until it had nothing left to do. ``memory``: peak PSS in octets. ``latency``: milliseconds from
     the start of a transaction until the message was whole at the next hop. ``drained``: seconds after the last
-    message until nothing was left to do; None for Postfix, which does nothing else. ``foreign``: CPU cores that were
-    busy with something that is not part of the measurement. ``faults``: why the run does not count; empty when every
-    message arrived once and unchanged and did all it has to.
+    message until nothing was left to do, and ``finished`` messages/s until then; None for Postfix, which does nothing
+    else. ``foreign``: CPU cores that were busy with something that is not part of the measurement. ``faults``: why
+    the run does not count; empty when every message arrived once and unchanged and did all it has to.
     """
 
     accepted: float
     forwarded: float
+    finished: float | None
     cpu: float
     memory: int
     latency: dict[str, float]
@@ -150,11 +151,12 @@ def run(place: Workplace, server: Relay | Postfix, workload: Workload, options: 
     arrived = place.next_hop.figures()
     faults = _mail_faults(load, arrived, messages)
     if relay and before:
-        faults += _work_faults(place, relay.totals().since(before), messages)
+        faults += _work_faults(place, relay.totals().since(before), messages) + relay.complaints()
     passed = (arrived["last_ns"] - load["started_ns"]) / 1e9
     return Run(
         accepted=load["sent"] / load["seconds"] if load["seconds"] else 0.0,
         forwarded=arrived["unique"] / passed if passed > 0 else 0.0,
+        finished=messages / (drained_at - load["started_ns"] / 1e9) if drained_at else None,
         cpu=cpu / messages * 1000,
         memory=watch.peak,
         latency=arrived["latency_ms"],
@@ -173,8 +175,8 @@ def _mail_faults(load: Figures, arrived: Figures, messages: int) -> list[str]:
     return faults + [f"{counts[what]} {what}" for what in wrong if counts[what]]
 
 
-def _work_faults(place: Workplace, done: object, messages: int) -> list[str]:
-    counts: dict[str, int] = {**asdict(done), **place.webhook.figures()}  # type: ignore[call-overload]
+def _work_faults(place: Workplace, done: Totals, messages: int) -> list[str]:
+    counts: dict[str, int] = {**asdict(done), **place.webhook.figures()}
     wanted = ("messages", "extracted", "indexed", "posted", "events", "posts")
     return [f"{counts[what]} of {messages} {what}" for what in wanted if counts[what] != messages]
 
@@ -214,9 +216,9 @@ def _summary(name: str, runs: Sequence[Run]) -> str:
         f"PSS {max(r.memory for r in runs) / 1e6:.0f} MB",
         f"other work {_median([r.foreign for r in runs]):.2f} cores",
     ]
-    drained = [r.drained for r in runs if r.drained is not None]
+    drained, finished = [[v for r in runs if (v := getattr(r, name)) is not None] for name in ("drained", "finished")]
     if drained:
-        parts.append(f"drained after {max(drained):.1f} s")
+        parts.append(f"all done {max(drained):.1f} s later, {_median(finished):.1f}/s")
     return "  " + " | ".join(parts)
 
 

@@ -130,6 +130,7 @@ class Relay:
         )
         self._database = root / "data" / "relay.db"
         self._log = root / "log"
+        self._read_up_to = 0
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
         self.http_port = 0
@@ -179,6 +180,15 @@ class Relay:
     def drain(self, patience: float) -> float | None:
         """Wait until nothing is left to do; when that was (``time.monotonic``), None if it was not in time."""
         return time.monotonic() if wait_until(lambda: not self.backlog(), patience, step=0.1) else None
+
+    def complaints(self) -> list[str]:
+        """What the daemon has logged as a warning or an error since it was asked last, each kind once."""
+        with self._log.open("rb") as log:
+            log.seek(self._read_up_to)
+            lines = log.read().splitlines()
+            self._read_up_to = log.tell()
+        entries = [json.loads(line) for line in lines if line.startswith(b'{"') and b'"level": "info"' not in line]
+        return sorted({f"the daemon's log: {entry.get('event')}" for entry in entries if entry.get("level") != "info"})
 
     def _counts(self, query: str) -> tuple[int, ...]:
         with closing(sqlite3.connect(f"{self._database.as_uri()}?mode=ro", uri=True, timeout=10.0)) as connection:

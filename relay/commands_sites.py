@@ -92,6 +92,7 @@ async def add_target(place: Workplace, given: AddTarget) -> Lines:
     if given.address.key in site.by_address:
         raise ControlError(f"{given.address} is a target of site {site.name!r} already", "address")
     _refuse_broken(place, _raw(given))
+    _refuse_destinations(place, given.pool)
     await _refuse_circle(place, given)
     (target,) = _defined(place, _around(given)).targets
     definition = await _stored(place, site)
@@ -123,6 +124,7 @@ async def add_to_pool(place: Workplace, given: AddToPool) -> Lines:
     site = place.site(given.site)
     target = _pooled(site, given.address)
     _refuse_broken(place, {"address": str(given.address), "pool": [str(address) for address in given.pool]})
+    _refuse_destinations(place, given.pool)
     now = place.clock()
     await place.store.redefine(lambda tx: sites.add_to_pool(tx, site.id, target.id, given.pool, now))
     return {"pool": [str(address) for address in given.pool]}
@@ -313,6 +315,18 @@ def _refuse_broken(place: Workplace, target: Mapping[str, Any]) -> None:
     ]
     if lines:
         raise ControlError("; ".join(lines), lines[0].partition(":")[0].partition("[")[0])
+
+
+def _refuse_destinations(place: Workplace, pool: Sequence[Address]) -> None:
+    """No address that some target's mail goes to may become a substitute; raises ControlError."""
+    destinations = {
+        f.address(target.forward_to or str(target.address)).key
+        for site in place.store.sites.by_id.values()
+        for target in site.targets
+    }
+    for address in pool:
+        if address.key in destinations:
+            raise ControlError(f"{address} is where a target's mail goes: it cannot be a substitute", "pool")
 
 
 async def _refuse_circle(place: Workplace, target: Target) -> None:

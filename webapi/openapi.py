@@ -171,11 +171,12 @@ def _responses(operation: Operation, refs: dict[Any, Document]) -> Document:
     found: Document = {}
     answer = operation.answer
     status = operation.status if answer is not None else 204
-    found[str(status)] = {"description": HTTPStatus(status).phrase}
-    if isinstance(answer, str):
-        found[str(status)]["content"] = {answer.partition(";")[0]: {}}
-    elif answer is not None:
-        found[str(status)]["content"] = {JSON: {"schema": refs[answer]}}
+    for code in (status, *operation.alike):
+        found[str(code)] = {"description": HTTPStatus(code).phrase}
+        if isinstance(answer, str):
+            found[str(code)]["content"] = {answer.partition(";")[0]: {}}
+        elif answer is not None:
+            found[str(code)]["content"] = {JSON: {"schema": refs[answer]}}
     statuses = set(operation.problems) | {503}
     if operation.role is not None:
         statuses |= {400, *_OF_TOKENS}

@@ -54,7 +54,8 @@ class Operation:
     """``path`` in aiohttp's and OpenAPI's common notation. ``answer`` is a model, a media type, or None for 204.
 
     ``role`` is the least that may call it; None: anybody, and the handler sees to its own checks. ``problems`` are
-    the statuses of problems that only this operation answers, besides those that all have.
+    the statuses of problems that only this operation answers, besides those that all have; ``alike`` are further
+    statuses that are answered in the media type of ``answer``.
     """
 
     method: str
@@ -67,6 +68,7 @@ class Operation:
     body: type[BaseModel] | None = None
     status: int = 200
     problems: tuple[int, ...] = ()
+    alike: tuple[int, ...] = ()
     body_types: tuple[str, ...] = (JSON,)
 
     def endpoint(self) -> PublicHandler:

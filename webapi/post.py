@@ -52,26 +52,26 @@ def settle(job: PostJob, reply: Reply, started_at: float, duration: float, now: 
 
     2xx is success, 410 the end of this webhook, everything else (redirects, too) is tried again by the schedule.
     """
-    result = PostResult(
+    state, next_at, disable = "failed", now, None
+    if reply.status is not None and 200 <= reply.status < 300:
+        state = "delivered"
+    elif reply.status == 410:
+        disable = "the receiver answered 410 Gone"
+    elif (delay := webhook_delay(job.attempts, jitter)) is not None:
+        if reply.retry_after is not None and reply.status in (429, 503):
+            delay = max(delay, retry_after(reply.retry_after, now) or 0.0)
+        state, next_at = "waiting", now + delay
+    return PostResult(
         job=job,
-        state="failed",
-        next_at=now,
+        state=state,
+        next_at=next_at,
         status=reply.status,
         answer=reply.text,
         started_at=started_at,
         duration=duration,
         deal=reply.deal,
+        disable_webhook=disable,
     )
-    if reply.status is not None and 200 <= reply.status < 300:
-        return replace(result, state="delivered")
-    if reply.status == 410:
-        return replace(result, disable_webhook="the receiver answered 410 Gone")
-    delay = webhook_delay(job.attempts, jitter)
-    if delay is None:
-        return result
-    if reply.retry_after is not None and reply.status in (429, 503):
-        delay = max(delay, retry_after(reply.retry_after, now) or 0.0)
-    return replace(result, state="waiting", next_at=now + delay)
 
 
 def read_deal(answer: bytes) -> tuple[str | None, str | None] | None:

@@ -94,6 +94,6 @@ OPERATIONS = (
         None,
         MEDIA_TYPE,
         query=ScriptQuery,
-        problems=(404,),
+        alike=(404,),
     ),
 )

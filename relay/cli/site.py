@@ -11,6 +11,7 @@ import click
 from relay.cli.settings import ORIGIN, SITE_KEY, SITE_NAME, config_option, load
 
 if TYPE_CHECKING:
+    from relay.config import Config
     from relay.store.directory import SiteView
 
 ON_OR_OFF = click.Choice(["on", "off"])
@@ -22,15 +23,17 @@ def site() -> None:
 
 
 @site.command("list")
-@click.option("--json", "wants_json", is_flag=True, help="As JSON.")
+@click.option("--json", "wants_json", is_flag=True, help="As JSON, as the API has them.")
 @config_option
 def list_(config_file: Path, wants_json: bool) -> None:
     """List the sites."""
     from relay.cli import output
 
-    sites = asyncio.run(_sites(config_file))
+    sites = asyncio.run(_sites(load(config_file)))
     if wants_json:
-        output.as_json([described(view) for view in sites])
+        from webapi.site_models import summary
+
+        output.as_json([summary(view).model_dump() for view in sites])
         return
     output.table(
         ("name", "key", "tracking", "crm", "targets", "webhooks", "defined in"),
@@ -52,18 +55,19 @@ def list_(config_file: Path, wants_json: bool) -> None:
 
 @site.command()
 @click.argument("name")
-@click.option("--json", "wants_json", is_flag=True, help="As JSON.")
+@click.option("--json", "wants_json", is_flag=True, help="As JSON, as the API has it.")
 @config_option
 def show(config_file: Path, name: str, wants_json: bool) -> None:
     """Show one site with its targets and webhooks."""
     from relay.cli import output
     from relay.config.fields import format_duration
 
-    view = next((view for view in asyncio.run(_sites(config_file)) if view.name == name), None)
+    config = load(config_file)
+    view = next((view for view in asyncio.run(_sites(config)) if view.name == name), None)
     if view is None:
         raise click.ClickException(f"there is no site named {name!r}")
     if wants_json:
-        output.as_json(described(view))
+        output.as_json(asyncio.run(_as_api(config, view)))
         return
     output.fields(
         [
@@ -144,47 +148,24 @@ def _turn(config_file: Path, command: str, name: str, state: str) -> None:
     write(load(config_file), command, {"site": name, "on": state == "on"})
 
 
-async def _sites(config_file: Path) -> list[SiteView]:
+async def _sites(config: Config) -> list[SiteView]:
     from relay.cli.reading import directory, reading
 
-    async with reading(load(config_file)) as reader:
+    async with reading(config) as reader:
         return list((await directory(reader)).by_name.values())
+
+
+async def _as_api(config: Config, view: SiteView) -> dict[str, Any]:
+    """The site as the API shows it; of a next hop's login the password is hidden."""
+    from relay.cli.reading import directory, reading
+    from relay.secrets import Keys
+    from webapi.site_models import shown
+
+    async with reading(config) as reader:
+        sites = await directory(reader)
+        substitutes = {target.id: await sites.substitutes(target.id) for target in view.targets}
+    return shown(view, substitutes, Keys.load(config.data_dir / "keys")).model_dump()
 
 
 def _switch(on: bool) -> str:
     return "on" if on else "off"
-
-
-def described(view: SiteView) -> dict[str, Any]:
-    """A site as JSON, without what is secret: webhook secrets, and next hops, which may hold a login."""
-    return {
-        "name": view.name,
-        "key": view.key,
-        "origins": list(view.origins),
-        "tracking": view.tracking,
-        "send_to_crm": view.send_to_crm,
-        "bots": view.bots,
-        "visit_timeout": view.visit_timeout,
-        "conditions": dict(view.conditions),
-        "declared": view.declared,
-        "targets": [
-            {
-                "address": str(target.address),
-                "method": target.method.value,
-                "domain": target.domain,
-                "lease": target.lease,
-                "forward_to": target.forward_to,
-            }
-            for target in view.targets
-        ],
-        "webhooks": [
-            {
-                "id": webhook.id,
-                "url": webhook.url,
-                "fill": webhook.fill,
-                "enabled": webhook.enabled,
-                "disabled_reason": webhook.disabled_reason,
-            }
-            for webhook in view.webhooks
-        ],
-    }

@@ -142,13 +142,15 @@ def _count(substitutes: list[dict[str, Any]], kind: str) -> int:
 
 
 def _described(site: str, view: TargetView, substitutes: list[dict[str, Any]]) -> dict[str, Any]:
-    """A target as JSON, without its next hop, which may hold a login."""
+    """A target as the API has it, and whose it is."""
+    from relay.cli.output import time
+    from relay.config.fields import format_duration
+
     return {
         "site": site,
         "address": str(view.address),
         "method": view.method.value,
         "domain": view.domain,
-        "lease": view.lease,
-        "forward_to": view.forward_to,
-        "substitutes": substitutes,
+        "lease": format_duration(view.lease),
+        "substitutes": [substitute | {"leased_until": time(substitute["leased_until"])} for substitute in substitutes],
     }

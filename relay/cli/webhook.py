@@ -29,8 +29,10 @@ def list_(config_file: Path, site: str | None, wants_json: bool) -> None:
 
     found = asyncio.run(_webhooks(config_file, site))
     if wants_json:
-        names = ("id", "url", "fill", "enabled", "disabled_reason", "declared")
-        output.as_json([{"site": name} | {key: getattr(view, key) for key in names} for name, view in found])
+        names = ("url", "fill", "enabled", "disabled_reason", "declared")
+        output.as_json(
+            [{"id": str(view.id), "site": name} | {key: getattr(view, key) for key in names} for name, view in found]
+        )
         return
     output.table(
         ("id", "site", "url", "fill", "enabled", "why not"),

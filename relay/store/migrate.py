@@ -51,11 +51,18 @@ def migrate(path: Path, progress: Progress = lambda line: None) -> bool:
         known = _revisions()
         if current not in known:
             raise WrongRevision(f"{path} has schema revision {current}, newer than this program's {HEAD}")
-        copy = path.with_name(f"{path.stem}-before-{HEAD}-{int(time.time())}.db")
+        copy = _free_name(path)
         progress(f"backing up to {copy.name}")
         backup(path, copy, progress)
     _upgrade(path, progress)
     return True
+
+
+def _free_name(path: Path) -> Path:
+    stamp = int(time.time())
+    while (copy := path.with_name(f"{path.stem}-before-{HEAD}-{stamp}.db")).exists():
+        stamp += 1  # an interrupted migration, started again within a second
+    return copy
 
 
 def _script_directory() -> str:

@@ -1,0 +1,210 @@
+"""`relay check` and others: certificates, next hops and webhooks, with real SMTP and HTTP servers on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay import check_peers
+from relay.check_findings import FAIL, OK, WARN, Finding
+from tests.certificates import Certificate
+from tests.check_helpers import NAME, configured, findings, only
+from tests.daemon import example_site, merged
+from tests.dead_ends import SECRET
+from tests.dns_server import DnsServer, Table
+from tests.smtp_sink import Close, SmtpSink
+from tests.webhook_receiver import Receiver, redirect
+
+
+class TestCertificates:
+    def settings(self, tmp_path: Path, *names: str) -> dict[str, Any]:
+        made = Certificate.make(tmp_path, *names)
+        return {"smtp": {"tls_cert": str(made.cert), "tls_key": str(made.key)}}
+
+    async def test_one_that_names_us_is_good_for_a_while(self, tmp_path: Path) -> None:
+        config = configured(tmp_path, self.settings(tmp_path, NAME))
+        soon = only(await findings(check_peers.certificates, config), "smtp.tls_cert")
+        assert (soon.level, "expires on" in soon.text) == (WARN, True)  # they last for a day
+        earlier = await findings(check_peers.certificates, config, now=time.time() - 30 * 86_400)
+        assert only(earlier, "smtp.tls_cert").level == OK
+
+    async def test_one_that_has_expired_has_failed(self, tmp_path: Path) -> None:
+        config = configured(tmp_path, self.settings(tmp_path, NAME))
+        found = await findings(check_peers.certificates, config, now=time.time() + 3 * 86_400)
+        assert "expired on" in only(found, "smtp.tls_cert").text
+
+    @pytest.mark.parametrize(("name", "level"), [("*.track.test", OK), ("track.test", WARN), ("*.test", WARN)])
+    async def test_the_name_must_be_ours(self, tmp_path: Path, name: str, level: str) -> None:
+        config = configured(tmp_path, self.settings(tmp_path, name))
+        found = await findings(check_peers.certificates, config, now=time.time() - 30 * 86_400)
+        assert only(found, "smtp.tls_cert").level == level
+
+    async def test_one_without_names_names_nobody(self, tmp_path: Path) -> None:
+        made = Certificate.make(tmp_path, NAME)
+        settings = {"smtp": {"tls_cert": str(made.authority), "tls_key": str(made.key)}}
+        found = await findings(check_peers.certificates, configured(tmp_path, settings))
+        assert only(found, "smtp.tls_cert").level == FAIL  # not the key of this one
+
+    async def test_files_that_are_none_have_failed(self, tmp_path: Path) -> None:
+        settings = {"http": {"tls_cert": "no.pem", "tls_key": "no.key"}}
+        found = await findings(check_peers.certificates, configured(tmp_path, settings))
+        assert only(found, "http.tls_cert").level == FAIL
+
+    async def test_a_server_that_all_the_world_reaches_should_have_one(self, tmp_path: Path) -> None:
+        found = await findings(check_peers.certificates, configured(tmp_path, {"smtp": {"listen": ["0.0.0.0:2525"]}}))
+        assert only(found, "smtp.tls_cert").level == WARN
+        assert await findings(check_peers.certificates, configured(tmp_path)) == []
+
+
+class TestNextHops:
+    async def asked(self, tmp_path: Path, next_hop: str, **settings: Any) -> list[Finding]:
+        wanted = merged({"forward": {"next_hop": next_hop}, "site": [example_site()]}, settings)
+        return await findings(check_peers.next_hops, configured(tmp_path, wanted))
+
+    async def test_it_is_asked_for_every_real_address_and_gets_no_mail(self, tmp_path: Path) -> None:
+        async with SmtpSink() as sink:
+            found = await self.asked(tmp_path, f"smtp://{sink.address}")
+            assert {finding.level for finding in found} == {OK}
+            assert all("250" in finding.text for finding in found)
+            assert [finding.text.split()[2] for finding in found] == ["operator@example.test:", "sales@example.test:"]
+            assert "DATA" not in [command.upper() for command in sink.commands]
+            assert sink.messages == []
+
+    async def test_a_login_is_tried(self, tmp_path: Path) -> None:
+        async with SmtpSink(logins={"relay": "right"}) as sink:
+            port = sink.address.rpartition(":")[2]
+            good = await self.asked(tmp_path, f"smtp://relay:right@127.0.0.1:{port}")
+            bad = await self.asked(tmp_path, f"smtp://relay:wr0ngpass@127.0.0.1:{port}")
+        assert {finding.level for finding in good} == {OK}
+        assert [finding.level for finding in bad] == [FAIL]
+        assert "AUTH" in bad[0].text
+        assert "wr0ngpass" not in str(bad)
+
+    @pytest.mark.parametrize(
+        ("script", "level"),
+        [
+            ({"rcpt": "450 4.2.0 greylisted"}, WARN),
+            ({"rcpt": "554 5.7.1 relay access denied"}, FAIL),
+            ({"mail": "530 5.7.0 authentication required"}, FAIL),
+            ({"rcpt": Close()}, FAIL),
+            ({"connect": "554 go away"}, FAIL),
+        ],
+    )
+    async def test_its_answer_is_shown(self, tmp_path: Path, script: dict[str, Any], level: str) -> None:
+        async with SmtpSink(script=script) as sink:
+            found = await self.asked(tmp_path, f"smtp://{sink.address}")
+        assert {finding.level for finding in found} == {level}
+        said = next(iter(script.values()))
+        assert not isinstance(said, str) or all(said in finding.text for finding in found)
+
+    async def test_one_that_does_not_answer_has_failed(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            port = sock.getsockname()[1]
+        (finding,) = await self.asked(tmp_path, f"smtp://127.0.0.1:{port}")
+        assert (finding.level, "Connection refused" in finding.text) == (FAIL, True)
+
+    async def test_a_certificate_is_verified_where_tls_is_required(self, tmp_path: Path) -> None:
+        async with SmtpSink(tls=Certificate.make(tmp_path, "127.0.0.1")) as sink:
+            (finding,) = await self.asked(tmp_path, f"smtp+starttls://{sink.address}")
+        assert (finding.level, "certificate not trusted" in finding.text) == (FAIL, True)
+
+    async def test_without_one_the_mx_of_every_address_is_asked(self, tmp_path: Path) -> None:
+        async with SmtpSink() as sink, DnsServer({("example.test", "MX"): ["10 localhost."]}) as dns:
+            settings = {
+                "dns": {"nameservers": [dns.address], "timeout": "1s"},
+                "forward": {"mx_port": int(sink.address.rpartition(":")[2])},
+            }
+            found = await self.asked(tmp_path, "", **settings)
+            assert {(finding.level, finding.what) for finding in found} == {(OK, "MX of example.test")}
+
+    @pytest.mark.parametrize("table", [{}, {("example.test", "MX"): ["0 ."]}])
+    async def test_a_domain_that_takes_no_mail_has_failed(self, tmp_path: Path, table: Table) -> None:
+        async with DnsServer(table) as dns:
+            found = await self.asked(tmp_path, "", dns={"nameservers": [dns.address], "timeout": "1s"})
+        assert [finding.level for finding in found] == [FAIL]
+
+    async def test_of_very_many_the_first_are_tried(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(check_peers, "MOST_HOPS", 1)
+        site = example_site()
+        async with SmtpSink() as sink:
+            site["target"][0]["next_hop"] = f"smtp://{sink.address}"
+            found = await self.asked(tmp_path, f"smtp://localhost:{sink.address.rpartition(':')[2]}", site=[site])
+        assert found[-1].text == "1 more next hops were not tried"
+
+
+class TestWebhooks:
+    async def asked(self, tmp_path: Path, url: str, *, private: bool = True, enabled: bool = True) -> Finding:
+        site = example_site(webhook=[{"url": url, "secret": SECRET, "enabled": enabled}])
+        settings = {"webhooks": {"allow_private_addresses": private}, "site": [site]}
+        (finding,) = await findings(check_peers.webhooks, configured(tmp_path, settings))
+        assert finding.level == OK or finding.hint
+        return finding
+
+    async def test_one_that_answers_is_good_and_is_only_asked_with_head(self, tmp_path: Path) -> None:
+        async with Receiver() as crm:
+            finding = await self.asked(tmp_path, crm.url)
+            assert finding.level == OK
+            assert [post.method for post in crm.posts] == ["HEAD"]
+
+    async def test_its_path_is_not_shown_for_it_may_be_a_secret(self, tmp_path: Path) -> None:
+        async with Receiver() as crm:
+            finding = await self.asked(tmp_path, crm.at("/hook/S3cret"))
+        assert "S3cret" not in str(finding)
+
+    async def test_a_private_address_is_refused_by_the_guard(self, tmp_path: Path) -> None:
+        async with Receiver() as crm:
+            finding = await self.asked(tmp_path, crm.url, private=False)
+        assert (finding.level, "not a public one" in finding.text) == (FAIL, True)
+
+    async def test_one_that_is_not_there_has_failed(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            port = sock.getsockname()[1]
+        assert (await self.asked(tmp_path, f"http://127.0.0.1:{port}/")).level == FAIL
+
+    async def test_one_that_closes_or_is_silent_has_failed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(check_peers, "WEBHOOK_TIMEOUT", 0.2)
+        gone = asyncio.Event()
+
+        async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            request = await reader.readuntil(b"\r\n\r\n")
+            if b"/silent" in request:
+                await gone.wait()
+            writer.close()
+
+        server = await asyncio.start_server(close, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            for path, text in (("", "ServerDisconnectedError"), ("silent", "no answer in 0.2 s")):
+                finding = await self.asked(tmp_path, f"http://127.0.0.1:{port}/{path}")
+                assert (finding.level, text in finding.text) == (FAIL, True)
+        finally:
+            gone.set()
+            server.close()
+            await server.wait_closed()
+
+    async def test_a_certificate_that_is_not_trusted_has_failed(self, tmp_path: Path) -> None:
+        context = Certificate.make(tmp_path, "127.0.0.1").server_context()
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            finding = await self.asked(tmp_path, f"https://127.0.0.1:{port}/")
+        finally:
+            server.close()
+            await server.wait_closed()
+        assert (finding.level, "not trusted" in finding.text) == (FAIL, True)
+
+    async def test_redirects_and_failures_are_warnings(self, tmp_path: Path) -> None:
+        for answer in (redirect("http://127.0.0.1/elsewhere"), 503):
+            async with Receiver(answer) as crm:
+                assert (await self.asked(tmp_path, crm.url)).level == WARN
+
+    async def test_a_disabled_one_is_a_warning_and_left_alone(self, tmp_path: Path) -> None:
+        finding = await self.asked(tmp_path, "http://127.0.0.1:9/", enabled=False)
+        assert (finding.level, "disabled" in finding.text) == (WARN, True)

@@ -1,0 +1,336 @@
+"""Schema revisions: what a new database looks like, how an old one is brought up to date, backup and restore."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import re
+import shutil
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, select
+
+from relay.store import history, migrate
+from relay.store.engine import Tx
+from relay.store.migrate import HEAD, WrongRevision, backup, revision
+from relay.store.schema import SEARCH_DDL, metadata, tokens
+from relay.store.store import DATABASE, Store
+from tests.store_fixtures import TRACK, opened, template, world
+
+UPGRADE = Path(__file__).parent / "upgrade"
+OLD = sorted(UPGRADE.glob("*.db.gz"))
+Rows = dict[str, list[dict[str, Any]]]
+CREATED = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+
+
+@contextlib.contextmanager
+def database(path: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.row_factory = sqlite3.Row
+        yield connection
+
+
+def tables(connection: sqlite3.Connection) -> list[str]:
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+    return sorted(name for (name,) in rows)
+
+
+def contents(path: Path) -> Rows:
+    """Every row of every table that is not the search index's own."""
+    with database(path) as connection:
+        return {
+            table: [dict(row) for row in connection.execute(f"SELECT rowid AS _rowid, * FROM {table}")]
+            for table in tables(connection)
+            if not table.startswith("message_search_")
+        }
+
+
+def unpacked(old: Path, directory: Path) -> Path:
+    path = directory / DATABASE
+    path.write_bytes(gzip.decompress(old.read_bytes()))
+    return path
+
+
+def is_sound(path: Path) -> None:
+    with database(path) as connection:
+        assert [tuple(row) for row in connection.execute("PRAGMA integrity_check")] == [("ok",)]
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+class TestSchema:
+    def test_a_migrated_database_is_what_the_tables_say(self) -> None:
+        engine = create_engine(f"sqlite:///{template()}")
+        with engine.connect() as connection:
+            context = MigrationContext.configure(
+                connection,
+                opts={
+                    "compare_type": True,
+                    "compare_server_default": True,
+                    "include_name": lambda name, kind, _: kind != "table" or not str(name).startswith("message_search"),
+                },
+            )
+            differences = compare_metadata(context, metadata)
+        engine.dispose()
+        assert differences == []
+
+    def test_indexes_and_constraints_are_the_same_to_the_letter(self) -> None:
+        """What alembic does not compare: the conditions of partial indexes, foreign keys' actions, autoincrement."""
+        engine = create_engine("sqlite://")
+        metadata.create_all(engine)
+        with engine.connect() as connection:
+            connection.exec_driver_sql(SEARCH_DDL)
+            expected = {name: _parts(sql) for name, sql in connection.exec_driver_sql(CREATED)}
+        engine.dispose()
+        with database(template()) as connection:
+            found = {name: _parts(sql) for name, sql in connection.execute(CREATED)}
+        del found["alembic_version"]
+        assert found == expected
+
+    def test_the_program_works_with_the_newest_revision(self) -> None:
+        assert migrate._revisions()[0] == HEAD
+        assert revision(template()) == HEAD
+
+    def test_only_the_owner_may_read_it(self, tmp_path: Path) -> None:
+        migrate.migrate(tmp_path / DATABASE)
+        assert stat.S_IMODE((tmp_path / DATABASE).stat().st_mode) == 0o600
+
+    def test_a_database_that_is_up_to_date_is_left_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / DATABASE
+        lines: list[str] = []
+        assert migrate.migrate(path, lines.append) is True
+        assert lines == [f"applied revision {found}" for found in reversed(migrate._revisions())]
+        assert migrate.migrate(path, lines.append) is False
+        assert [file.name for file in tmp_path.glob("*.db")] == [DATABASE]
+
+    def test_an_empty_file_is_a_new_database(self, tmp_path: Path) -> None:
+        (tmp_path / DATABASE).touch()
+        assert revision(tmp_path / DATABASE) is None
+        assert migrate.migrate(tmp_path / DATABASE) is True
+
+
+def _parts(sql: str) -> list[str]:
+    """The clauses of a CREATE statement in an order of their own: the two are written in different orders."""
+    head, _, body = " ".join(sql.split()).partition("(")
+    return [head, *sorted(part.strip() for part in re.split(r",(?![^()]*\))", body.removesuffix(")")))]
+
+
+@pytest.mark.parametrize("old", OLD, ids=lambda old: old.name.partition(".")[0])
+class TestUpgrade:
+    def test_it_has_rows_in_every_table(self, old: Path, tmp_path: Path) -> None:
+        assert [table for table, rows in contents(unpacked(old, tmp_path)).items() if not rows] == []
+
+    def test_it_comes_up_to_date_with_its_rows_intact(self, old: Path, tmp_path: Path) -> None:
+        path = unpacked(old, tmp_path)
+        before = contents(path)
+        migrate.migrate(path)
+        assert revision(path) == HEAD
+        after = contents(path)
+        for table, rows in before.items():
+            if table in after and table != "alembic_version":
+                kept = rows[0].keys() & after[table][0].keys()
+                assert [{name: row[name] for name in kept} for row in after[table]] == [
+                    {name: row[name] for name in kept} for row in rows
+                ], table
+        is_sound(path)
+
+    def test_it_then_has_the_schema_of_a_new_one(self, old: Path, tmp_path: Path) -> None:
+        """Where this fails for the current revision: python -m tests.upgrade.make --again"""
+        path = unpacked(old, tmp_path)
+        migrate.migrate(path)
+        with database(path) as upgraded, database(template()) as new:
+            found = {name: _parts(sql) for name, sql in upgraded.execute(CREATED)}
+            assert found == {name: _parts(sql) for name, sql in new.execute(CREATED)}
+
+    async def test_the_store_works_with_it(self, old: Path, tmp_path: Path) -> None:
+        unpacked(old, tmp_path)
+        async with opened(tmp_path) as store:
+            assert set(store.sites.by_name) == {"shop", "other"}
+            (found,) = await history.page(store.reader, history.Filter(query="hello", state="forwarded"), 10)
+            assert (found.deal_id, found.sender) == ("17", "ann@example.org")
+            assert await store.routes.find([(TRACK, "card", None)]) is not None
+
+
+def test_there_is_a_database_of_every_revision() -> None:
+    assert {old.name.partition(".")[0] for old in OLD} == set(migrate._revisions())
+
+
+class TestRefused:
+    def test_a_newer_revision_is_refused_and_kept(self, tmp_path: Path) -> None:
+        path = Path(shutil.copy(template(), tmp_path / DATABASE))
+        with database(path) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        before = contents(path)
+        with pytest.raises(WrongRevision, match=f"revision 9999, newer than this program's {HEAD}"):
+            migrate.migrate(path)
+        assert contents(path) == before
+        assert [file.name for file in tmp_path.glob("*.db")] == [DATABASE]
+
+    async def test_the_store_does_not_open_it_either(self, tmp_path: Path) -> None:
+        path = Path(shutil.copy(template(), tmp_path / DATABASE))
+        with database(path) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        with pytest.raises(WrongRevision):
+            await Store(path).open()
+
+    def test_another_programs_database_is_refused_and_kept(self, tmp_path: Path) -> None:
+        path = tmp_path / DATABASE
+        with database(path) as connection:
+            connection.execute("CREATE TABLE recipes (name TEXT)")
+            connection.execute("INSERT INTO recipes VALUES ('bread')")
+        before = path.read_bytes()
+        with pytest.raises(WrongRevision, match="not a database of visit-relay"):
+            migrate.migrate(path)
+        assert path.read_bytes() == before
+
+
+class Scripts:
+    """Revisions of the tests' own behind the real ones."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = Path(shutil.copytree(migrate._script_directory(), directory / "migrations"))
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(migrate, "_script_directory", lambda: str(self.directory))
+
+    def add(self, name: str, after: str, body: str) -> None:
+        (self.directory / "versions" / f"{name}_test.py").write_text(
+            f'from alembic import op\n\nrevision = "{name}"\ndown_revision = "{after}"\n\n\n'
+            f"def upgrade():\n" + "".join(f"    {line}\n" for line in body.splitlines())
+        )
+        self._monkeypatch.setattr(migrate, "HEAD", name)
+
+
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripts:
+    return Scripts(tmp_path, monkeypatch)
+
+
+class TestInterrupted:
+    WORKS = 'op.execute("CREATE TABLE extra (id INTEGER)")\nop.execute("UPDATE tokens SET name = name || \'!\'")'
+
+    @pytest.mark.parametrize("how", ["1 / 0", "raise KeyboardInterrupt", 'op.execute("SELECT nonsense")'])
+    def test_it_leaves_the_last_finished_revision_and_goes_on_from_there(
+        self, tmp_path: Path, scripts: Scripts, how: str
+    ) -> None:
+        path = unpacked(OLD[-1], tmp_path)
+        scripts.add("8001", HEAD, self.WORKS)
+        half = 'op.execute("CREATE TABLE half (id INTEGER)")\nop.execute("DELETE FROM tokens")\n'
+        scripts.add("8002", "8001", half + how)
+        lines: list[str] = []
+        with pytest.raises(BaseException, match=r"division|nonsense|^$"):
+            migrate.migrate(path, lines.append)
+        assert revision(path) == "8001"
+        assert lines[-1] == "applied revision 8001"
+        rows = contents(path)
+        assert "extra" in rows
+        assert "half" not in rows
+        assert [row["name"] for row in rows["tokens"]] == ["ci!"]
+        scripts.add("8002", "8001", half)
+        assert migrate.migrate(path) is True
+        assert revision(path) == "8002"
+        assert contents(path)["tokens"] == []
+        is_sound(path)
+
+    def test_before_anything_is_changed_there_is_a_backup(self, tmp_path: Path, scripts: Scripts) -> None:
+        path = unpacked(OLD[-1], tmp_path)
+        before = contents(path)
+        scripts.add("8001", HEAD, self.WORKS)
+        lines: list[str] = []
+        migrate.migrate(path, lines.append)
+        (copy,) = tmp_path.glob("relay-before-8001-*.db")
+        assert lines[0] == f"backing up to {copy.name}"
+        assert contents(copy) == before
+        assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+
+    def test_without_a_backup_nothing_is_changed(
+        self, tmp_path: Path, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        path = unpacked(OLD[-1], tmp_path)
+        scripts.add("8001", HEAD, self.WORKS)
+        monkeypatch.setattr(migrate, "backup", full)
+        with pytest.raises(OSError, match="No space left"):
+            migrate.migrate(path)
+        assert revision(path) == HEAD
+
+
+class TestBackup:
+    async def test_it_is_consistent_while_mail_flows_and_can_be_restored(self, tmp_path: Path) -> None:
+        """What is written when half of it is copied is not in it at all."""
+        async with world(tmp_path) as w:
+            copy = tmp_path / "copy.db"
+            halfway, written, turn = asyncio.Event(), threading.Event(), 0
+            loop = asyncio.get_running_loop()
+
+            def pair(tx: Tx) -> None:
+                for half in "ab":
+                    tx.sql(f"INSERT INTO tokens VALUES (NULL, '{turn}{half}', '{turn}{half}', 'x', NULL, {w.now})")
+
+            def progress(line: str) -> None:
+                if not line.startswith("100"):
+                    loop.call_soon_threadsafe(halfway.set)
+                    written.wait(30)
+
+            for turn in range(200):  # noqa: B007 (the verb reads it)
+                await w.store.write(pair)
+            making = asyncio.create_task(asyncio.to_thread(backup, w.store.path, copy, progress, 1))
+            await halfway.wait()
+            for turn in range(200, 210):  # noqa: B007
+                await w.store.write(pair)
+            written.set()
+            await making
+        is_sound(copy)
+        names = [row["name"] for row in contents(copy)["tokens"]]
+        assert names == [f"{number}{half}" for number in range(200) for half in "ab"]
+        restored = tmp_path / "restored"
+        restored.mkdir()
+        shutil.copy(copy, restored / DATABASE)
+        async with opened(restored) as store:
+            assert [name for (name,) in await store.reader.all(select(tokens.c.name).order_by(tokens.c.id))] == names
+            assert list(store.sites.by_name) == ["shop"]
+            await store.write(lambda tx: tx.sql("DELETE FROM tokens"))
+
+    def test_it_reports_its_progress_and_is_readable_by_its_owner_alone(self, tmp_path: Path) -> None:
+        lines: list[str] = []
+        backup(template(), tmp_path / "copy.db", lines.append, pages=1)
+        percents = [int(line.partition(" ")[0]) for line in lines]
+        assert percents == sorted(percents)
+        assert percents[-1] == 100
+        assert len(percents) <= 11
+        assert stat.S_IMODE((tmp_path / "copy.db").stat().st_mode) == 0o600
+
+    def test_it_never_overwrites(self, tmp_path: Path) -> None:
+        (tmp_path / "copy.db").write_text("precious")
+        with pytest.raises(FileExistsError, match=r"copy\.db"):
+            backup(template(), tmp_path / "copy.db")
+        assert (tmp_path / "copy.db").read_text() == "precious"
+
+    def test_an_interrupted_one_leaves_nothing(self, tmp_path: Path) -> None:
+        def interrupt(line: str) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            backup(template(), tmp_path / "copy.db", interrupt, pages=1)
+        assert list(tmp_path.iterdir()) == []
+        backup(template(), tmp_path / "copy.db")
+        assert revision(tmp_path / "copy.db") == HEAD
+
+    def test_what_a_killed_one_left_is_no_hindrance(self, tmp_path: Path) -> None:
+        (tmp_path / "copy.db.partial").write_bytes(b"half")
+        backup(template(), tmp_path / "copy.db")
+        assert [file.name for file in tmp_path.iterdir()] == ["copy.db"]
+
+    def test_there_must_be_something_to_back_up(self, tmp_path: Path) -> None:
+        with pytest.raises(sqlite3.OperationalError):
+            backup(tmp_path / "nothing.db", tmp_path / "copy.db")
+        assert list(tmp_path.iterdir()) == []

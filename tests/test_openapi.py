@@ -1,0 +1,139 @@
+"""/openapi.json: it holds every route, it is valid, and whatever it lets one send is answered without a 500."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from relay.core import payload
+from tests.store_fixtures import OTHER, SHOP, TRACK, part
+from tests.webapi_fixtures import Api, serving
+from webapi.app import OPERATIONS, build
+from webapi.openapi import document
+
+#: Requests for each operation; all of them take some 20 s.
+EXAMPLES = 25
+#: What an answer must be: no 5xx, a status and a type that are documented, a body as documented.
+WANTED = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    async with serving(tmp_path) as found:
+        yield found
+
+
+class TestDocument:
+    async def test_holds_every_route_and_no_other(self, api: Api) -> None:
+        app = build(api.context)
+        routes = {
+            (route.method, route.resource.canonical)
+            for route in app.router.routes()
+            if route.resource is not None and route.method != "HEAD"
+        }
+        _, described = await api.call("GET", "/openapi.json")
+        paths = {(method.upper(), path) for path, item in described["paths"].items() for method in item}
+        assert paths == routes
+
+    async def test_is_openapi_3_1_whose_schemas_are_sound(self) -> None:
+        described = document(OPERATIONS)
+        assert described["openapi"] == "3.1.0"
+        for name, schema in described["components"]["schemas"].items():
+            jsonschema_rs.meta.validate(schema)
+            jsonschema_rs.validator_for({**schema, "components": described["components"]}), name
+        assert len({op["operationId"] for item in described["paths"].values() for op in item.values()}) == len(
+            OPERATIONS
+        )
+
+    def test_every_reference_is_there_and_nothing_else(self) -> None:
+        described = document(OPERATIONS)
+        referred = set(_references(described))
+        assert referred == {f"#/components/schemas/{name}" for name in described["components"]["schemas"]}
+
+    def test_every_operation_of_the_management_api_names_its_token_and_role(self) -> None:
+        described = document(OPERATIONS)
+        for operation in OPERATIONS:
+            found = described["paths"][operation.path][operation.method.lower()]
+            if operation.role is None:
+                assert "security" not in found
+            else:
+                assert found["security"] == [{"token": []}]
+                assert operation.role.name.lower() in found["description"]
+                assert {"400", "401", "403", "429", "503"} <= set(found["responses"])
+
+    def test_every_field_of_a_request_has_a_default_that_fits(self) -> None:
+        described = document(OPERATIONS)
+        for name in ("NewSite", "ChangedSite", "Target", "NewWebhook", "PoolAddition", "BindBody"):
+            schema = described["components"]["schemas"][name]
+            for member in schema["properties"].values():
+                if "default" in member:
+                    whole = {**member, "components": described["components"]}
+                    assert jsonschema_rs.is_valid(whole, member["default"]), (name, member)
+
+    def test_the_webhook_is_described_too(self) -> None:
+        post = document(OPERATIONS)["webhooks"]["message.received"]["post"]
+        assert post["requestBody"]["content"]["application/json"]["schema"] == payload.schema()
+
+
+def _references(found: Any) -> list[str]:
+    if isinstance(found, dict):
+        own = [found["$ref"]] if isinstance(found.get("$ref"), str) else []
+        return own + [ref for member in found.values() for ref in _references(member)]
+    return [ref for member in found for ref in _references(member)] if isinstance(found, list) else []
+
+
+async def test_nothing_the_document_allows_is_a_server_error(tmp_path: Path) -> None:
+    """schemathesis over loopback, with a token for everything, half of the time at things that are there."""
+    async with serving(tmp_path, SHOP, OTHER) as api:
+        visit, substitute = await api.w.shown()
+        accepted = await api.w.accept(substitute, claim=None)
+        await api.w.extract(accepted.message_id, attachments=[part()])
+        token = await api.token()
+        await api.call("POST", "/v1/sites", {"name": "made", "origins": ["https://made.example"]}, token=token)
+        known = {"id": "1", "name": "made", "number": visit, "address": f"info1@{TRACK}"}
+        await asyncio.to_thread(attack, api.url, token, known)
+
+
+def attack(url: str, token: str, known: dict[str, str]) -> None:
+    schema = schemathesis.openapi.from_dict(json.loads(json.dumps(document(OPERATIONS))))
+    schema.config.update(base_url=url)
+    seen = 0
+    for found in schema.get_all_operations():
+        assert isinstance(found, Ok)
+        operation = found.ok()
+
+        @settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(), there=st.booleans())
+        def hit(case: Any, there: bool) -> None:
+            if there:
+                case.path_parameters = {name: known.get(name, value) for name, value in case.path_parameters.items()}
+            headers = {"Authorization": f"Bearer {token}", "Origin": "https://www.shop.example"}
+            response = case.call(headers=headers, timeout=10)
+            case.validate_response(response, checks=WANTED)
+
+        hit()
+        seen += 1
+    assert seen == len(OPERATIONS)
