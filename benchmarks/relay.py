@@ -89,7 +89,7 @@ SELECT (SELECT count(*) FROM deliveries WHERE state IN ('queued', 'deferred')),
        (SELECT count(*) FROM posts WHERE state = 'waiting')
 """
 _TOTALS = """\
-SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM messages WHERE extraction = 'done'),
+SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM messages WHERE extraction <> 'waiting'),
        (SELECT count(*) FROM texts WHERE indexed = 1), (SELECT count(*) FROM posts WHERE state = 'delivered'),
        (SELECT count(*) FROM visits)
 """

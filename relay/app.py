@@ -10,16 +10,16 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
-from webapi.webhooks import Poster
 
-from relay import commands, notify
+from relay import background, commands, notify
 from relay.bodies import Bodies
+from relay.clockwatch import ClockWatch
 from relay.config.fields import Endpoint
 from relay.config.models import Config
 from relay.control import DirectoryLock, serve
@@ -40,6 +40,7 @@ from relay.sweep import Ages, Sweeper
 from relay.tls import TlsFiles
 from webapi import app as web_app
 from webapi.context import Context
+from webapi.webhooks import Poster
 
 log = structlog.get_logger()
 
@@ -89,7 +90,8 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
         await extraction.start()
         stack.push_async_callback(extraction.close, GRACE)
         sweeper = Sweeper(store, bodies, _ages(config), clock)
-        _background(stack, sweeper.run())
+        _background(stack, background.begin("sweep", sweeper.run))
+        _background(stack, background.begin("clock", ClockWatch(store, clock, forwarder.clock_set_back).run))
         stopping = asyncio.Event()
         stack.callback(stopping.set)
         context = Context(
@@ -102,7 +104,7 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
             public_url=config.http.public_url,
             clock=clock,
             on_posts_due=poster.wake,
-            on_deliveries_due=forwarder.wake,
+            on_deliveries_due=forwarder.retry_now,
             draining=stopping.is_set,
         )
         http_ports = await _start_http(stack, config, context, handed.get("http", []))
@@ -123,14 +125,16 @@ async def serve_forever(config: Config) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with running(config) as daemon:
+    async with AsyncExitStack() as stack:
+        daemon = await stack.enter_async_context(running(config))
         loop.add_signal_handler(signal.SIGHUP, _reloaded)
         notify.ready(f"SMTP {daemon.smtp.ports}, HTTP {daemon.http_ports}")
-        watchdog = asyncio.create_task(notify.watchdog(lambda: True))  # a stuck event loop sends nothing
+        # A stuck event loop sends nothing; a stop is watched, too.
+        watchdog = asyncio.create_task(notify.watchdog(lambda: stopping.is_set() or daemon.store.writer.is_alive))
         await stopping.wait()
-        watchdog.cancel()
         notify.stopping("finishing what is under way")
         log.info("stopping")
+    watchdog.cancel()
 
 
 def _reloaded() -> None:
@@ -185,9 +189,7 @@ async def _start_workers(
     return forwarder, poster
 
 
-def _background(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:
-    task = asyncio.create_task(work)
-
+def _background(stack: AsyncExitStack, task: asyncio.Task[None]) -> None:
     async def end() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -145,7 +145,7 @@ def handlers(daemon: Daemon, clock: Callable[[], float]) -> Mapping[str, Handler
         daemon.keys,
         daemon.config,
         clock,
-        deliveries_due=daemon.forwarder.wake,
+        deliveries_due=daemon.forwarder.retry_now,
         posts_due=daemon.poster.wake,
     )
 

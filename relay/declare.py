@@ -35,7 +35,7 @@ def _site(site: Site, seal: Callable[[str], str]) -> SiteDefinition:
         webhooks=tuple(
             WebhookDefinition(
                 hook.url,
-                None if hook.secret is None else seal(hook.secret),
+                seal(hook.secret),
                 hook.fill,
                 hook.enabled,
             )

@@ -26,11 +26,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
 import structlog
 
+from relay import background
 from relay.core.mime import MAX_HEADER, Extracted
 from relay.core.mimetext import headers_only
 from relay.extract_frames import CAREFUL, COUNT, IS_PATH, ITEM, READY, from_json
@@ -89,7 +91,7 @@ class Extractor:
         if failed:
             await self.close()
             raise failed[0]
-        self._tasks = [asyncio.create_task(self._run(w), name="extract") for w in workers if isinstance(w, _Worker)]
+        self._tasks = [background.begin("reading", partial(self._run, w)) for w in workers if isinstance(w, _Worker)]
 
     async def extract(self, source: bytes | Path) -> Extracted:
         """Read one message in wire form: small ones as octets, large ones by the path of their file.
@@ -165,12 +167,20 @@ class Extractor:
             if job.done.done():
                 continue
             if job.careful:
-                self._settle(job, await asyncio.to_thread(_from_header, job.source))
+                self._settle(job, await self._header(job.source))
                 continue
             job.careful = len(batch) == 1
             job.alone = True
             self._waiting.appendleft(job)
         self._arrived.set()
+
+    @staticmethod
+    async def _header(source: bytes | Path) -> Extracted:
+        try:
+            return await asyncio.to_thread(_from_header, source)
+        except Exception:
+            log.exception("header not read")
+            return Extracted(None, None, False, (), True)
 
     @staticmethod
     def _settle(job: _Job, result: Extracted | ExtractorClosed) -> None:

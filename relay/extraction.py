@@ -15,6 +15,7 @@ from functools import partial
 
 import structlog
 
+from relay import background
 from relay.bodies import Bodies, Body
 from relay.extract import Extractor, ExtractorClosed
 from relay.store import events, search
@@ -29,9 +30,10 @@ MEMORY = 64 * 1024 * 1024
 IN_HAND = 10_000
 #: Messages read at once: enough for the workers to have a batch each and the next one ready.
 AT_ONCE = 256
-#: More messages a second than this, looked at over so many seconds, are thick.
+#: More messages a second than this, looked at over so many seconds, are thick; so many octets count as one more.
 THICK = 200.0
 WINDOW = 0.25
+OCTETS = 50_000
 #: Seconds that a message waits at most because of other mail.
 LAG = 4.0
 #: Messages taken from the store at once.
@@ -47,23 +49,23 @@ class Pace:
 
     def __init__(self) -> None:
         self._since = 0.0
-        self._count = 0
+        self._weight = 0.0
         self._was_thick = False
 
-    def note(self, now: float) -> None:
-        """One more message."""
+    def note(self, now: float, size: int) -> None:
+        """One more message, of ``size`` octets."""
         self._roll(now)
-        self._count += 1
+        self._weight += 1 + size / OCTETS
 
     def is_thick(self, now: float) -> bool:
         self._roll(now)
-        return self._was_thick or self._count > THICK * WINDOW
+        return self._was_thick or self._weight > THICK * WINDOW
 
     def _roll(self, now: float) -> None:
         passed = now - self._since
         if not 0 <= passed < WINDOW:
-            self._was_thick = passed > 0 and self._count > THICK * passed
-            self._since, self._count = now, 0
+            self._was_thick = passed > 0 and self._weight > THICK * passed
+            self._since, self._weight = now, 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +112,20 @@ class Extraction:
     async def start(self) -> None:
         await self._extractor.start()
         self._unindexed.set()
-        self._loops = [asyncio.create_task(self._poll()), asyncio.create_task(self._index())]
+        self._loops = [background.begin("extraction", self._poll), background.begin("indexing", self._index)]
 
     def submit(self, message_id: int, body: Body) -> None:
         """Read this message when its turn comes; if there is no room for it, it is found in the store later."""
         now = self._clock()
-        self._pace.note(now)
         if self._behind or not self._has_room(len(body.data or b"")):
             self._leave(now)
-            return
-        held = bool(self._waiting)
-        self._take(_Message(message_id, body.data, body.file, now + LAG))
-        self._advance(now)
-        if self._waiting and not held:
-            self._work.set()  # _poll looks after it from now on
+        else:
+            held = bool(self._waiting)
+            self._take(_Message(message_id, body.data, body.file, now + LAG))
+            self._advance(now)
+            if self._waiting and not held:
+                self._work.set()  # _poll looks after it from now on
+        self._pace.note(now, body.size)  # last: no message makes itself wait
 
     async def close(self, grace: float) -> None:
         """Let what is being read finish for ``grace`` seconds; the rest is found again at the next start."""
@@ -185,6 +187,9 @@ class Extraction:
             log.error("extraction waits for the store", message=message_id, error=str(error))
             self._leave(self._clock())
             return
+        except Exception:
+            log.exception("message not read", message=message_id)  # and looked at again, POLL seconds from now
+            return
         self._unindexed.set()
         if posts:
             self._on_posts(posts)
@@ -197,7 +202,7 @@ class Extraction:
             self._advance(now)
             behind = self._is_late(now) or (self._behind and not self._pace.is_thick(now))
             failed = False
-            if not self._waiting and (behind or now >= self._look_at):
+            if not self._waiting and (behind or not now < self._look_at <= now + POLL):
                 self._look_at = now + POLL
                 try:
                     await self._catch_up()
@@ -216,13 +221,14 @@ class Extraction:
         while not self._waiting and self._has_room(0):
             found = await self._store.write(lambda tx: events.unextracted(tx, after, BITE), idle=True)  # noqa: B023
             for message_id, data, file in found:
-                if message_id not in self._reading:
+                if message_id not in self._reading and message_id not in self._waiting:
                     self._take(_Message(message_id, data, file, 0.0))
             self._advance(self._clock())
             if len(found) < BITE:
                 self._behind = left != self._left
                 return
             after = found[-1][0]
+        self._behind = True  # more may wait there: to be taken as soon as these are read, not at the next look
 
     async def _index(self) -> None:
         """Feed the search index in small bites, each when the writer has nothing else to do."""

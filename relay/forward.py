@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from relay import background
 from relay.bodies import INLINE, Bodies
 from relay.core.address import AddressError, parse
 from relay.core.backoff import delay
@@ -35,13 +36,16 @@ from relay.store.store import Store
 
 log = structlog.get_logger()
 
-#: Octets of bodies held in memory for deliveries under way.
+#: Octets of bodies held in memory for deliveries under way; of a body in a file a chunk at a time is.
 MEMORY = 64 * 1024 * 1024
 #: Deliveries under way in all, and for each destination as a multiple of its connections.
 IN_FLIGHT = 1000
 AHEAD = 4
 #: Seconds between two looks at the store when nothing wakes us.
 POLL = 5.0
+#: Seconds between two looks at least, and until an outcome that could not be recorded is tried again.
+PAUSE = 0.05
+RECORD_AGAIN = 1.0
 
 
 def settle(job: Job, outcome: Outcome, started_at: float, now: float, jitter: float) -> Finish:
@@ -73,6 +77,14 @@ def _mbox_line(head: bytes, job: Job) -> bytes:
     """
     start, end = job.cut[0]
     return head[:end] if start == 0 and head[:end].lstrip(b">").startswith(b"From ") else b""
+
+
+def _before(prefix: bytes, content: bytes) -> bytes:
+    """Our fields as they stand before ``content``. One that begins with white space has no header block: it is body.
+
+    Without the empty line its first line would be read as the continuation of our last field.
+    """
+    return prefix + b"\r\n" if content[:1] in (b" ", b"\t") else prefix
 
 
 @dataclass(slots=True)
@@ -130,11 +142,11 @@ class Forwarder:
         left = await self._store.write(queue.void_claims)
         if left:
             log.warning("deliveries were under way when the daemon stopped", count=left)
-        self._poller = asyncio.create_task(self._poll())
+        self._poller = background.begin("forwarding", self._poll)
 
     def takes(self, destination: str, size: int) -> bool:
         """Whether a new delivery may be handed over in memory instead of waiting in the store."""
-        if self._closing or self._memory + size > MEMORY or len(self._flights) >= IN_FLIGHT:
+        if self._closing or self._memory + min(size, INLINE) > MEMORY or len(self._flights) >= IN_FLIGHT:
             return False
         known = self._destinations.get(destination)
         return known is None or (known.in_flight < self._ahead and not known.down_until)
@@ -142,7 +154,7 @@ class Forwarder:
     def submit(self, jobs: tuple[Job, ...] | list[Job]) -> None:
         """Attempt these deliveries, claimed by :attr:`claim`."""
         for job in jobs:
-            flight = _Flight(job, len(job.data or b""))
+            flight = _Flight(job, min(job.stored_size, INLINE))
             self._memory += flight.size
             self._destinations.setdefault(job.destination, _Destination()).in_flight += 1
             self._flights[job.delivery_id] = flight
@@ -152,10 +164,27 @@ class Forwarder:
         """Something may be due in the store."""
         self._work.set()
 
+    def retry_now(self) -> None:
+        """Somebody wants deliveries tried now: destinations that are down get their next attempt at once."""
+        now = self._clock()
+        for destination in self._destinations.values():
+            destination.down_until = min(destination.down_until, now)
+        self._work.set()
+
+    def clock_set_back(self, by: float) -> None:
+        """The clock went back: back-offs end when they would have ended."""
+        for destination in self._destinations.values():
+            if destination.down_until:
+                destination.down_until = max(1.0, destination.down_until - by)
+        self._work.set()
+
     async def close(self, grace: float) -> None:
         """Stop claiming, give what is under way ``grace`` seconds, then give back the claims that were not used."""
         self._closing = True
+        self._work.set()
         if self._poller is not None:
+            # Not cancelled: what it is claiming at this moment would be claimed by nobody.
+            await asyncio.wait([self._poller], timeout=grace)
             self._poller.cancel()
         tasks = {flight.task: flight for flight in self._flights.values() if flight.task is not None}
         if tasks:
@@ -164,13 +193,16 @@ class Forwarder:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
             unused = [tasks[task].job for task in late if not tasks[task].past_dot]
-            if unused:
-                await self._store.write(lambda tx: queue.release(tx, unused))
+            try:
+                if unused:
+                    await self._store.write(lambda tx: queue.release(tx, unused))
+            except StoreUnavailable as error:
+                log.error("claims not given back", error=str(error))
         await self._sender.close()
 
     async def _poll(self) -> None:
         renew_at = self._clock() + CLAIM / 3
-        while True:
+        while not self._closing:
             self._work.clear()
             try:
                 wait = await self._claim()
@@ -190,24 +222,37 @@ class Forwarder:
         """Claim what is due and there is room for; seconds until the next look."""
         now = self._clock()
         due = [row[0] for row in await self._store.reader.run(queue.DUE_DESTINATIONS, now=now)]
-        capacity = {name: room for name in due if (room := self._room(name, now)) > 0}
+        capacity = self._capacity(due, now)
         if capacity:
-            jobs = await self._store.write(lambda tx: queue.claim_due(tx, capacity, self.claim, now))
+            memory = MEMORY - self._memory
+            jobs = await self._store.write(lambda tx: queue.claim_due(tx, capacity, self.claim, now, memory))
             self.submit(jobs)
             if jobs:
-                return 0.05  # more may be due than there was room for
+                return PAUSE  # more may be due than there was room for
+        # What is due and has no room is no reason to look soon: whoever makes room wakes us, or a back-off ends.
         ((next_at,),) = await self._store.reader.run(queue.NEXT_DUE, now=now)
-        return POLL if next_at is None else min(POLL, max(0.05, next_at - now))
+        times = [self._destinations[name].down_until for name in due if name in self._destinations]
+        soon = min((time for time in (next_at, *times) if time is not None and time > now), default=now + POLL)
+        return min(POLL, max(PAUSE, soon - now))
+
+    def _capacity(self, due: list[str], now: float) -> dict[str, int]:
+        """How many deliveries to claim for each destination; what there is room for in all goes to the first."""
+        left = IN_FLIGHT - len(self._flights) if self._memory < MEMORY else 0
+        capacity: dict[str, int] = {}
+        for name in due:
+            room = min(left, self._room(name, now))
+            if room > 0:
+                capacity[name] = room
+                left -= room
+        return capacity
 
     def _room(self, destination: str, now: float) -> int:
-        if len(self._flights) >= IN_FLIGHT or self._memory >= MEMORY:
-            return 0
         known = self._destinations.get(destination)
         if known is None:
-            return min(self._ahead, IN_FLIGHT - len(self._flights))
+            return self._ahead
         if known.down_until:
             return 1 if now >= known.down_until and not known.in_flight else 0
-        return min(self._ahead - known.in_flight, IN_FLIGHT - len(self._flights))
+        return self._ahead - known.in_flight
 
     async def _renew(self) -> None:
         claims = [(flight.job.delivery_id, flight.job.claim) for flight in self._flights.values()]
@@ -219,7 +264,11 @@ class Forwarder:
         job = flight.job
         try:
             started_at = self._clock()
-            outcome = await self._attempt(flight)
+            try:
+                outcome = await self._attempt(flight)
+            except Exception as error:
+                log.exception("attempt failed unexpectedly", delivery=job.delivery_id, message=job.message_id)
+                outcome = Outcome(OutcomeKind.TEMPORARY, None, f"not sent: {type(error).__name__}", job.destination)
             end = settle(job, outcome, started_at, self._clock(), random.random())  # noqa: S311 (jitter)
             self._note(job, outcome)
             await self._record(end)
@@ -264,13 +313,15 @@ class Forwarder:
         prefix = self._prefix(job)
         if job.data is not None:
             if not job.cut:
-                return Content(prefix, job.stored_size, job.data)
-            return Content(_mbox_line(job.data, job) + prefix, job.stored_size, without(job.data, job.cut))
+                return Content(_before(prefix, job.data), job.stored_size, job.data)
+            rest = without(job.data, job.cut)
+            return Content(_mbox_line(job.data, job) + _before(prefix, rest), job.stored_size, rest)
         if job.file is None:
             raise LookupError("the message's bytes were removed by retention")
         file = job.file
         if not job.cut:
-            return Content(prefix, job.stored_size, lambda: self._bodies.chunks(file))
+            first = await asyncio.to_thread(self._bodies.read, file, 1)
+            return Content(_before(prefix, first), job.stored_size, lambda: self._bodies.chunks(file))
         head = await asyncio.to_thread(self._bodies.read, file, INLINE)
 
         async def chunks() -> AsyncIterator[bytes]:
@@ -278,7 +329,7 @@ class Forwarder:
             async for chunk in self._bodies.chunks(file, INLINE):
                 yield chunk
 
-        return Content(_mbox_line(head, job) + prefix, job.stored_size, chunks)
+        return Content(_mbox_line(head, job) + _before(prefix, without(head, job.cut)), job.stored_size, chunks)
 
     def _prefix(self, job: Job) -> bytes:
         message_id = str(job.message_id)
@@ -307,13 +358,20 @@ class Forwarder:
             destination.down_until = 0.0
 
     async def _record(self, end: Finish) -> None:
+        """Until it is written the delivery stays under way, its claim renewed: what arrived is not sent again."""
         job, outcome = end.job, end.outcome
-        try:
-            await self._store.write(lambda tx: queue.finish(tx, end))
-        except StoreUnavailable as error:
-            # The claim stays ours in the store, so it is not attempted again before the claim ends.
-            log.error("outcome not recorded", delivery=job.delivery_id, outcome=outcome.kind.value, error=str(error))
-            return
+        while True:
+            try:
+                await self._store.write(lambda tx: queue.finish(tx, end))
+                break
+            except StoreUnavailable as error:
+                log.error(
+                    "outcome not recorded", delivery=job.delivery_id, outcome=outcome.kind.value, error=str(error)
+                )
+            except Exception:
+                log.exception("outcome can't be recorded", delivery=job.delivery_id, outcome=outcome.kind.value)
+                return  # it is attempted again when its claim ends, as possibly repeated
+            await asyncio.sleep(RECORD_AGAIN)
         level = log.info if end.state is DeliveryState.FORWARDED else log.warning
         level(
             "delivery",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ log = structlog.get_logger()
 INTERVAL = 3600.0
 #: Seconds that a body file must have been left alone before it may be an orphan: no transaction takes that long.
 ORPHAN_AGE = 3600.0
+#: Seconds by which the clock has leapt ahead when it is not to be trusted, and for how long it is not.
+LEAP = 3600.0
+DISTRUST = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +45,30 @@ class Sweeper:
         self._bodies = bodies
         self._ages = ages
         self._clock = clock
+        self._ahead = clock() - time.monotonic()
+        self._trusted_at = 0.0
 
     async def run(self) -> None:
         """Sweep until cancelled."""
         while True:
             try:
-                await self.sweep()
+                if self.trusts_clock():
+                    await self.sweep()
             except (StoreUnavailable, OSError) as error:
                 log.error("sweep failed", error=str(error))
+            except Exception:
+                log.exception("sweep failed")  # a bug here must not keep anything for ever
             await asyncio.sleep(INTERVAL)
+
+    def trusts_clock(self) -> bool:
+        """Whether things may be deleted by the clock: not on the day after it leapt ahead, for it may be corrected."""
+        passed = time.monotonic()
+        ahead = self._clock() - passed
+        leap, self._ahead = ahead - self._ahead, ahead
+        if leap > LEAP:
+            self._trusted_at = passed + DISTRUST
+            log.error("nothing is deleted: the clock leapt ahead", seconds=round(leap), hours=DISTRUST / 3600)
+        return passed >= self._trusted_at
 
     async def sweep(self) -> int:
         """Everything that is past its time, in small bites; the number of body files removed."""

@@ -45,7 +45,7 @@ class Ledger:
         self.seed = seed
         self.acknowledged: dict[int, int] = {}  # number → our id
         self.put_off: Counter[str] = Counter()  # 4xx answers
-        self.resent: Counter[int] = Counter()
+        self.tries: Counter[int] = Counter()
         self.begun = 0  # numbers given out, from 0 on
         self._large = large
         self._again: deque[int] = deque()
@@ -78,6 +78,11 @@ class Ledger:
         """Begin no more letters."""
         self._last = 0
 
+    @property
+    def resent(self) -> int:
+        """Transactions that had to be begun again."""
+        return self.tries.total() - len(self.acknowledged)
+
     async def wait_for(self, more: int, timeout: float = 60.0) -> None:
         """Until ``more`` letters than now have their 250."""
         wanted = len(self.acknowledged) + more
@@ -98,7 +103,6 @@ class Ledger:
                             await asyncio.sleep(AGAIN)
             except (OSError, asyncio.IncompleteReadError, _PutOff):  # killed under us, or not up yet
                 assert number is not None
-                self.resent[number] += 1
                 self._again.append(number)
                 await asyncio.sleep(AGAIN)
                 number = self._next()
@@ -114,6 +118,7 @@ class Ledger:
     async def _deliver(self, client: SmtpClient, number: int) -> bool:
         """One transaction; False when it was put off."""
         wire = stuff(self.letter(number)) + b".\r\n"
+        self.tries[number] += 1
         commands = ("MAIL FROM:<ann@customer.test>", f"RCPT TO:<{self.recipient(number)}>", "DATA")
         for command in commands:
             answer = await client.command(command)

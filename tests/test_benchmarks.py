@@ -10,16 +10,16 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from benchmarks import mail, processes
-from benchmarks.postfix import REAL_DOMAIN
 from benchmarks.programs import Figures, LoadFailed, Sink, compile_all, run_client
 from benchmarks.relay import Relay
 from benchmarks.report import Report
-from benchmarks.workplace import Workplace, workplace
+from benchmarks.workplace import workplace
 from tests.smtp_sink import SmtpSink
 
 pytestmark = [
@@ -152,22 +152,16 @@ def test_the_webhook_receiver_counts_posts_and_events(programs: Path) -> None:
 
 
 def test_the_relay_is_measured_and_verified(tmp_path: Path) -> None:
-    with workplace(Report(), tmp_path) as place:
-        relay = Relay(place.directory / "relay", place.next_hop.port, place.webhook.port)
-        with relay:
-            run = measured(place, relay)
+    few = mail.Workload("a few", 4096, 50, 5, 10, 0.0)
+    with ExitStack() as stack:
+        place = stack.enter_context(workplace(Report(), tmp_path))
+        relay = stack.enter_context(Relay(place.directory / "relay", place.next_hop.port, place.webhook.port))
+        mail.prepare(place, relay, mail.RECIPIENTS)
+        run = mail.run(place, relay, few, mail.Options(), few.messages)
     assert run.faults == ()
-    assert run.forwarded > 0
-    assert run.cpu > 0
+    assert min(run.forwarded, run.accepted, run.finished or 0.0, run.cpu) > 0
     assert run.memory > 10_000_000
     assert run.drained is not None
-
-
-def measured(place: Workplace, relay: Relay) -> mail.Run:
-    mail.prepare(place, relay, mail.RECIPIENTS)
-    small = mail.Workload("a few", 4096, 50, 5, 10, 0.0)
-    assert REAL_DOMAIN == "crm.test"
-    return mail.run(place, relay, small, mail.Options(), small.messages)
 
 
 def test_a_broken_promise_is_a_fail_and_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

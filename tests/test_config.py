@@ -52,7 +52,7 @@ def test_the_example_of_the_repository_loads() -> None:
     (site,) = loaded.sites
     assert site.targets[0].pool == (Address("info1", "track.example.com"), Address("info2", "track.example.com"))
     assert site.statics[0].target == site.targets[0].address
-    assert site.webhooks[0].secret is None
+    assert site.webhooks[0].secret.startswith("whsec_")
     assert loaded.data_dir == ROOT / "var"
 
 
@@ -412,7 +412,7 @@ def test_the_example_file_shows_the_defaults() -> None:
         f'[[site.target]]\naddress = "sales@example.com"\ndomain = "track.example.com"\n'
         f"pool = {site['target'][0]['pool']}\n"
         f'[[site.static]]\naddress = "card@track.example.com"\ntarget = "sales@example.com"\nlabel = "business card"\n'
-        f'[[site.webhook]]\nurl = "https://crm.example.com/hook"\n',
+        f'[[site.webhook]]\nurl = "https://crm.example.com/hook"\nsecret = "{site["webhook"][0]["secret"]}"\n',
         HERE,
     )
     assert shown.sites == minimal.sites

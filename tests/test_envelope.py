@@ -25,7 +25,8 @@ def test_an_ordinary_sender_is_rewritten_by_srs_and_reversed() -> None:
 
 
 @pytest.mark.parametrize(
-    "sender", ["иван@example.org", '"a b"@example.org', "a" * 64 + "@example.org", '"a..b"@docomo.ne.jp', "a@under_score.x"]
+    "sender",
+    ["иван@example.org", '"a b"@example.org', "a" * 64 + "@example.org", '"a..b"@docomo.ne.jp', "a@under_score.x"],
 )
 def test_a_sender_that_srs_cannot_carry_gets_an_ascii_token_of_its_message(sender: str) -> None:
     path = return_path(sender, 7, DOMAIN, KEY, NOW)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from relay.bodies import Body
 from relay.extract import Extractor
 from relay.extraction import Extraction
 from relay.store import history
@@ -88,7 +89,7 @@ async def test_a_full_house_leaves_mail_to_the_store(parts: Parts, monkeypatch: 
         monkeypatch.setattr("relay.extraction.MEMORY", 1)
         await mail(parts)
         (row,) = await parts.store.reader.all(select(messages.c.id, messages.c.extraction))
-        extraction.submit(row[0], type("B", (), {"data": b"xx", "file": None})())
+        extraction.submit(row[0], Body(2, b"", data=b"xx"))
         assert (await parts.store.reader.all(select(messages.c.extraction))) == [("waiting",)]
         monkeypatch.undo()
         extraction._work.set()

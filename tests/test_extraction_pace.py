@@ -31,7 +31,7 @@ def paced(pace: Pace, start: float, rate: float, seconds: float) -> float:
     """Messages at ``rate`` a second for ``seconds``; when the last one came."""
     count = int(rate * seconds)
     for number in range(count):
-        pace.note(start + number / rate)
+        pace.note(start + number / rate, 0)
     return start + (count - 1) / rate
 
 
@@ -43,11 +43,17 @@ def test_what_the_daemon_does_easily_is_not_thick() -> None:
 
 def test_a_burst_is_thick_before_its_first_window_is_over() -> None:
     pace = Pace()
-    pace.note(100.0)
+    pace.note(100.0, 0)
     assert not pace.is_thick(100.0)
     for _ in range(int(THICK * WINDOW)):
-        pace.note(100.01)
+        pace.note(100.01, 0)
     assert pace.is_thick(100.01)
+
+
+def test_large_messages_are_thick_sooner() -> None:
+    pace = Pace()
+    pace.note(100.0, 10_000_000)
+    assert pace.is_thick(100.0)
 
 
 def test_thick_mail_stays_thick_from_window_to_window() -> None:
@@ -74,7 +80,7 @@ def test_a_burst_an_hour_ago_says_nothing() -> None:
 def test_a_clock_set_back_is_no_burst() -> None:
     pace = Pace()
     for _ in range(10):
-        pace.note(100.0)
+        pace.note(100.0, 0)
     assert not pace.is_thick(40.0)
     assert not pace.is_thick(40.0 + WINDOW)
 
@@ -139,6 +145,7 @@ async def test_thick_mail_waits_until_it_has_waited_for_long_enough(
     async with reading(parts, clock) as extraction:
         await caught_up(parts, extraction)
         monkeypatch.setattr("relay.extraction.THICK", 0.0)
+        extraction._pace.note(clock.now, 0)
         await mail(parts, 5)
         await hand_over(parts, extraction)
         clock.now += LAG - 0.01
@@ -150,6 +157,16 @@ async def test_thick_mail_waits_until_it_has_waited_for_long_enough(
         assert list(extraction._waiting) == [10**6, 10**6 + 1]
 
 
+async def test_a_large_message_alone_is_read_at_once(parts: Parts) -> None:
+    clock = Clock()
+    async with reading(parts, clock) as extraction:
+        await caught_up(parts, extraction)
+        await mail(parts, 1)
+        ((message_id, data),) = await parts.store.reader.all(select(bodies.c.message_id, bodies.c.data))
+        extraction.submit(message_id, Body(50_000_000, b"", data=data))
+        await until_read(parts, 1)
+
+
 async def test_what_had_to_wait_is_read_as_soon_as_the_burst_is_over(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +174,7 @@ async def test_what_had_to_wait_is_read_as_soon_as_the_burst_is_over(
     async with reading(parts, clock) as extraction:
         await caught_up(parts, extraction)
         monkeypatch.setattr("relay.extraction.THICK", 0.0)
+        extraction._pace.note(clock.now, 0)
         await mail(parts, 5)
         await hand_over(parts, extraction)
         assert await states(parts) == ["waiting"] * 5
@@ -173,12 +191,13 @@ async def test_mail_without_room_waits_in_the_store_and_no_longer(
         await caught_up(parts, extraction)
         monkeypatch.setattr("relay.extraction.THICK", 0.0)
         monkeypatch.setattr("relay.extraction.IN_HAND", 2)
+        extraction._pace.note(clock.now, 0)
         await mail(parts, 5)
         await hand_over(parts, extraction)
         assert len(extraction._waiting) == 2
         assert await states(parts) == ["waiting"] * 5
         monkeypatch.setattr("relay.extraction.IN_HAND", 10)
         clock.now += LAG
-        extraction._pace.note(clock.now)  # as thick as before
+        extraction._pace.note(clock.now, 0)  # as thick as before
         await until_read(parts, 5)
         assert not extraction._behind

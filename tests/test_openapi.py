@@ -13,6 +13,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
@@ -27,10 +28,10 @@ from tests.webapi_fixtures import Api, serving
 from webapi.app import OPERATIONS, build
 from webapi.openapi import document
 
-#: Requests for each operation; all of them take some 20 s.
-EXAMPLES = 25
-#: What an answer must be: no 5xx, a status and a type that are documented, a body as documented.
-WANTED = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+#: Right requests for each operation, and as many wrong ones; all of them take some 10 s.
+EXAMPLES = 15
+#: What an answer to a right request must be: no 5xx, a status and a type that are documented, a body as documented.
+CONFORMING = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
 @pytest.fixture
@@ -117,23 +118,30 @@ def attack(url: str, token: str, known: dict[str, str]) -> None:
     for found in schema.get_all_operations():
         assert isinstance(found, Ok)
         operation = found.ok()
-
-        @settings(
-            max_examples=EXAMPLES,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(case=operation.as_strategy(), there=st.booleans())
-        def hit(case: Any, there: bool) -> None:
-            if there:
-                case.path_parameters = {name: known.get(name, value) for name, value in case.path_parameters.items()}
-            headers = {"Authorization": f"Bearer {token}", "Origin": "https://www.shop.example"}
-            response = case.call(headers=headers, timeout=10)
-            case.validate_response(response, checks=WANTED)
-
-        hit()
+        right = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+        bombard(right, token, known, CONFORMING)
+        if operation.body or operation.query:
+            wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+            bombard(wrong, token, known, [not_a_server_error])
         seen += 1
     assert seen == len(OPERATIONS)
+
+
+def bombard(cases: st.SearchStrategy[Any], token: str, known: dict[str, str], checks: list[Any]) -> None:
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases, there=st.booleans())
+    def hit(case: Any, there: bool) -> None:
+        if there:
+            case.path_parameters = {name: known.get(name, value) for name, value in case.path_parameters.items()}
+        headers = {"Authorization": f"Bearer {token}", "Origin": "https://www.shop.example"}
+        response = case.call(headers=headers, timeout=10)
+        case.validate_response(response, checks=checks)
+
+    hit()

@@ -161,6 +161,8 @@ class TestRequest:
 
     async def test_connections_are_kept_and_cookies_are_not(self, w: World, keys: Keys, crm: Receiver) -> None:
         crm.script = Answer(200, b"", {"Set-Cookie": "tracked=1"})
+        url = crm.url.replace("127.0.0.1", "localhost")  # no client keeps cookies of an address
+        await w.declare(replace(SHOP, webhooks=(hook(url, secret=keys.seal(SECRET)),)))
         async with posting(w, keys, per_webhook=1) as poster:
             poster.submit(await jobs(w, 3, poster.claim))
             await until_recorded(w, 3)

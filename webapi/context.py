@@ -141,7 +141,7 @@ def is_local(request: web.Request) -> bool:
     peer = request.app[CLIENTS].known(request.remote or "")
     if peer is None or not peer.loopback or any(name in request.headers for name in PROXY_FIELDS):
         return False
-    host = _bare(request.host)
+    host = _bare(request.headers.get("Host", ""))
     address = _parse(host)
     return host.lower() == "localhost" or (address is not None and address.is_loopback)
 

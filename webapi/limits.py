@@ -35,5 +35,7 @@ class Rate:
 
     def _level(self, key: str, now: float) -> float:
         level, at = self._filled.get(key, (float(self.per_minute), now))
-        # A clock that was set back must not empty the bucket.
-        return min(float(self.per_minute), level + max(0.0, now - at) * self.per_minute / 60.0)
+        if at > now:  # the clock was set back: the bucket keeps its level and is filled from now on
+            at = now
+            self._filled[key] = (level, now)
+        return min(float(self.per_minute), level + (now - at) * self.per_minute / 60.0)

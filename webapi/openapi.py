@@ -145,26 +145,22 @@ def _query_parameters(operation: Operation, refs: dict[Any, Document], component
     if operation.query is None:
         return []
     schema = components[_name_of(refs[operation.query])]
-    required = schema.get("required", [])
-    return [
-        {
-            "name": name,
-            "in": "query",
-            "required": name in required,
-            "description": member.get("description", ""),
-            "schema": _present({key: value for key, value in member.items() if key not in ("description", "title")}),
-        }
-        for name, member in schema["properties"].items()
-    ]
+    found = []
+    for name, member in schema["properties"].items():
+        present = _present(member)
+        described = {"description": present.pop("description")} if "description" in present else {}
+        required = name in schema.get("required", [])
+        found.append({"name": name, "in": "query", "required": required, **described, "schema": present})
+    return found
 
 
 def _present(schema: Document) -> Document:
     """The schema of a parameter that is given: null is for those left out, and cannot be written in a query."""
-    choices = [choice for choice in schema.get("anyOf", []) if choice != {"type": "null"}]
-    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default", "title")}
     if schema.get("default") is not None:
         rest["default"] = schema["default"]
-    return choices[0] | rest if len(choices) == 1 else schema
+    choices = [choice for choice in schema.get("anyOf", []) if choice != {"type": "null"}]
+    return {**choices[0], **rest} if len(choices) == 1 else rest
 
 
 def _responses(operation: Operation, refs: dict[Any, Document]) -> Document:

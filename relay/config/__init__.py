@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import tomllib
 from pathlib import Path
 
@@ -109,8 +111,12 @@ def parse(text: str, base: Path) -> Config:
 
 
 def render_initial(hostname: str, operator: str) -> str:
-    """The file that ``relay init`` writes; ``operator`` may be empty. Raises ConfigError when either is no good."""
-    text = INITIAL.format(hostname=_quoted(hostname), operator=_quoted(operator))
+    """The file that ``relay init`` writes; ``operator`` may be empty. Raises ConfigError when either is no good.
+
+    The webhook in its comments has a secret of its own, so that nobody takes one from an example.
+    """
+    secret = "whsec_" + base64.b64encode(os.urandom(32)).decode()
+    text = INITIAL.format(hostname=_quoted(hostname), operator=_quoted(operator), secret=_quoted(secret))
     parse(text, Path())
     return text
 

@@ -247,7 +247,9 @@ def webhook_secret(value: object) -> str:
     except (binascii.Error, ValueError):
         key = b""
     if prefix != "whsec_" or not 24 <= len(key) <= 64:
-        raise ValueError('must be "whsec_" and 24 to 64 octets in base64, or empty: then one is generated')
+        raise ValueError(
+            'must be "whsec_" and 24 to 64 octets in base64; this makes one: echo whsec_$(openssl rand -base64 32)'
+        )
     return text(value)
 
 
@@ -287,7 +289,7 @@ Nameserver = Annotated[Endpoint, _by(nameserver)]
 Network = Annotated[IPv4Network | IPv6Network, _by(network)]
 PublicUrl = Annotated[str, _by(public_url)]
 WebhookUrl = Annotated[str, _by(webhook_url)]
-WebhookSecret = Annotated[str | None, _by(optional(webhook_secret))]
+WebhookSecret = Annotated[str, _by(webhook_secret)]
 Origin = Annotated[str, _by(origin)]
 Storage = Annotated[Literal["sqlite"], _by(storage)]
 SiteName = Annotated[str, _by(site_name)]

@@ -31,4 +31,5 @@ next_hop = ""                   # your mail server: "smtps://user:password@mail.
 #
 # [[site.webhook]]
 # url = "https://crm.example.com/hook"
+# secret = {secret}
 """

@@ -134,7 +134,7 @@ class Webhook(Section):
     """Within its site a webhook is known by its URL: that is how its state is found again after a restart."""
 
     url: f.WebhookUrl
-    secret: f.WebhookSecret = Field(default=None, repr=False)
+    secret: f.WebhookSecret = Field(repr=False)
     fill: Literal["exact", "inferred", "likely"] = "inferred"
     enabled: bool = True
 

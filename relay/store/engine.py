@@ -198,6 +198,11 @@ class Writer:
         self.stats = WriterStats()
         self._stopping = False
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs: without it nothing is ever written again."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """Open the database and start the thread; raises sqlite3.Error or StoreUnavailable."""
         self._connection = connect(self._path)

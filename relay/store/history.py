@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, literal_column, or_, select, text
+from sqlalchemy import ColumnElement, CompoundSelect, and_, false, literal_column, select, text, union_all
 
 from relay.core.mime import Part
-from relay.core.model import WORST_FIRST
+from relay.core.model import WORST_FIRST, DeliveryState
 from relay.store import queue
 from relay.store.engine import Reader, Row
 from relay.store.schema import (
@@ -139,8 +139,7 @@ _DELIVERY_NAMES = tuple(column.name for column in _DELIVERY)
 async def page(reader: Reader, wanted: Filter, limit: int) -> list[MessageRow]:
     """At most ``limit`` messages, newest first; raises StoreUnavailable."""
     query = select(*_MESSAGE).where(*_conditions(wanted)).order_by(messages.c.id.desc()).limit(limit)
-    expression = match_expression(wanted.query) if wanted.query is not None else None
-    rows = await reader.all(query, {"expression": expression} if expression else {})
+    rows = await reader.all(query)
     return await _with_deliveries(reader, rows, wanted.sites)
 
 
@@ -157,33 +156,46 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     if wanted.sender is not None:
         found.append(messages.c.sender == wanted.sender)
     if wanted.query is not None:
-        if match_expression(wanted.query) is None:
-            found.append(literal_column("0 = 1"))
+        expression = match_expression(wanted.query)
+        if expression is None:
+            found.append(false())
         else:
-            found.append(
-                text("messages.id IN (SELECT rowid FROM message_search WHERE message_search MATCH :expression)")  # type: ignore[arg-type]
-            )
-    if wanted.sites is not None or wanted.visit is not None:
-        of_message = [deliveries.c.message_id == messages.c.id]
-        if wanted.sites is not None:
-            of_message.append(deliveries.c.site_id.in_(sorted(wanted.sites)))
-        if wanted.visit is not None:
-            numbered = select(visits.c.id).where(*_numbered(wanted.visit, wanted.sites))
-            by_visit = deliveries.c.visit_id.in_(numbered)
-            of_message.append(or_(by_visit, deliveries.c.claimed_number == wanted.visit))
-        found.append(select(deliveries.c.id).where(and_(*of_message)).exists())
+            matching = text("SELECT rowid FROM message_search WHERE message_search MATCH :expression")
+            found.append(messages.c.id.in_(matching.bindparams(expression=expression).columns(messages.c.id)))
+    if wanted.visit is not None:
+        found.append(messages.c.id.in_(_of_visit(wanted.visit, wanted.sites)))
+    elif wanted.sites is not None:
+        seen = and_(deliveries.c.message_id == messages.c.id, deliveries.c.site_id.in_(sorted(wanted.sites)))
+        found.append(select(deliveries.c.id).where(seen).exists())
     return found
+
+
+def _of_visit(number: str, sites_seen: frozenset[int] | None) -> CompoundSelect[Any]:
+    """Ids of the messages of the visits with this number, stated or claimed: one index each."""
+    numbered = select(visits.c.id).where(*_numbered(number, sites_seen))
+    stated = select(deliveries.c.message_id).where(deliveries.c.visit_id.in_(numbered))
+    claimed = select(deliveries.c.message_id).where(deliveries.c.claimed_number == number)
+    if sites_seen is not None:
+        stated, claimed = (part.where(deliveries.c.site_id.in_(sorted(sites_seen))) for part in (stated, claimed))
+    return union_all(stated, claimed)
 
 
 def _in_state(state: str, sites_seen: frozenset[int] | None) -> list[ColumnElement[bool]]:
     """Who sees only some sites sees the worst state of their deliveries."""
+    # A message is in no better state than any of its deliveries, and the index holds those that are not forwarded. It
+    # serves only what the text proves to be in it.
+    unfinished = [] if state == DeliveryState.FORWARDED.value else [messages.c.state != literal_column("'forwarded'")]
     if sites_seen is None:
-        return [messages.c.state == state]
+        return [messages.c.state == state, *unfinished]
     seen = select(deliveries.c.id).where(
         deliveries.c.message_id == messages.c.id, deliveries.c.site_id.in_(sorted(sites_seen))
     )
     worse = [known.value for known in itertools.takewhile(lambda known: known != state, WORST_FIRST)]
-    return [seen.where(deliveries.c.state == state).exists(), ~seen.where(deliveries.c.state.in_(worse)).exists()]
+    return [
+        *unfinished,
+        seen.where(deliveries.c.state == state).exists(),
+        ~seen.where(deliveries.c.state.in_(worse)).exists(),
+    ]
 
 
 def _numbered(number: str, sites_seen: frozenset[int] | None) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

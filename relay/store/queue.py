@@ -7,6 +7,7 @@ a crash cannot loop tightly. On SQLite there is one process, so its start voids 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ _DUE = (
 )
 
 DUE_DESTINATIONS = Statement(select(deliveries.c.destination).where(*_DUE).distinct())
-NEXT_DUE = Statement(select(func.min(deliveries.c.next_at)).where(_OPEN, deliveries.c.claimed_until < bindparam("now")))
+NEXT_DUE = Statement(select(func.min(deliveries.c.next_at)).where(_OPEN, deliveries.c.next_at > bindparam("now")))
 _DUE_AT = Statement(
     select(
         deliveries.c.id,
@@ -136,10 +137,15 @@ class Finish:
     possibly_repeated: bool = False
 
 
-def claim_due(tx: Tx, capacity: Mapping[str, int], claim: str, now: float) -> list[Job]:
-    """Claim what is due, at most ``capacity[destination]`` each, oldest first."""
-    jobs = []
+def claim_due(tx: Tx, capacity: Mapping[str, int], claim: str, now: float, memory: float = math.inf) -> list[Job]:
+    """Claim what is due, at most ``capacity[destination]`` each, oldest first.
+
+    Ends with the first destination after which the bodies take ``memory`` octets.
+    """
+    jobs: list[Job] = []
     for destination, most in capacity.items():
+        if jobs and sum(len(job.data or b"") for job in jobs) >= memory:
+            break
         for row in tx.all(_DUE_AT, destination=destination, now=now, most=most):
             tx.run(_CLAIM, delivery=row[0], claim=claim, until=now + CLAIM)
             jobs.append(_job(row, claim))

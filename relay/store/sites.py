@@ -46,13 +46,12 @@ class StaticDefinition:
 
 @dataclass(frozen=True, slots=True)
 class WebhookDefinition:
-    """``secret`` is sealed already; None: the webhook keeps its own, or gets ``fresh`` (sealed) if it is new."""
+    """``secret`` is sealed already; None: a webhook that exists keeps its own."""
 
     url: str
     secret: str | None
     fill: str
     enabled: bool = True
-    fresh: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,14 +385,13 @@ def _set_webhooks(
 
 def add_webhook(tx: Tx, site_id: int, webhook: WebhookDefinition, now: float, *, declared: bool = False) -> int:
     """A webhook of the site; its id. Raises ValueError when it has no secret."""
-    secret = webhook.secret or webhook.fresh
-    if secret is None:
+    if webhook.secret is None:
         raise ValueError("a new webhook needs a secret")
     return tx.insert(
         _INSERT_WEBHOOK,
         site_id=site_id,
         url=webhook.url,
-        secret=secret,
+        secret=webhook.secret,
         fill=webhook.fill,
         enabled=int(webhook.enabled),
         disabled_reason=None if webhook.enabled else SWITCHED_OFF,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,7 +46,14 @@ class Store:
         return await self.writer.run(verb, idle=idle)
 
     async def redefine(self, verb: Verb[T]) -> T:
-        """Run a verb that changes sites, targets or routes, then refresh what is kept in memory of them."""
+        """Run a verb that changes sites, targets or routes, then refresh what is kept in memory of them.
+
+        Who is cancelled meanwhile doesn't wait any more, but the verb is run, and so is the refreshing: memory that is
+        behind the database would stay so until the next change.
+        """
+        return await asyncio.shield(self._redefine(verb))
+
+    async def _redefine(self, verb: Verb[T]) -> T:
         try:
             return await self.writer.run(verb)
         finally:

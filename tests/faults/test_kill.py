@@ -55,7 +55,7 @@ async def settled(relay: World, ledger: Ledger, under_way: Counter[int]) -> str:
     account.must_balance(ledger, under_way)
     assert await relay.row("PRAGMA integrity_check") == ("ok",)
     return (
-        f"{len(ledger.acknowledged)} letters acknowledged, {ledger.resent.total()} sent again by their sender, "
+        f"{len(ledger.acknowledged)} letters acknowledged, {ledger.resent} sent again by their sender, "
         f"{under_way.total()} under way at a kill, {account.repeats} came twice, {account.reposts} were posted twice"
     )
 

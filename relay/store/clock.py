@@ -1,0 +1,36 @@
+"""What the store does when the system's clock was set back: nothing may wait for a time that lies that far ahead."""
+
+from __future__ import annotations
+
+from sqlalchemy import bindparam, update
+
+from relay.core.model import DeliveryState
+from relay.store.engine import Statement, Tx
+from relay.store.schema import deliveries, posts, routes
+
+_OPEN = deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value])
+_LATER = bindparam("now")
+_BY = bindparam("by")
+_DELIVERIES = Statement(
+    update(deliveries)
+    .where(_OPEN, deliveries.c.joined_id.is_(None), deliveries.c.next_at > _LATER)
+    .values(next_at=deliveries.c.next_at - _BY)
+)
+_POSTS = Statement(
+    update(posts).where(posts.c.state == "waiting", posts.c.next_at > _LATER).values(next_at=posts.c.next_at - _BY)
+)
+_LEASES = Statement(
+    update(routes)
+    .where(routes.c.leased_until > bindparam("alive"), routes.c.kind == "pool", routes.c.retired_at.is_(None))
+    .values(leased_until=routes.c.leased_until - _BY)
+)
+
+
+def set_back(tx: Tx, by: float, now: float) -> None:
+    """The clock went back ``by`` seconds and says ``now``: move what waits with it, and the leases that were alive.
+
+    A delivery or post that was to be tried within these seconds anyway is due at once.
+    """
+    tx.run(_DELIVERIES, now=now, by=by)
+    tx.run(_POSTS, now=now, by=by)
+    tx.run(_LEASES, alive=now + by, by=by)

@@ -1,0 +1,153 @@
+"""A full disk puts mail off and loses none; a failing one is never believed to have written anything."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import DaemonFailed
+from tests.faults.injection import injecting, strace_problem
+from tests.faults.test_kill import settled
+from tests.faults.volume import fill, tmpfs
+from tests.ledger import SOAK, Ledger, seeded
+from tests.scenarios.world import DOMAIN, World, letter, unique_letter, world
+from tests.smtp_client import Answer, SmtpClient
+from tests.smtp_sink import SmtpSink
+
+pytestmark = pytest.mark.fault
+
+BASE = f"plus@{DOMAIN}"
+MIB = 1 << 20
+#: Times the disk is filled up and freed.
+ROUNDS = 20 if SOAK else 2
+LARGE = letter("large", "A line of text that is not so very long.\r\n" * 50_000)
+
+
+def bodies(relay: World) -> list[Path]:
+    return list((relay.daemon.data_dir / "bodies").iterdir())
+
+
+async def mail_answer(relay: World) -> Answer:
+    """What the daemon says to MAIL."""
+    async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+        return await client.command("MAIL FROM:<ann@customer.test>")
+
+
+async def test_a_nearly_full_disk_puts_new_mail_off_while_all_else_goes_on_and_ends_by_itself(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", 64 * MIB, "a nearly full disk") as disk:
+        settings = {"data_dir": str(disk / "data"), "smtp": {"min_free": 16 * MIB}}
+        sink = SmtpSink(script={"rcpt": ["450 4.2.1 later"]})
+        async with world(tmp_path, settings, sink=sink, start=False) as relay:
+            await asyncio.to_thread(relay.daemon.start)
+            content = unique_letter()
+            waiting = await relay.mail(BASE, content)
+            await relay.forwarded(waiting, "deferred")
+            filler = fill(disk, 8 * MIB)
+            await relay.until(lambda: mail_answer(relay), lambda answer: answer.short == "452 4.3.1")
+            await relay.cli("queue", "retry", "--all")
+            await relay.arrived(content)
+            bound = await relay.bind("sales@example.test")
+            assert bound["addresses"]
+            await relay.call("GET", "/v1/messages")
+            filler.unlink()
+            await relay.until(lambda: mail_answer(relay), lambda answer: answer.code == 250)
+            relay.daemon.kill()
+
+
+async def test_a_full_disk_puts_mail_off_and_what_was_acknowledged_before_and_after_is_all_there(
+    tmp_path: Path,
+) -> None:
+    with tmpfs(tmp_path / "disk", 64 * MIB, "a full disk") as disk:
+        chance = seeded("full disk")
+        ledger = Ledger(chance.randrange(10**6))
+        settings = {"data_dir": str(disk / "data"), "smtp": {"min_free": 0}}
+        async with world(tmp_path, settings, start=False) as relay:
+            await asyncio.to_thread(relay.daemon.start)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ledger.send(lambda: relay.daemon.smtp_port))
+                for _ in range(ROUNDS):
+                    await ledger.wait_for(chance.randrange(5, 30))
+                    filler = await asyncio.to_thread(fill, disk, 0)
+                    refusals = ledger.put_off.total()
+                    await relay.until(lambda: answered(ledger), lambda total, before=refusals: total >= before + 20)
+                    await asyncio.to_thread(filler.unlink)
+                ledger.stop()
+            print(f"{ROUNDS} times full: {dict(ledger.put_off)}, {await settled(relay, ledger, Counter())}")
+            assert set(ledger.put_off) <= {"451 4.3.0", "451 4.3.2", "452 4.3.1"}
+            relay.daemon.kill()
+
+
+async def answered(ledger: Ledger) -> int:
+    return ledger.put_off.total()
+
+
+async def test_a_large_message_that_fills_the_disk_gets_452_and_leaves_nothing(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", 32 * MIB, "a disk that a message fills") as disk:
+        async with world(tmp_path, {"data_dir": str(disk / "data")}, start=False) as relay:
+            await asyncio.to_thread(relay.daemon.start)
+            await relay.mail(BASE, unique_letter())
+            filler = fill(disk, MIB)
+            assert (await relay.answer(LARGE, BASE)).short == "452 4.3.1"
+            assert bodies(relay) == []
+            filler.unlink()
+            message = await relay.mail(BASE, LARGE)
+            assert await relay.octets("GET", f"/v1/messages/{message}/raw") == LARGE
+            relay.daemon.kill()
+
+
+@pytest.mark.parametrize(
+    ("rule", "content"),
+    [
+        ("fdatasync:error=EIO:when=1", b""),
+        ("pwrite64:error=ENOSPC:when=1", b""),
+        ("fsync:error=EIO:when=1", LARGE),
+        ("openat:error=EMFILE:when=1..2", LARGE),
+    ],
+    ids=["the store's sync", "the store's write", "a large body's sync", "a large body's file"],
+)
+async def test_what_could_not_be_written_for_sure_is_not_acknowledged_and_the_next_try_is(
+    rule: str, content: bytes, tmp_path: Path
+) -> None:
+    if problem := strace_problem():
+        pytest.skip(f"NOT TESTED, {rule}: {problem}")
+    content = content or unique_letter()
+    async with world(tmp_path) as relay:
+        await relay.mail(BASE, unique_letter())
+        async with injecting(relay.daemon.pid, rule):
+            answer = await relay.answer(content, BASE)
+        assert answer.code // 100 == 4, answer
+        assert [row for row in await relay.rows("SELECT size FROM messages") if row[0] == len(content)] == []
+        message = await relay.mail(BASE, content)
+        (received,) = await relay.arrived(content)
+        assert received.content.endswith(content)
+        assert await relay.octets("GET", f"/v1/messages/{message}/raw") == content
+        assert len(bodies(relay)) == (content is LARGE)
+
+
+async def test_a_foreign_lock_on_the_database_puts_mail_off_until_it_is_gone(tmp_path: Path) -> None:
+    async with world(tmp_path) as relay:
+        with closing(sqlite3.connect(relay.daemon.data_dir / "relay.db", isolation_level=None)) as foreign:
+            foreign.execute("BEGIN IMMEDIATE")
+            assert (await relay.answer(unique_letter(), BASE)).short == "451 4.3.2"
+            foreign.execute("ROLLBACK")
+        content = unique_letter()
+        await relay.mail(BASE, content)
+        await relay.arrived(content)
+
+
+async def test_a_damaged_database_is_neither_served_nor_replaced(tmp_path: Path) -> None:
+    async with world(tmp_path, start=False) as relay:
+        await asyncio.to_thread(relay.daemon.start)
+        await relay.mail(BASE, unique_letter())
+        assert await asyncio.to_thread(relay.daemon.stop) == 0
+        path = relay.daemon.data_dir / "relay.db"
+        damaged = b"not a database " * 1000 + path.read_bytes()[15_000:]
+        path.write_bytes(damaged)
+        with pytest.raises(DaemonFailed, match="not a database|malformed"):
+            await asyncio.to_thread(relay.daemon.start)
+        assert path.read_bytes() == damaged

@@ -1,0 +1,167 @@
+"""Senders, next hops and the machine itself giving up at the worst moment."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from collections import Counter
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.ledger import SOAK, Account, Ledger, is_drained
+from tests.scenarios.world import DOMAIN, World, letter, site, target, unique_letter, world
+from tests.smtp_client import SmtpClient
+from tests.smtp_sink import Close, SinkSession, SmtpSink, Stall, Step
+
+pytestmark = pytest.mark.fault
+
+BASE = f"plus@{DOMAIN}"
+SMALL = letter("small", "x" * 70 + "\r\n")
+LARGE = letter("large", "A line of text that is not so very long.\r\n" * 50_000)
+#: Messages whose next hop hangs up after the final dot.
+DROPS = 1000 if SOAK else 20
+
+
+@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("reset", [False, True], ids=["closes", "resets"])
+async def test_a_sender_that_dies_in_the_middle_of_a_message_leaves_nothing_behind(
+    content: bytes, reset: bool, tmp_path: Path
+) -> None:
+    async with world(tmp_path) as relay:
+        async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+            assert (await client.start(f"<{BASE}>")).code == 354
+            await client.send(content[: len(content) - 20])
+            if content is LARGE:  # part of it is on disk by now
+                await relay.until(lambda: asyncio.to_thread(files, relay), bool)
+            if reset:
+                client.reset()
+        await relay.daemon.logged("SMTP session", messages=0, helo="client.test")
+        assert await relay.rows("SELECT id FROM messages") == []
+        assert files(relay) == []
+        await relay.mail(BASE, content)
+        await relay.arrived(content)
+
+
+def files(relay: World) -> list[Path]:
+    return list((relay.daemon.data_dir / "bodies").iterdir())
+
+
+async def test_a_sender_that_is_gone_before_its_250_and_sends_again_is_not_forwarded_twice(tmp_path: Path) -> None:
+    async with world(tmp_path) as relay:
+        for content in (SMALL, LARGE):
+            async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+                assert (await client.start(f"<{BASE}>")).code == 354
+                await client.send(content + b".\r\n")
+                client.writer.close()
+            await relay.daemon.logged("message", size=len(content), resent=False)
+            message = await relay.mail(BASE, content)
+            await relay.forwarded(message)
+        last = unique_letter()
+        await relay.mail(BASE, last)
+        await relay.arrived(last)
+        assert [len(await relay.arrived(content)) for content in (SMALL, LARGE)] == [1, 1]
+        assert len(files(relay)) == 1
+        assert await relay.rows("SELECT kind FROM paths ORDER BY id LIMIT 4") == [("first",), ("repeat",)] * 2
+
+
+async def test_a_next_hop_that_hangs_up_after_the_dot_gets_the_mail_again_flagged(tmp_path: Path) -> None:
+    seen: set[bytes] = set()
+    sink = SmtpSink()
+
+    def hangs_up_once(session: SinkSession, line: str) -> Step:
+        wire = sink.messages[-1].wire
+        subject = wire[wire.index(b"\r\nSubject: letter ") :][:40]
+        if subject in seen:
+            return None
+        seen.add(subject)
+        return Close()
+
+    sink.script["dot"] = hangs_up_once
+    ledger = Ledger(1)
+    async with world(tmp_path, sink=sink) as relay:
+        await ledger.send(lambda: relay.daemon.smtp_port, most=DROPS)
+        await relay.until(
+            lambda: relay.row("SELECT count(*) FROM attempts WHERE outcome = 'ambiguous'"), lambda row: row == (DROPS,)
+        )
+        assert await relay.rows("SELECT DISTINCT state, possibly_repeated FROM deliveries") == [("deferred", 1)]
+        await relay.cli("queue", "retry", "--all")
+        await relay.until(lambda: asyncio.to_thread(is_drained, relay.daemon), bool)
+        account = await asyncio.to_thread(Account.of, relay.daemon, sink.messages, relay.crm.posts)
+        account.must_balance(ledger, Counter(range(DROPS)))
+        assert account.repeats == DROPS
+        assert len(sink.accepted) == DROPS
+        print(f"\n{DROPS} hang-ups after the dot: all arrived, each once more and flagged")
+
+
+async def test_a_next_hop_that_dies_before_the_dot_gets_the_mail_again_and_nothing_is_flagged(tmp_path: Path) -> None:
+    sink = SmtpSink(script={"content": [Close(), Close("421 4.3.2 going down")]})
+    async with world(tmp_path, sink=sink) as relay:
+        contents = [unique_letter(), LARGE]
+        for content in contents:
+            await relay.forwarded(await relay.mail(BASE, content), "deferred")
+        await relay.cli("queue", "retry", "--all")
+        for content in contents:
+            assert len(await relay.arrived(content)) == 1
+        assert await relay.rows("SELECT DISTINCT possibly_repeated FROM deliveries") == [(0,)]
+
+
+async def test_a_next_hop_that_stops_reading_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        stuck = await stack.enter_async_context(SmtpSink(script={"content": lambda session, line: Stall()}))
+        sites = [
+            site(
+                target("stuck@example.test", "plus", next_hop=f"smtp://{stuck.address}"),
+                target("plus@example.test", "plus"),
+            )
+        ]
+        relay = await stack.enter_async_context(world(tmp_path, sites=sites))
+        for number in range(30):
+            await relay.mail(f"stuck+{number}@{DOMAIN}", LARGE)
+        content = unique_letter()
+        await relay.mail(BASE, content)
+        await relay.arrived(content)
+        assert stuck.accepted == []
+        relay.daemon.kill()  # a stop would give the attempts their grace
+
+
+async def test_more_connections_than_file_descriptors_leave_the_daemon_alive_and_the_mail_safe(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as relay:
+        pid = relay.daemon.pid
+        await relay.mail(BASE, unique_letter())
+        used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 20, hard))
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(await SmtpClient.connect(relay.daemon.smtp_port)) for _ in range(60)
+            ]
+            served = [client for client in clients if client.reader.at_eof() or await greeted(client)]
+            assert 0 < len(served) < 60
+        content = unique_letter()
+        message = await relay.until(lambda: taken(relay, content), bool)
+        assert message
+        await relay.until(lambda: relay.rows("SELECT state FROM deliveries ORDER BY id DESC LIMIT 1"), bool)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+        await relay.cli("queue", "retry", "--all")
+        assert len(await relay.arrived(content)) == 1
+        assert json.loads(await relay.cli("queue", "list", "--json")) == []
+
+
+async def greeted(client: SmtpClient) -> bool:
+    try:
+        async with asyncio.timeout(0.5):
+            return (await client.answer()).code == 220
+    except (TimeoutError, OSError, asyncio.IncompleteReadError):
+        return False
+
+
+async def taken(relay: World, content: bytes) -> bool:
+    try:
+        return (await relay.answer(content, BASE)).code == 250
+    except (OSError, asyncio.IncompleteReadError):
+        return False
