@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import resource
 import signal
 import socket
 import time
@@ -15,7 +17,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import structlog
-from aiohttp import web
 
 from relay import background, commands, notify
 from relay.bodies import Bodies
@@ -46,6 +47,8 @@ log = structlog.get_logger()
 
 #: Seconds that mail being received, forwarded and posted has to come to its end when the daemon stops.
 GRACE = 20.0
+#: Open files that the process asks to be allowed.
+FILES = 65_536
 Clock = Callable[[], float]
 
 
@@ -121,6 +124,7 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
 
 async def serve_forever(config: Config) -> None:
     """Run until SIGTERM or SIGINT; SIGHUP is answered at once, for certificates reload by themselves."""
+    _raise_file_limit()
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -128,6 +132,8 @@ async def serve_forever(config: Config) -> None:
     async with AsyncExitStack() as stack:
         daemon = await stack.enter_async_context(running(config))
         loop.add_signal_handler(signal.SIGHUP, _reloaded)
+        gc.collect()
+        gc.freeze()  # what was imported stays for good, so no collection has to walk over it
         notify.ready(f"SMTP {daemon.smtp.ports}, HTTP {daemon.http_ports}")
         # A stuck event loop sends nothing; a stop is watched, too.
         watchdog = asyncio.create_task(notify.watchdog(lambda: stopping.is_set() or daemon.store.writer.is_alive))
@@ -135,6 +141,15 @@ async def serve_forever(config: Config) -> None:
         notify.stopping("finishing what is under way")
         log.info("stopping")
     watchdog.cancel()
+
+
+def _raise_file_limit() -> None:
+    """A connection is a file, and shells give a process 1024: as many as the administrator allows it, within reason."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a second limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _reloaded() -> None:
@@ -205,14 +220,16 @@ async def _start_http(
     stack.push_async_callback(runner.cleanup)
     http = config.http
     tls = TlsFiles(http.tls_cert, http.tls_key).lasting() if http.tls_cert and http.tls_key else None
+    loop, door = asyncio.get_running_loop(), web_app.door(runner)
+    ports = []
     for where in _listen(http.listen, handed, "http"):
-        site: web.BaseSite
         if isinstance(where, socket.socket):
-            site = web.SockSite(runner, where, ssl_context=tls)
+            server = await loop.create_server(door, sock=where, ssl=tls)
         else:
-            site = web.TCPSite(runner, *where, ssl_context=tls)
-        await site.start()
-    return [address[1] for address in runner.addresses]
+            server = await loop.create_server(door, *where, ssl=tls)
+        stack.callback(server.close)
+        ports += [sock.getsockname()[1] for sock in server.sockets]
+    return ports
 
 
 def _listen(wanted: Sequence[Endpoint | str], handed: Sequence[socket.socket], name: str) -> list[Listen]:

@@ -1,4 +1,4 @@
-"""Notices that the system's clock was set: what is planned by the time of day must neither stall nor all end at once."""
+"""Notices that the clock of the system was set: what is planned by the time of day must not wait for a wrong year."""
 
 from __future__ import annotations
 

@@ -41,7 +41,10 @@ BITE = 100
 #: Seconds between two looks at the store when nothing wakes us.
 POLL = 5.0
 
-_NEVER = float("inf")
+
+def _is_ahead(time: float, now: float, most: float) -> bool:
+    """Whether ``time`` is still to come. More than ``most`` ahead it is not: a clock set back holds nothing up."""
+    return time - most <= now < time
 
 
 class Pace:
@@ -157,7 +160,7 @@ class Extraction:
         hold = self._pace.is_thick(now) and not self._is_late(now)
         while self._waiting and len(self._reading) < AT_ONCE:
             message = next(iter(self._waiting.values()))
-            if hold and now < message.latest:
+            if hold and _is_ahead(message.latest, now, LAG):
                 return
             del self._waiting[message.id]
             task = asyncio.create_task(self._read(message.id, message.data, message.file))
@@ -165,7 +168,7 @@ class Extraction:
             task.add_done_callback(partial(self._end, message))
 
     def _is_late(self, now: float) -> bool:
-        return self._behind and now >= self._behind_until
+        return self._behind and not _is_ahead(self._behind_until, now, LAG)
 
     def _end(self, message: _Message, task: asyncio.Task[None]) -> None:
         del self._reading[message.id]

@@ -21,7 +21,7 @@ from relay.secrets import Keys
 from relay.smtp_session import Recipient as Addressee
 from relay.smtp_session import Refused, Transaction
 from relay.store import messages
-from relay.store.engine import StoreUnavailable
+from relay.store.engine import CommitUnknown, StoreUnavailable
 from relay.store.messages import Incoming, Job, Recipient
 from relay.store.routes import Route
 from relay.store.store import Store
@@ -166,8 +166,8 @@ class Intake:
                     tx, incoming, recipients, claim=claim, expires_at=expires_at, window=policy.window, looped=looped
                 )
             )
-        except StoreUnavailable:
-            raise Refused(reply.STORE_UNAVAILABLE) from None
+        except StoreUnavailable as error:
+            raise Refused(reply.STORE_UNAVAILABLE, body_stays=isinstance(error, CommitUnknown)) from None
         if claim is not None:
             forwarding.submit(accepted.jobs)
         else:

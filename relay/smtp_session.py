@@ -71,11 +71,15 @@ class Transaction:
 
 
 class Refused(Exception):
-    """What ``Intake`` raises to answer with a reply of its own."""
+    """What ``Intake`` raises to answer with a reply of its own.
 
-    def __init__(self, reply: Reply) -> None:
+    ``body_stays``: a body in a file is left where it is, for its row may have been committed all the same.
+    """
+
+    def __init__(self, reply: Reply, *, body_stays: bool = False) -> None:
         super().__init__(reply.line)
         self.reply = reply
+        self.body_stays = body_stays
 
 
 class Intake(Protocol):
@@ -90,8 +94,9 @@ class Intake(Protocol):
     async def accept(self, transaction: Transaction) -> str:
         """Take the message, durably, and return our id of it. Raises Refused: then nothing of it was kept.
 
-        Never cancelled because the client went away. After any exception but Refused a body in a file stays where
-        it is, for nobody knows whether its row was committed; the sweep for orphans decides.
+        Never cancelled because the client went away. After any other exception, and after Refused with
+        ``body_stays``, a body in a file stays where it is, for nobody knows whether its row was committed; the sweep
+        for orphans decides.
         """
 
 
@@ -339,7 +344,8 @@ class Session(Stream):
         try:
             message_id = await self._service.intake.accept(transaction)
         except Refused as refused:
-            reception.discard()
+            if not refused.body_stays:
+                reception.discard()
             return refused.reply
         except Exception:
             log.exception("message not accepted", ip=self._ip)  # and its file, if it has one, is left: see Intake

@@ -11,7 +11,6 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import func, select
 
-from relay.config import Forward
 from relay.core.model import OutcomeKind
 from relay.store import events, retention, search
 from relay.store.messages import Accepted
@@ -27,25 +26,12 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         yield found
 
 
-async def get(api: Api, path: str, *sites: str) -> Any:
-    """The answer to a viewer of these sites."""
-    status, answer = await api.call("GET", path, token=await api.token("viewer", *sites))
-    assert status == 200, answer
-    return answer
-
-
-async def letter(api: Api, *addresses: str, number: int = 0, **changes: Any) -> Accepted:
-    """A letter unlike all others."""
-    body = b"From: ann@example.org\r\n\r\n%d\r\n" % number
-    return await api.w.accept(*addresses, **{"claim": None, "body": body} | changes)
-
-
 class TestItem:
     async def test_has_the_fields_of_the_contract(self, api: Api) -> None:
         visit, substitute = await api.w.shown()
-        accepted = await letter(api, substitute)
+        accepted = await api.letter(substitute)
         await api.w.extract(accepted.message_id, subject="Offer", attachments=[part(name="Angebot & Preis.pdf")])
-        answer = await get(api, "/v1/messages")
+        answer = await api.get("/v1/messages")
         (item,) = answer["items"]
         url = item["attachments"][0].pop("url")
         assert item == {
@@ -73,63 +59,63 @@ class TestItem:
         api.w.pass_time(1000)
         third, again = await api.w.shown(page="https://www.shop.example/?utm_source=c")
         assert again == substitute
-        await letter(api, substitute)
-        (item,) = (await get(api, "/v1/messages"))["items"]
+        await api.letter(substitute)
+        (item,) = (await api.get("/v1/messages"))["items"]
         assert item["visit"] is None
         assert item["attribution"]["state"] == "likely"
         assert [candidate["visit"] for candidate in item["attribution"]["candidates"]] == [third, first]
         assert sum(candidate["probability"] for candidate in item["attribution"]["candidates"]) == pytest.approx(1)
 
     async def test_a_claimed_number_is_the_visit(self, api: Api) -> None:
-        await letter(api, f"help+4711@{TRACK}")
-        (item,) = (await get(api, "/v1/messages"))["items"]
+        await api.letter(f"help+4711@{TRACK}")
+        (item,) = (await api.get("/v1/messages"))["items"]
         assert (item["visit"], item["attribution"]["state"]) == ("4711", "claimed")
 
     async def test_mail_to_the_operator_is_seen_by_tokens_for_all_sites_only(self, api: Api) -> None:
-        await letter(api, "postmaster@mx.example")
-        (item,) = (await get(api, "/v1/messages"))["items"]
+        await api.letter("postmaster@mx.example")
+        (item,) = (await api.get("/v1/messages"))["items"]
         assert (item["site"], item["attribution"]["state"]) == (None, "none")
-        assert (await get(api, "/v1/messages", "shop", "other"))["items"] == []
+        assert (await api.get("/v1/messages", "shop", "other"))["items"] == []
 
     async def test_the_best_attributed_delivery_speaks_for_the_message(self, api: Api) -> None:
         visit, substitute = await api.w.shown()
-        await letter(api, f"help@{TRACK}", substitute)
-        (item,) = (await get(api, "/v1/messages"))["items"]
+        await api.letter(f"help@{TRACK}", substitute)
+        (item,) = (await api.get("/v1/messages"))["items"]
         assert (item["visit"], item["attribution"]["state"]) == (visit, "exact")
         assert item["receivers"] == [f"help@{TRACK}", substitute]
 
     async def test_links_end_with_the_bytes(self, api: Api) -> None:
-        accepted = await letter(api, f"card@{TRACK}")
+        accepted = await api.letter(f"card@{TRACK}")
         await api.w.extract(accepted.message_id, attachments=[part()])
         await api.w.store.write(lambda tx: tx.sql("UPDATE messages SET raw_removed_at = 1"))
-        (item,) = (await get(api, "/v1/messages"))["items"]
+        (item,) = (await api.get("/v1/messages"))["items"]
         assert item["attachments"][0]["url"] is None
 
 
 class TestPaging:
     async def test_pages_are_newest_first_and_complete(self, api: Api) -> None:
-        ids = [str((await letter(api, f"card@{TRACK}", number=n)).message_id) for n in range(7)]
+        ids = [str((await api.letter(f"card@{TRACK}", number=n)).message_id) for n in range(7)]
         seen, cursor = [], ""
         for _ in range(4):
-            answer = await get(api, f"/v1/messages?limit=2{cursor}")
+            answer = await api.get(f"/v1/messages?limit=2{cursor}")
             seen += [item["id"] for item in answer["items"]]
             cursor = f"&cursor={answer['next']}"
         assert seen == ids[::-1]
         assert answer["next"] is None
 
     async def test_what_arrives_meanwhile_does_not_shift_the_pages(self, api: Api) -> None:
-        ids = [str((await letter(api, f"card@{TRACK}", number=n)).message_id) for n in range(3)]
-        first = await get(api, "/v1/messages?limit=2")
-        await letter(api, f"card@{TRACK}", number=9)
-        second = await get(api, f"/v1/messages?limit=2&cursor={first['next']}")
+        ids = [str((await api.letter(f"card@{TRACK}", number=n)).message_id) for n in range(3)]
+        first = await api.get("/v1/messages?limit=2")
+        await api.letter(f"card@{TRACK}", number=9)
+        second = await api.get(f"/v1/messages?limit=2&cursor={first['next']}")
         assert [item["id"] for item in second["items"]] == ids[:1]
 
     async def test_fifty_items_unless_told_otherwise(self, api: Api) -> None:
         for n in range(52):
-            await letter(api, f"card@{TRACK}", number=n)
-        answer = await get(api, "/v1/messages")
+            await api.letter(f"card@{TRACK}", number=n)
+        answer = await api.get("/v1/messages")
         assert len(answer["items"]) == 50
-        assert len((await get(api, "/v1/messages?limit=200"))["items"]) == 52
+        assert len((await api.get("/v1/messages?limit=200"))["items"]) == 52
 
     @pytest.mark.parametrize(
         ("query", "field"),
@@ -172,14 +158,14 @@ class TestPaging:
 
 class TestFilters:
     async def ids(self, api: Api, query: str, *sites: str) -> list[int]:
-        return [int(item["id"]) for item in (await get(api, f"/v1/messages?{query}", *sites))["items"]]
+        return [int(item["id"]) for item in (await api.get(f"/v1/messages?{query}", *sites))["items"]]
 
     async def test_by_site_visit_and_sender(self, api: Api) -> None:
         visit, substitute = await api.w.shown()
-        of_visit = (await letter(api, substitute, sender="bob@example.org")).message_id
-        claimed = (await letter(api, f"help+4711@{TRACK}", number=2)).message_id
+        of_visit = (await api.letter(substitute, sender="bob@example.org")).message_id
+        claimed = (await api.letter(f"help+4711@{TRACK}", number=2)).message_id
         _, elsewhere = await api.w.shown("sales@example.com", "other")
-        foreign = (await letter(api, elsewhere, number=3)).message_id
+        foreign = (await api.letter(elsewhere, number=3)).message_id
         assert await self.ids(api, "site=shop") == [claimed, of_visit]
         assert await self.ids(api, "site=other") == [foreign]
         assert await self.ids(api, f"visit={visit}") == [of_visit]
@@ -190,16 +176,16 @@ class TestFilters:
         assert await self.ids(api, "sender=nobody") == []
 
     async def test_by_time(self, api: Api) -> None:
-        first = (await letter(api, f"card@{TRACK}")).message_id
+        first = (await api.letter(f"card@{TRACK}")).message_id
         api.w.pass_time(86_400)
-        second = (await letter(api, f"card@{TRACK}", number=2)).message_id
+        second = (await api.letter(f"card@{TRACK}", number=2)).message_id
         assert await self.ids(api, "since=2027-01-16") == [second]
         assert await self.ids(api, "until=2027-01-16T00:00:00Z") == [first]
         assert await self.ids(api, "since=2027-01-15T10:00:00%2B02:00") == [second, first]
         assert await self.ids(api, "since=2027-01-15T08:00:00Z&until=2027-01-16T08:00:00Z") == [first]
 
     async def test_by_words(self, api: Api) -> None:
-        accepted = await letter(api, f"card@{TRACK}")
+        accepted = await api.letter(f"card@{TRACK}")
         await api.w.extract(accepted.message_id, text="Bitte ein Angebot über Zäune", subject="Anfrage")
         await api.w.store.write(search.index)
         for words in ("angebot", "zaun", "Zäu", "anfrage card", "ann@example.org"):
@@ -210,9 +196,9 @@ class TestFilters:
     async def test_by_state_as_far_as_one_sees_it(self, api: Api) -> None:
         _, to_shop = await api.w.shown()
         _, to_other = await api.w.shown("help@example.com", "shop")
-        held = await letter(api, to_shop, claim="forwarder")
+        held = await api.letter(to_shop, claim="forwarder")
         await api.w.finish(held.jobs[0], OutcomeKind.PERMANENT)
-        waiting = await letter(api, to_other, number=2)
+        waiting = await api.letter(to_other, number=2)
         assert await self.ids(api, "state=failed") == [held.message_id]
         assert await self.ids(api, "state=failed", "shop") == [held.message_id]
         assert await self.ids(api, "state=queued", "shop") == [waiting.message_id]
@@ -223,26 +209,26 @@ class TestFilters:
         async with serving(tmp_path, SHOP, OTHER) as api:
             _, to_shop = await api.w.shown("help@example.com")
             _, to_other = await api.w.shown("sales@example.com", "other")
-            accepted = await letter(api, to_shop, to_other, claim="forwarder")
+            accepted = await api.letter(to_shop, to_other, claim="forwarder")
             kinds = {"help@example.com": OutcomeKind.DELIVERED, "sales@example.com": OutcomeKind.PERMANENT}
             for job in accepted.jobs:
                 await api.w.finish(job, kinds[job.forward_to])
             assert await self.ids(api, "state=forwarded", "shop") == [accepted.message_id]
             assert await self.ids(api, "state=failed", "shop") == []
             assert await self.ids(api, "state=failed", "other") == [accepted.message_id]
-            (item,) = (await get(api, "/v1/messages", "shop"))["items"]
+            (item,) = (await api.get("/v1/messages", "shop"))["items"]
             assert item["state"] == "forwarded"
 
 
 class TestOneMessage:
     async def test_shows_its_life(self, api: Api) -> None:
         visit, substitute = await api.w.shown()
-        accepted = await letter(api, substitute, claim="forwarder")
+        accepted = await api.letter(substitute, claim="forwarder")
         await api.w.finish(accepted.jobs[0], OutcomeKind.TEMPORARY)
         (job,) = await api.w.extract(accepted.message_id, claim="poster", text="Hello " * 3000)
         result = events.PostResult(job, "waiting", NOW + 5, 500, "oops", NOW, 0.25)
         await api.w.store.write(lambda tx: events.finish_post(tx, result, NOW))
-        seen = await get(api, f"/v1/messages/{accepted.message_id}")
+        seen = await api.get(f"/v1/messages/{accepted.message_id}")
         assert (seen["id"], seen["visit"], seen["state"]) == (str(accepted.message_id), visit, "deferred")
         assert seen["text"] == "Hello " * 3000
         (delivery,) = seen["deliveries"]
@@ -257,8 +243,8 @@ class TestOneMessage:
         assert (post["url"], post["status"], post["seconds"]) == ("https://crm.example/hook", 500, 0.25)
 
     async def test_a_message_whose_text_is_not_read_yet_is_shown(self, api: Api) -> None:
-        accepted = await letter(api, f"card@{TRACK}")
-        seen = await get(api, f"/v1/messages/{accepted.message_id}")
+        accepted = await api.letter(f"card@{TRACK}")
+        seen = await api.get(f"/v1/messages/{accepted.message_id}")
         assert (seen["text"], seen["extraction"], seen["subject"]) == (None, "waiting", "Hi")
 
     @pytest.mark.parametrize("name", ["0", "-1", "abc", "1.0", "9" * 19, "9" * 40, "%00", "%F0%9F%92%A9", "٣", "1%2F2"])
@@ -275,7 +261,7 @@ class TestOneMessage:
 class TestReplay:
     async def test_posts_again_under_the_same_id_and_wakes_the_poster(self, api: Api) -> None:
         _, substitute = await api.w.shown()
-        accepted = await letter(api, substitute)
+        accepted = await api.letter(substitute)
         (job,) = await api.w.extract(accepted.message_id, claim="poster")
         result = events.PostResult(job, "delivered", NOW, 200, "ok", NOW, 0.1)
         await api.w.store.write(lambda tx: events.finish_post(tx, result, NOW))
@@ -288,20 +274,20 @@ class TestReplay:
         assert again.uid == job.uid
 
     async def test_before_extraction_there_is_nothing_to_post(self, api: Api) -> None:
-        accepted = await letter(api, f"card@{TRACK}")
+        accepted = await api.letter(f"card@{TRACK}")
         status, _ = await api.call("POST", f"/v1/messages/{accepted.message_id}/replay", token=await api.token())
         assert (status, api.woken) == (409, [])
 
 
 class TestDeal:
     async def test_is_kept_and_shown(self, api: Api) -> None:
-        accepted = await letter(api, f"card@{TRACK}")
+        accepted = await api.letter(f"card@{TRACK}")
         path, token = f"/v1/messages/{accepted.message_id}", await api.token("manager")
         deal = {"id": "D-17", "url": "https://crm.example/deals/17"}
         assert await api.call("PUT", f"{path}/deal", deal, token=token) == (204, None)
-        assert (await get(api, path))["deal"] == deal
+        assert (await api.get(path))["deal"] == deal
         await api.call("PUT", f"{path}/deal", {"id": "D-18"}, token=token)
-        assert (await get(api, path))["deal"] == deal | {"id": "D-18"}
+        assert (await api.get(path))["deal"] == deal | {"id": "D-18"}
 
     @pytest.mark.parametrize(
         ("body", "field"),
@@ -317,11 +303,11 @@ class TestDeal:
         ],
     )
     async def test_nonsense_is_named_and_changes_nothing(self, api: Api, body: Any, field: str) -> None:
-        accepted = await letter(api, f"card@{TRACK}")
+        accepted = await api.letter(f"card@{TRACK}")
         path = f"/v1/messages/{accepted.message_id}"
         status, problem = await api.call("PUT", f"{path}/deal", body, token=await api.token())
         assert (status, fields(problem)) == (400, [field])
-        assert (await get(api, path))["deal"] == {"id": None, "url": None}
+        assert (await api.get(path))["deal"] == {"id": None, "url": None}
 
 
 class TestErasure:
@@ -330,7 +316,7 @@ class TestErasure:
         return int(count)
 
     async def finished(self, api: Api, *addresses: str, **changes: Any) -> Accepted:
-        accepted = await letter(api, *addresses, claim="forwarder", **changes)
+        accepted = await api.letter(*addresses, claim="forwarder", **changes)
         for job in accepted.jobs:
             await api.w.finish(job)
         return accepted
@@ -344,7 +330,7 @@ class TestErasure:
         assert not (tmp_path / "bodies" / "large").exists()
 
     async def test_what_is_still_forwarded_is_not_erased(self, api: Api) -> None:
-        accepted = await letter(api, f"card@{TRACK}")
+        accepted = await api.letter(f"card@{TRACK}")
         status, problem = await api.call("DELETE", f"/v1/messages/{accepted.message_id}", token=await api.token())
         assert (status, await self.left(api)) == (409, 1)
         assert "forwarded" in problem["detail"]
@@ -365,7 +351,7 @@ class TestErasure:
     async def test_ones_own_share_waits_for_its_own_forwarding_only(self, api: Api) -> None:
         _, to_shop = await api.w.shown("help@example.com")
         _, to_other = await api.w.shown("sales@example.com", "other")
-        accepted = await letter(api, to_shop, to_other, claim="forwarder")
+        accepted = await api.letter(to_shop, to_other, claim="forwarder")
         await api.w.finish(next(job for job in accepted.jobs if job.forward_to == "help@example.com"))
         path = f"/v1/messages/{accepted.message_id}"
         assert (await api.call("DELETE", path, token=await api.token("admin", "other")))[0] == 409
@@ -375,7 +361,7 @@ class TestErasure:
     async def test_a_sender_is_erased_in_bites(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         for number in range(5):
             await self.finished(api, f"card@{TRACK}", number=number)
-        await letter(api, f"card@{TRACK}", number=8)
+        await api.letter(f"card@{TRACK}", number=8)
         await self.finished(api, f"card@{TRACK}", number=9, sender="bob@example.org")
         path = f"/v1/senders/{quote('ANN@Example.org')}"
         bites = []
@@ -396,119 +382,17 @@ class TestErasure:
         await self.finished(api, to_shop, to_other, number=1)
         await self.finished(api, to_shop, number=2)
         await self.finished(api, to_other, number=3)
-        await letter(api, to_shop, number=4)
+        await api.letter(to_shop, number=4)
         token = await api.token("admin", "shop")
         answer = await api.call("DELETE", "/v1/senders/ann@example.org", token=token)
         assert answer == (200, {"erased": 2, "left": 1})
         assert await self.left(api) == 3
-        assert len((await get(api, "/v1/messages", "other"))["items"]) == 2
+        assert len((await api.get("/v1/messages", "other"))["items"]) == 2
 
     async def test_nobody_has_sent_anything(self, api: Api) -> None:
         for address in ("nobody@example.org", "no-address", "%00", "%FF@x"):
             status, answer = await api.call("DELETE", f"/v1/senders/{address}", token=await api.token())
             assert (status, answer) == (200, {"erased": 0, "left": 0})
-
-
-class TestVisits:
-    async def test_a_visit_has_what_bind_was_told(self, api: Api) -> None:
-        _, answer = await api.bind(
-            page="https://www.shop.example/new?utm_source=fb&utm_medium=cpc",
-            referrer="https://fb.com/",
-            params={"2": "two"},
-            first_visit="1001",
-        )
-        seen = await get(api, f"/v1/visits/{answer['visit']}", "shop")
-        assert seen["number"] == answer["visit"]
-        assert (seen["own"], seen["site"], seen["first_visit"]) == (True, "shop", "1001")
-        assert (seen["marker"], seen["referrer"], seen["params"]) == ("fb_cpc", "fb.com", {"2": "two"})
-        assert seen["started_at"] == "2027-01-15T08:00:00.000Z"
-
-    async def test_a_foreign_number_of_two_sites_needs_the_site(self, api: Api) -> None:
-        for name in ("shop", "other"):
-            await api.bind(name, visit="777")
-        status, problem = await api.call("GET", "/v1/visits/777", token=await api.token())
-        assert (status, fields(problem)) == (409, ["site"])
-        assert (await get(api, "/v1/visits/777?site=other"))["site"] == "other"
-        assert (await get(api, "/v1/visits/777", "shop"))["site"] == "shop"
-
-    @pytest.mark.parametrize("number", ["1", "abc", "%00", "9" * 50])
-    async def test_an_unknown_number_is_not_there(self, api: Api, number: str) -> None:
-        assert (await api.call("GET", f"/v1/visits/{number}", token=await api.token()))[0] == 404
-
-
-class TestQueue:
-    async def test_shows_what_waits_and_what_is_held(self, api: Api) -> None:
-        _, substitute = await api.w.shown()
-        held = await letter(api, substitute, claim="forwarder")
-        await api.w.finish(held.jobs[0], OutcomeKind.PERMANENT)
-        await letter(api, "postmaster@mx.example", number=2)
-        items = (await get(api, "/v1/queue"))["items"]
-        assert {(item["site"], item["state"]) for item in items} == {("shop", "failed"), (None, "queued")}
-        (item,) = (await get(api, "/v1/queue?limit=1", "shop"))["items"]
-        assert (item["message"], item["recipient"], item["next_at"]) == (str(held.message_id), substitute, None)
-        assert item["answer"] == "it is permanent"
-        assert (await get(api, "/v1/queue", "other"))["items"] == []
-
-    async def test_a_held_delivery_is_tried_again_for_as_long_as_a_new_one(self, tmp_path: Path) -> None:
-        async with serving(tmp_path, forward=Forward.model_validate({"retry_for": "1h"})) as api:
-            _, substitute = await api.w.shown()
-            held = await letter(api, substitute, claim="forwarder")
-            await api.w.finish(held.jobs[0], OutcomeKind.PERMANENT)
-            api.w.pass_time(30 * 86_400)
-            path = f"/v1/queue/{held.jobs[0].delivery_id}/retry"
-            assert await api.call("POST", path, token=await api.token("admin", "shop")) == (204, None)
-            assert api.woken == ["deliveries"]
-            (item,) = (await get(api, "/v1/queue"))["items"]
-            assert (item["state"], item["expires_at"]) == ("queued", "2027-02-14T09:00:00.000Z")
-
-    async def test_a_dropped_delivery_leaves_the_queue_and_stays_in_the_history(self, api: Api) -> None:
-        accepted = await letter(api, f"card@{TRACK}")
-        (item,) = (await get(api, "/v1/queue"))["items"]
-        path = f"/v1/queue/{item['id']}/drop"
-        assert await api.call("POST", path, token=await api.token()) == (204, None)
-        assert (await get(api, "/v1/queue"))["items"] == []
-        assert (await get(api, f"/v1/messages/{accepted.message_id}"))["state"] == "dropped"
-        for verb in ("drop", "retry"):
-            assert (await api.call("POST", f"/v1/queue/{item['id']}/{verb}", token=await api.token()))[0] == 409
-
-    async def test_what_is_in_flight_is_not_dropped(self, api: Api) -> None:
-        accepted = await letter(api, f"card@{TRACK}", claim="forwarder")
-        path = f"/v1/queue/{accepted.jobs[0].delivery_id}/drop"
-        assert (await api.call("POST", path, token=await api.token()))[0] == 409
-
-    async def test_the_operators_mail_is_for_tokens_for_all_sites(self, api: Api) -> None:
-        await letter(api, "postmaster@mx.example")
-        (item,) = (await get(api, "/v1/queue"))["items"]
-        path = f"/v1/queue/{item['id']}/drop"
-        assert (await api.call("POST", path, token=await api.token("admin", "shop")))[0] == 404
-        assert (await api.call("POST", path, token=await api.token("admin")))[0] == 204
-
-    async def test_nonsense_is_refused(self, api: Api) -> None:
-        status, problem = await api.call("GET", "/v1/queue?limit=1001", token=await api.token())
-        assert (status, fields(problem)) == (400, ["limit"])
-        assert (await api.call("POST", "/v1/queue/999/retry", token=await api.token()))[0] == 404
-
-
-class TestReport:
-    async def test_counts_visits_messages_and_deals_by_marker(self, api: Api) -> None:
-        _, substitute = await api.w.shown(page="https://www.shop.example/?rs=fb_new")
-        await api.w.shown("jobs@example.com", page="https://www.shop.example/?rs=fb_new", number="55")
-        await api.w.shown("jobs@example.com", page="https://www.shop.example/", number="56")
-        with_deal = await letter(api, substitute)
-        await letter(api, substitute, number=2)
-        await api.w.store.write(lambda tx: events.set_deal(tx, with_deal.message_id, "D-1", None))
-        api.w.pass_time(1)
-        answer = await get(api, "/v1/reports/sources?site=shop", "shop")
-        named = ("marker", "source_level_1", "source_level_2", "visits", "messages", "deals")
-        assert [tuple(item[name] for name in named) for item in answer["items"]] == [
-            ("fb_new", "fb", "new", 2, 2, 1),
-            (None, None, None, 1, 0, 0),
-        ]
-        assert (await get(api, "/v1/reports/sources?site=shop&since=2027-01-16&until=2027-01-17"))["items"] == []
-
-    async def test_the_site_must_be_named(self, api: Api) -> None:
-        status, problem = await api.call("GET", "/v1/reports/sources", token=await api.token())
-        assert (status, fields(problem)) == (400, ["site"])
 
 
 def test_a_cursor_says_nothing_but_where_to_go_on() -> None:

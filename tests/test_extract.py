@@ -365,3 +365,11 @@ async def kill(pid: int) -> None:
     select.select([handle], [], [], 30)
     os.close(handle)
     await asyncio.sleep(0)
+
+
+async def test_a_header_that_breaks_its_reader_makes_an_empty_partial_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> Extracted:
+        raise RecursionError
+
+    monkeypatch.setattr(relay.extract, "_from_header", broken)
+    assert await Extractor._header(b"Subject: x") == Extracted(None, None, False, (), True)

@@ -6,15 +6,17 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
+from structlog.testing import capture_logs
 
 from relay.bodies import Body
 from relay.extract import Extractor
 from relay.extraction import Extraction
 from relay.store import history
-from relay.store.engine import StoreUnavailable
+from relay.store.engine import StoreUnavailable, Verb
 from relay.store.events import PostJob
 from relay.store.schema import events, messages, texts
 from tests.parts import Parts, running_parts
@@ -84,6 +86,24 @@ async def test_an_event_without_a_webhook_says_why_it_was_not_posted(parts: Part
     assert posted == []
 
 
+async def test_a_message_whose_reading_raises_what_nobody_foresaw_is_read_at_a_later_look(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        monkeypatch.undo()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Extractor, "extract", broken)
+    await mail(parts)
+    with capture_logs() as entries:
+        async with reading(parts) as extraction:
+            while not any(entry["event"] == "message not read" for entry in entries):
+                await parts.store.write(lambda tx: None, idle=True)
+            extraction._look_at = 0.0
+            extraction._work.set()
+            await until_indexed(parts, 1)
+
+
 async def test_a_full_house_leaves_mail_to_the_store(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     async with reading(parts) as extraction:
         monkeypatch.setattr("relay.extraction.MEMORY", 1)
@@ -98,9 +118,9 @@ async def test_a_full_house_leaves_mail_to_the_store(parts: Parts, monkeypatch: 
 
 async def test_a_failing_store_is_tried_again(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     write = parts.store.write
-    failures = []
+    failures: list[Verb[Any]] = []
 
-    async def fail_twice(verb, *, idle: bool = False):
+    async def fail_twice(verb: Verb[Any], *, idle: bool = False) -> Any:
         if len(failures) < 2:
             failures.append(verb)
             raise StoreUnavailable("disk I/O error")

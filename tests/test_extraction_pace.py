@@ -183,6 +183,19 @@ async def test_what_had_to_wait_is_read_as_soon_as_the_burst_is_over(
         await until_read(parts, 5)
 
 
+async def test_a_clock_set_back_holds_nothing_up(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    async with reading(parts, clock) as extraction:
+        await caught_up(parts, extraction)
+        monkeypatch.setattr("relay.extraction.THICK", 0.0)
+        extraction._pace.note(clock.now, 0)
+        await mail(parts, 5)
+        await hand_over(parts, extraction)
+        clock.now -= 3600.0
+        extraction._pace.note(clock.now, 0)  # as thick as before
+        await until_read(parts, 5)
+
+
 async def test_mail_without_room_waits_in_the_store_and_no_longer(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

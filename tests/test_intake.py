@@ -12,7 +12,7 @@ from sqlalchemy import select
 from relay.core.message import loop_token
 from relay.envelope import return_path
 from relay.store import history
-from relay.store.engine import StoreUnavailable
+from relay.store.engine import CommitUnknown, StoreUnavailable
 from relay.store.schema import events, messages, paths
 from tests.parts import Parts, running_parts
 from tests.smtp_client import SmtpClient
@@ -143,6 +143,20 @@ async def test_a_store_that_fails_is_451_and_the_session_goes_on(parts: Parts, m
         patch.setattr(parts.store.routes, "find", fail)
         assert await rcpt(parts, "<p2@track.example.com>") == 451
     assert await mail(parts, MAIL, "<sales@track.example.com>") == "250 2.0.0"
+
+
+@pytest.mark.parametrize(("error", "files"), [(StoreUnavailable, 0), (CommitUnknown, 1)])
+async def test_a_large_body_outlives_a_commit_that_may_have_happened(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[StoreUnavailable], files: int
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise error("disk I/O error")
+
+    text = "Subject: hi\r\n\r\n" + "x" * 400_000 + "\r\n.\r\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.store, "write", fail)
+        assert await mail(parts, text, "<sales@track.example.com>") == "451 4.3.2"
+    assert len(list((tmp_path / "bodies").iterdir())) == files
 
 
 async def test_the_sender_is_taken_from_from_else_from_the_envelope(parts: Parts) -> None:

@@ -21,10 +21,11 @@ from sqlalchemy import insert as insert_into
 
 import relay.store
 from relay.store import engine
-from relay.store.engine import BATCH, Statement, StoreUnavailable, Tx, connect
+from relay.store.engine import BATCH, CommitUnknown, Statement, StoreUnavailable, Tx, connect
 from relay.store.schema import deliveries, tokens
+from relay.store.sites import switch
 from relay.store.store import DATABASE, Store
-from tests.store_fixtures import fresh_database, opened, template
+from tests.store_fixtures import fresh_database, opened, template, world
 
 INSERT = Statement(insert_into(tokens), "name hash role sites created_at")
 NAMES = select(tokens.c.name).order_by(tokens.c.id)
@@ -194,7 +195,8 @@ class TestClosing:
                 closing = asyncio.create_task(store.close())
                 await asyncio.sleep(0)
             await closing
-            assert await asyncio.gather(*tasks) == [1, 2, 3, 4, 5, 6]
+            async with asyncio.timeout(10):
+                assert await asyncio.gather(*tasks) == [1, 2, 3, 4, 5, 6]
         async with opened(tmp_path) as store:
             assert len(await names(store)) == 6
 
@@ -255,6 +257,35 @@ class TestTrouble:
         assert await store.write(adding("four")) == 1
         assert await names(store) == ["four"]
         assert await store.write(lambda tx: tx.sql("PRAGMA cache_size")) == [(-16000,)]
+
+    async def test_a_commit_that_fails_is_told_apart_from_a_verb_that_does(self, store: Store) -> None:
+        def orphan(tx: Tx) -> int:
+            tx.sql("PRAGMA defer_foreign_keys=ON")  # the violation comes to light at COMMIT
+            tx.sql("INSERT INTO counters (site_id, day, name, count) VALUES (99, 'd', 'n', 1)")
+            return 0
+
+        with pytest.raises(CommitUnknown):
+            await store.write(orphan)
+        results = await together(store, adding("one"), orphan, fail)
+        assert [type(error) for error in results] == [CommitUnknown] * 3
+        assert await store.write(adding("two")) == 1
+
+    async def test_who_changes_sites_and_goes_away_leaves_no_memory_that_is_behind(self, tmp_path: Path) -> None:
+        async with world(tmp_path) as w:
+            async with gate(w.store):
+                change = asyncio.create_task(w.store.redefine(lambda tx: switch(tx, 1, False, False)))
+                await asyncio.sleep(0)
+                change.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await change
+                (going_on,) = [task for task in asyncio.all_tasks() if "_redefine" in repr(task)]
+            await going_on
+            assert not w.store.sites.by_id[1].tracking
+
+    async def test_the_writer_is_alive_until_it_is_closed(self, tmp_path: Path) -> None:
+        async with opened(tmp_path) as store:
+            assert store.writer.is_alive
+        assert not store.writer.is_alive
 
     def test_a_full_disk_loses_nothing_and_is_survived(self, tmp_path: Path) -> None:
         """In a process of its own, whose files may not grow beyond a limit for a while."""

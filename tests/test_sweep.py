@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
+import pytest
 from sqlalchemy import select, update
 
 from relay.store.engine import Statement
@@ -72,3 +74,25 @@ async def test_a_body_file_without_a_message_is_removed_once_it_is_old(tmp_path:
         assert await sweeper.sweep() == 1
         assert not orphan.exists()
         assert len(list((tmp_path / "bodies").iterdir())) == 1
+
+
+async def test_a_sweep_that_raises_what_nobody_foresaw_is_followed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again, turns = asyncio.Event(), 0
+
+    async def broken(self: Sweeper) -> int:
+        nonlocal turns
+        turns += 1
+        if turns == 2:
+            again.set()
+            await asyncio.Event().wait()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("relay.sweep.INTERVAL", 0.0)
+    monkeypatch.setattr(Sweeper, "sweep", broken)
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        task = asyncio.create_task(Sweeper(parts.store, parts.bodies, AGES, parts.clock).run())
+        await again.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

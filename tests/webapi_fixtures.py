@@ -21,6 +21,7 @@ from relay.bodies import Bodies
 from relay.config import Forward, Http, Limits
 from relay.secrets import Keys, new_token, token_hash
 from relay.store import tokens
+from relay.store.messages import Accepted
 from relay.store.sites import SiteDefinition
 from tests.store_fixtures import OTHER, SHOP, World, world
 from webapi.app import runner
@@ -87,6 +88,17 @@ class Api:
         } | changes
         sent = {"Origin": f"https://www.{name}.example", "User-Agent": "Mozilla/5.0 (X11)"} | dict(headers or {})
         return await self.call("POST", "/v1/bind", body, headers=sent | {"Content-Type": "text/plain"})
+
+    async def get(self, path: str, *sites: str) -> Any:
+        """The answer to a viewer of these sites."""
+        status, answer = await self.call("GET", path, token=await self.token("viewer", *sites))
+        assert status == 200, answer
+        return answer
+
+    async def letter(self, *addresses: str, number: int = 0, **changes: Any) -> Accepted:
+        """Accept a letter; one with another number is another letter. Nobody forwards it unless ``claim`` says so."""
+        body = b"From: ann@example.org\r\n\r\n%d\r\n" % number
+        return await self.w.accept(*addresses, **{"claim": None, "body": body} | changes)
 
 
 @contextlib.asynccontextmanager

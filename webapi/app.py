@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
+from typing import cast
 
 from aiohttp import web
 
@@ -25,7 +28,7 @@ from webapi.context import CLIENTS, CONTEXT, Clients, Context, client_address
 from webapi.limits import Rate
 from webapi.operation import Operation
 
-__all__ = ["Context", "build", "client_address", "runner"]
+__all__ = ["Context", "build", "client_address", "door", "runner"]
 
 #: On every answer that does not say otherwise: nothing here is to be framed, guessed at, or to run anything.
 SECURITY_HEADERS = (
@@ -35,6 +38,9 @@ SECURITY_HEADERS = (
 )
 #: Seconds that requests under way have when the server stops.
 GRACE = 5.0
+#: Connections that are open at once; mail needs files, too. And seconds that one may be without a whole request.
+CONNECTIONS = 1000
+IDLE_TIMEOUT = 60.0
 
 OPERATIONS: tuple[Operation, ...] = (
     *bind.OPERATIONS,
@@ -74,8 +80,31 @@ def runner(context: Context) -> web.AppRunner:
     Bodies are not unpacked: nobody needs to pack what is this small, and a small one may unpack to a large one.
     """
     return web.AppRunner(
-        build(context), access_log=None, handle_signals=False, shutdown_timeout=GRACE, auto_decompress=False
+        build(context),
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=GRACE,
+        auto_decompress=False,
+        keepalive_timeout=IDLE_TIMEOUT,
     )
+
+
+class _TurnedAway(asyncio.Protocol):
+    """A connection too many: closed at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
+
+
+def door(runner: web.AppRunner, most: int = CONNECTIONS) -> Callable[[], asyncio.Protocol]:
+    """The protocol factory of a runner that was set up, for at most ``most`` connections at once."""
+    server = runner.server
+    assert server is not None
+
+    def enter() -> asyncio.Protocol:
+        return server() if len(server.connections) < most else _TurnedAway()
+
+    return enter
 
 
 async def _secure(request: web.Request, response: web.StreamResponse) -> None:

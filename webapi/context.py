@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import TypeVar
 
 from aiohttp import web
 
@@ -16,10 +15,10 @@ from relay.config import Forward, Http, Limits
 from relay.secrets import Keys
 from relay.store.store import Store
 
-K = TypeVar("K")
-V = TypeVar("V")
 Network = IPv4Network | IPv6Network
 
+#: Seconds for the body of a request.
+BODY_TIMEOUT = 30.0
 #: Client addresses whose classification is kept.
 KNOWN_CLIENTS = 16_384
 #: Fields by which a proxy says that it is one.
@@ -165,7 +164,8 @@ def _bare(host: str) -> str:
 async def read_body(request: web.Request, limit: int) -> bytes:
     """The body of a request.
 
-    Raises web.HTTPRequestEntityTooLarge beyond ``limit`` octets, and web.HTTPUnsupportedMediaType for a packed one.
+    Raises web.HTTPRequestEntityTooLarge beyond ``limit`` octets, web.HTTPUnsupportedMediaType for a packed one, and
+    web.HTTPRequestTimeout for one that takes too long.
     """
     if "Content-Encoding" in request.headers:
         raise web.HTTPUnsupportedMediaType
@@ -176,9 +176,13 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     else:
         chunks: list[bytes] = []
         size = 0
-        while size <= limit and (chunk := await content.readany()):
-            size += len(chunk)
-            chunks.append(chunk)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                while size <= limit and (chunk := await content.readany()):
+                    size += len(chunk)
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise web.HTTPRequestTimeout from None
         body = b"".join(chunks)
     if size > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)

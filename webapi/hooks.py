@@ -23,7 +23,7 @@ class NewWebhook(Section):
     """``secret`` null: one is made."""
 
     url: f.WebhookUrl
-    secret: f.WebhookSecret = Field(default=None, repr=False)
+    secret: f.WebhookSecret | None = Field(default=None, repr=False)
     fill: Literal["exact", "inferred", "likely"] = "inferred"
 
 

@@ -130,6 +130,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
 _WORDS = {
     404: "there is nothing at this path",
     405: "this path does not take this method",
+    408: "the body took too long",
     413: "the body is larger than this server takes",
     415: "the body must not be packed (Content-Encoding)",
 }

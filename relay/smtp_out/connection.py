@@ -11,6 +11,8 @@ from typing import cast
 
 from relay.smtp_out.replies import Reply, ReplyError, ReplyParser, printable
 
+#: Replies that may wait to be read; three commands at most are sent at once.
+MAX_REPLIES = 16
 #: Seconds that a next hop gets to answer QUIT before the connection is cut.
 QUIT_TIME = 2.0
 
@@ -66,6 +68,8 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed(data, self._replies)
+            if len(self._replies) > MAX_REPLIES:
+                raise ReplyError("more replies than commands")
         except ReplyError as error:
             self._fail(str(error))
             self.abort()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, update
+from sqlalchemy import BindParameter, bindparam, update
 
 from relay.core.model import DeliveryState
 from relay.store.engine import Statement, Tx
 from relay.store.schema import deliveries, posts, routes
 
 _OPEN = deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value])
-_LATER = bindparam("now")
-_BY = bindparam("by")
+_LATER: BindParameter[float] = bindparam("now")
+_BY: BindParameter[float] = bindparam("by")
 _DELIVERIES = Statement(
     update(deliveries)
     .where(_OPEN, deliveries.c.joined_id.is_(None), deliveries.c.next_at > _LATER)

@@ -83,6 +83,10 @@ class StoreUnavailable(Exception):
     """The transaction died: disk full, I/O error, lock. Nothing was changed; try again later (SMTP 451)."""
 
 
+class CommitUnknown(StoreUnavailable):
+    """The COMMIT itself failed: after a restart SQLite may find in its log what it could not sync. Undo nothing."""
+
+
 class Statement:
     """A Core statement compiled once, when first run. Its constants are text, its parameters have names.
 
@@ -271,8 +275,9 @@ class Writer:
             self.stats.failures += 1
             log.error("store.transaction_failed", error=str(error), verbs=len(batch))
             self._discard_connection()
+            kind = CommitUnknown if isinstance(error, CommitUnknown) else StoreUnavailable
             for job in batch:
-                job.error = StoreUnavailable(str(error))
+                job.error = kind(str(error))
 
     def _attempt(self, batch: list[_Job]) -> bool:
         """All verbs in one transaction. False when a verb raised: nothing has happened then."""
@@ -288,7 +293,7 @@ class Writer:
                 self._connection.execute("ROLLBACK")
                 job.error = error
                 return len(batch) == 1
-        self._connection.execute("COMMIT")
+        self._commit()
         return True
 
     def _attempt_apart(self, batch: list[_Job]) -> None:
@@ -306,7 +311,14 @@ class Writer:
                 job.error = error
                 self._connection.execute("ROLLBACK TO verb")
             self._connection.execute("RELEASE verb")
-        self._connection.execute("COMMIT")
+        self._commit()
+
+    def _commit(self) -> None:
+        assert self._connection is not None
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise CommitUnknown(str(error)) from error
 
     def _discard_connection(self) -> None:
         connection, self._connection = self._connection, None

@@ -8,7 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, CompoundSelect, and_, false, literal_column, select, text, union_all
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    TextualSelect,
+    and_,
+    bindparam,
+    false,
+    literal_column,
+    or_,
+    select,
+    text,
+    union_all,
+)
 
 from relay.core.mime import Part
 from relay.core.model import WORST_FIRST, DeliveryState
@@ -160,8 +172,13 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
         if expression is None:
             found.append(false())
         else:
-            matching = text("SELECT rowid FROM message_search WHERE message_search MATCH :expression")
-            found.append(messages.c.id.in_(matching.bindparams(expression=expression).columns(messages.c.id)))
+            found.append(messages.c.id.in_(_matching(expression)))
+            if wanted.sites is not None:  # no site sees another's recipients, nor finds a message by them
+                shared = select(deliveries.c.id).where(
+                    deliveries.c.message_id == messages.c.id,
+                    or_(deliveries.c.site_id.is_(None), deliveries.c.site_id.not_in(sorted(wanted.sites))),
+                )
+                found.append(or_(~shared.exists(), messages.c.id.in_(_matching(f"- addresses : ({expression})"))))
     if wanted.visit is not None:
         found.append(messages.c.id.in_(_of_visit(wanted.visit, wanted.sites)))
     elif wanted.sites is not None:
@@ -170,20 +187,24 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     return found
 
 
+def _matching(expression: str) -> TextualSelect:
+    found = text("SELECT rowid FROM message_search WHERE message_search MATCH :expression")
+    return found.bindparams(bindparam("expression", expression, unique=True)).columns(messages.c.id)
+
+
 def _of_visit(number: str, sites_seen: frozenset[int] | None) -> CompoundSelect[Any]:
-    """Ids of the messages of the visits with this number, stated or claimed: one index each."""
+    """Ids of the messages of the visits with this number. A stated visit is always of the delivery's own site."""
     numbered = select(visits.c.id).where(*_numbered(number, sites_seen))
     stated = select(deliveries.c.message_id).where(deliveries.c.visit_id.in_(numbered))
     claimed = select(deliveries.c.message_id).where(deliveries.c.claimed_number == number)
     if sites_seen is not None:
-        stated, claimed = (part.where(deliveries.c.site_id.in_(sorted(sites_seen))) for part in (stated, claimed))
+        claimed = claimed.where(deliveries.c.site_id.in_(sorted(sites_seen)))
     return union_all(stated, claimed)
 
 
 def _in_state(state: str, sites_seen: frozenset[int] | None) -> list[ColumnElement[bool]]:
     """Who sees only some sites sees the worst state of their deliveries."""
-    # A message is in no better state than any of its deliveries, and the index holds those that are not forwarded. It
-    # serves only what the text proves to be in it.
+    # The index holds what is not forwarded, and serves only what the text proves to be in it.
     unfinished = [] if state == DeliveryState.FORWARDED.value else [messages.c.state != literal_column("'forwarded'")]
     if sites_seen is None:
         return [messages.c.state == state, *unfinished]
@@ -191,11 +212,8 @@ def _in_state(state: str, sites_seen: frozenset[int] | None) -> list[ColumnEleme
         deliveries.c.message_id == messages.c.id, deliveries.c.site_id.in_(sorted(sites_seen))
     )
     worse = [known.value for known in itertools.takewhile(lambda known: known != state, WORST_FIRST)]
-    return [
-        *unfinished,
-        seen.where(deliveries.c.state == state).exists(),
-        ~seen.where(deliveries.c.state.in_(worse)).exists(),
-    ]
+    own = [seen.where(deliveries.c.state == state).exists(), ~seen.where(deliveries.c.state.in_(worse)).exists()]
+    return [messages.c.state.in_([*worse, state]), *unfinished, *own]  # no message is better than one of its deliveries
 
 
 def _numbered(number: str, sites_seen: frozenset[int] | None) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

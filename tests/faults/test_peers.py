@@ -40,7 +40,7 @@ async def test_a_sender_that_dies_in_the_middle_of_a_message_leaves_nothing_behi
                 client.reset()
         await relay.daemon.logged("SMTP session", messages=0, helo="client.test")
         assert await relay.rows("SELECT id FROM messages") == []
-        assert files(relay) == []
+        await relay.until(lambda: asyncio.to_thread(files, relay), lambda found: not found)
         await relay.mail(BASE, content)
         await relay.arrived(content)
 
@@ -53,9 +53,8 @@ async def test_a_sender_that_is_gone_before_its_250_and_sends_again_is_not_forwa
     async with world(tmp_path) as relay:
         for content in (SMALL, LARGE):
             async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
-                assert (await client.start(f"<{BASE}>")).code == 354
+                assert (await client.start(f"<{BASE}>", sender="<ann@customer.test>")).code == 354
                 await client.send(content + b".\r\n")
-                client.writer.close()
             await relay.daemon.logged("message", size=len(content), resent=False)
             message = await relay.mail(BASE, content)
             await relay.forwarded(message)
@@ -97,7 +96,8 @@ async def test_a_next_hop_that_hangs_up_after_the_dot_gets_the_mail_again_flagge
 
 
 async def test_a_next_hop_that_dies_before_the_dot_gets_the_mail_again_and_nothing_is_flagged(tmp_path: Path) -> None:
-    sink = SmtpSink(script={"content": [Close(), Close("421 4.3.2 going down")]})
+    # What fits into one write leaves with its dot, so nobody can know that it was not taken; the large one does not.
+    sink = SmtpSink(script={"data": [Close("421 4.3.2 going down")], "content": [Close()]})
     async with world(tmp_path, sink=sink) as relay:
         contents = [unique_letter(), LARGE]
         for content in contents:
@@ -140,12 +140,10 @@ async def test_more_connections_than_file_descriptors_leave_the_daemon_alive_and
             clients = [
                 await stack.enter_async_context(await SmtpClient.connect(relay.daemon.smtp_port)) for _ in range(60)
             ]
-            served = [client for client in clients if client.reader.at_eof() or await greeted(client)]
-            assert 0 < len(served) < 60
+            served = await asyncio.gather(*map(greeted, clients))
+            assert 0 < sum(served) < 60
         content = unique_letter()
-        message = await relay.until(lambda: taken(relay, content), bool)
-        assert message
-        await relay.until(lambda: relay.rows("SELECT state FROM deliveries ORDER BY id DESC LIMIT 1"), bool)
+        await relay.until(lambda: taken(relay, content), bool)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
         await relay.cli("queue", "retry", "--all")
         assert len(await relay.arrived(content)) == 1

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import smtplib
 from pathlib import Path
 
 import pytest
 
 from tests.certificates import Certificate
+from tests.corpora import corpus
 from tests.postfix import Postfix, mailboxes, offers_tls
 from tests.scenarios.world import DOMAIN, World, letter, world
+from tests.smtp_client import SmtpClient
 
 pytestmark = pytest.mark.scenario
 
@@ -111,6 +114,29 @@ async def test_postfix_behind_us_delivers_the_letters_as_they_were_sent(encrypte
             assert await relay.until(
                 lambda: relay.rows("SELECT DISTINCT state FROM deliveries"), lambda rows: len(rows) == 1
             ) == [("forwarded",)]
+
+
+async def test_no_smuggled_message_gets_through_us_to_a_postfix_that_takes_bare_line_feeds(tmp_path: Path) -> None:
+    sequences = json.loads((corpus("smtp-smuggling") / "sequences.json").read_text())
+    second = b"MAIL FROM:<evil@ext.test>\r\nRCPT TO:<plus@example.test>\r\nDATA\r\nSubject: second\r\n\r\nsmuggled\r\n"
+    settings = {**mailboxes("example.test"), "smtpd_forbid_bare_newline": "no", "smtpd_forbid_unauth_pipelining": "no"}
+    async with (
+        Postfix(settings) as server,
+        world(tmp_path, {"forward": {"next_hop": f"smtp://127.0.0.1:{server.port}"}}) as relay,
+    ):
+        taken = 0
+        for number, sequence in enumerate(sequences):
+            first = b"Subject: first %d\r\n\r\nbefore" % number
+            async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+                answer = await client.mail(first + bytes.fromhex(sequence["hex"]) + second + b".\r\n", f"<{BASE}>")
+                assert (await client.command("NOOP")).code == 250  # nothing of it was taken for a command
+                assert answer.short in ("250 2.0.0", "554 5.6.0")
+                taken += answer.code == 250
+        assert 0 < taken < 12
+        await relay.mail(BASE, letter("last"))
+        delivered = await server.delivered(taken + 1)
+        assert len(delivered) == taken + 1
+        assert sum(b"\r\n\r\nbefore" in message and b"smuggled" in message for message in delivered) == taken
 
 
 async def test_a_recipient_that_postfix_refuses_is_held_with_its_answer(tmp_path: Path) -> None:

@@ -1,0 +1,264 @@
+"""Attacks that once got through: each test is one of them, against the real parts or the real daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import structlog.testing
+from aiohttp import web
+
+import webapi.app
+import webapi.context
+from relay.clockwatch import ClockWatch
+from relay.core.message import scan
+from relay.store.engine import StoreUnavailable
+from relay.sweep import DISTRUST, Ages, Sweeper
+from tests.parts import Parts, running_parts
+from tests.scenarios.world import DOMAIN, SITE, World, letter, site, target, unique_letter, world
+from tests.smtp_client import SmtpClient
+from tests.smtp_sink import SmtpSink
+from webapi.limits import Rate
+
+YEAR = 365 * 86_400.0
+BASE = f"plus@{DOMAIN}"
+OTHERS = site(
+    target("sales@other.test", "unique"),
+    static=[{"address": f"secretname@{DOMAIN}", "target": "sales@other.test", "label": "other"}],
+    name="other",
+    key="pk_other",
+    origins=["https://other.test"],
+)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def relay(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with world(tmp_path_factory.mktemp("hostile"), sites=(SITE, OTHERS)) as made:
+        yield made
+
+
+# A message that continues our header fields
+
+
+@pytest.mark.scenario
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b" 99999\r\nSubject: forged\r\n\r\nbody\r\n",
+        b"\tX-Visit-Id: 77\r\n\r\nbody\r\n",
+        b" forged " + b"x" * 900 + b"\r\n" + b"a line of a body in a file\r\n" * 20_000,
+    ],
+    ids=["space", "tab", "in a file"],
+)
+async def test_the_first_line_of_a_message_never_continues_our_last_field(content: bytes, relay: World) -> None:
+    address = await relay.shown("sales@example.test", page="https://www.example.test/?roistat=google_7")
+    await relay.forwarded(await relay.mail(address, content))
+    forwarded = relay.sink.messages[-1].content
+    headers = scan(forwarded, "mx.track.test")
+    block = forwarded[: headers.end]
+    assert b"\r\nX-Visit-Source: google_7\r\n" in block
+    assert len(headers.loop_tokens) == 1
+    assert forwarded[headers.end :] == b"\r\n" + content
+
+
+@pytest.mark.scenario
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_mbox_line_with_a_continuation_does_not_reach_into_our_fields(relay: World) -> None:
+    address = await relay.shown("sales@example.test", page="https://www.example.test/?roistat=google_7")
+    await relay.forwarded(await relay.mail(address, b"From ann\r\n folded\r\nX-Visit-Id: 9\r\n\r\nbody\r\n"))
+    assert b"\r\nX-Visit-Source: google_7\r\n\r\n folded\r\n" in relay.sink.messages[-1].content
+
+
+# What a site's token can find out about another site
+
+
+@pytest.mark.scenario
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_search_does_not_find_a_message_by_another_sites_recipient(relay: World) -> None:
+    message = await relay.mail(f"card@{DOMAIN}", letter("for both"), f"secretname@{DOMAIN}")
+    alone = await relay.mail(f"secretname@{DOMAIN}", letter("for the other"))
+    query = "SELECT count(*) FROM texts WHERE indexed = 1 AND message_id IN (?, ?)"
+    await relay.until(lambda: relay.row(query, message, alone), lambda row: row == (2,))
+
+    async def found(site: str | None, words: str) -> list[str]:
+        arguments = ["--site", site] if site else []
+        token = (await relay.cli("token", "create", f"{site} {words}", *arguments)).split()[-1]
+        headers = {"Authorization": f"Bearer {token}"}
+        url = f"{relay.daemon.url}/v1/messages"
+        async with relay.http.get(url, params={"q": words}, headers=headers) as response:
+            return [item["id"] for item in (await response.json())["items"]]
+
+    both, other = str(message), str(alone)
+    assert await found("example", "secretname") == []
+    assert await found("example", "for both") == [both]
+    assert await found("other", "secretname for the other") == [other]
+    assert await found(None, "secretname") == [other, both]
+
+
+# A clock that is set
+
+
+async def test_mail_that_waits_for_a_wrong_year_is_sent_after_the_clock_was_corrected(tmp_path: Path) -> None:
+    async with (
+        SmtpSink(script={"connect": ["421 4.3.2 not now"]}) as sink,
+        running_parts(tmp_path, f"smtp://{sink.address}") as parts,
+    ):
+        parts.clock.ahead = YEAR
+        watch = ClockWatch(parts.store, parts.clock, parts.forwarder.clock_set_back)
+        await _mail(parts)
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
+        assert row["next_at"] > parts.clock()
+        parts.clock.ahead = 0.0  # corrected
+        with structlog.testing.capture_logs() as logs:
+            await watch.look()
+        assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["the clock was set"]
+        (row,) = await parts.delivery_rows()
+        assert row["next_at"] <= parts.clock() + 75  # a minute and its jitter
+        parts.clock.ahead = 200.0
+        parts.forwarder.wake()
+        await parts.until(lambda rows: rows[0]["state"] == "forwarded", tries=20_000)
+
+
+async def test_leases_made_in_a_wrong_year_end_when_they_would_have_ended(tmp_path: Path) -> None:
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        parts.clock.ahead = YEAR
+        watch = ClockWatch(parts.store, parts.clock, lambda by: None)
+        until = parts.clock() + 900
+        await parts.store.write(lambda tx: tx.sql("UPDATE routes SET leased_until = ? WHERE kind = 'pool'", (until,)))
+        parts.clock.ahead = 0.0
+        await watch.look()
+        ((earliest, latest),) = await parts.store.write(
+            lambda tx: tx.sql("SELECT min(leased_until), max(leased_until) FROM routes WHERE kind = 'pool'")
+        )
+        assert earliest == latest
+        assert 880 < latest - parts.clock() < 920
+
+
+async def test_a_clock_that_was_set_while_the_store_is_away_is_noticed_again(tmp_path: Path) -> None:
+    told: list[float] = []
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        parts.clock.ahead = YEAR
+        watch = ClockWatch(parts.store, parts.clock, told.append)
+        parts.clock.ahead = 0.0
+        write, parts.store.write = parts.store.write, _unavailable  # type: ignore[assignment,method-assign]
+        await watch.look()
+        assert told == []
+        parts.store.write = write  # type: ignore[method-assign]
+        await watch.look()
+        await watch.look()
+        assert [round(by) for by in told] == [YEAR]
+
+
+async def test_a_leap_ahead_deletes_nothing_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = [1000.0]
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        monkeypatch.setattr("relay.sweep.time.monotonic", lambda: passed[0])
+        sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR), parts.clock)
+        assert sweeper.trusts_clock()
+        parts.clock.ahead = 2 * YEAR
+        assert not sweeper.trusts_clock()
+        passed[0] += DISTRUST - 1
+        parts.clock.ahead += DISTRUST - 1
+        assert not sweeper.trusts_clock()
+        passed[0] += 2
+        assert sweeper.trusts_clock()
+
+
+def test_a_rate_refills_after_the_clock_was_set_back() -> None:
+    rate = Rate(60)
+    for _ in range(60):
+        assert rate.take("somebody", YEAR) == 0
+    assert rate.take("somebody", YEAR) > 0
+    assert 0 < rate.take("somebody", 0.0) <= 1
+    assert rate.take("somebody", 1.5) == 0
+
+
+# Connections that say nothing
+
+
+@contextlib.asynccontextmanager
+async def served(most: int) -> AsyncIterator[int]:
+    async def echo(request: web.Request) -> web.Response:
+        return web.Response(body=await webapi.context.read_body(request, 1000))
+
+    app = web.Application()
+    app.router.add_post("/", echo)
+    runner = web.AppRunner(app, keepalive_timeout=webapi.app.IDLE_TIMEOUT, lingering_time=0.05)
+    await runner.setup()
+    server = await asyncio.get_running_loop().create_server(webapi.app.door(runner, most), "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await runner.cleanup()
+
+
+async def test_one_connection_too_many_is_closed_and_there_is_room_again_later() -> None:
+    async with served(2) as port:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        for _, writer in held:
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+            await writer.drain()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+        for _, writer in held:
+            writer.close()
+        answer = b""
+        while not answer:  # the ends of the others are noticed a moment later
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+            with contextlib.suppress(ConnectionResetError):
+                answer = await reader.read()
+            writer.close()
+        assert answer.endswith(b"ok")
+
+
+async def test_a_body_that_does_not_come_is_answered_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webapi.context, "BODY_TIMEOUT", 0.05)
+    async with served(2) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+
+async def test_a_head_that_does_not_come_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webapi.app, "IDLE_TIMEOUT", 0.05)
+    async with served(2) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+
+
+# A next hop that never stops talking
+
+
+@pytest.mark.parametrize("stage", ["connect", "mail", "data", "content"])
+async def test_a_flood_of_replies_ends_the_session_and_the_mail_waits(stage: str, tmp_path: Path) -> None:
+    flood = "\r\n".join(["220 more"] * 5000)
+    async with (
+        SmtpSink(script={stage: flood}) as sink,
+        running_parts(tmp_path, f"smtp://{sink.address}") as parts,
+    ):
+        await _mail(parts)
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred", tries=20_000)
+        assert row["possibly_repeated"] == 0
+
+
+async def _mail(parts: Parts) -> None:
+    async with await SmtpClient.hello(parts.port) as client:
+        answer = await client.mail(unique_letter() + b".\r\n", "<card@track.example.com>", sender="<a@example.org>")
+        assert answer.code == 250
+
+
+async def _unavailable(verb: object, *, idle: bool = False) -> None:
+    raise StoreUnavailable("gone")
