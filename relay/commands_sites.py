@@ -155,7 +155,7 @@ class AddWebhook(Section):
     site: f.SiteName
     url: f.WebhookUrl
     fill: Literal["exact", "inferred", "likely"] = "inferred"
-    secret: f.WebhookSecret = Field(default=None, repr=False)
+    secret: f.WebhookSecret | None = Field(default=None, repr=False)
 
 
 async def add_webhook(place: Workplace, given: AddWebhook) -> Lines:

@@ -205,7 +205,7 @@ class Extraction:
             self._advance(now)
             behind = self._is_late(now) or (self._behind and not self._pace.is_thick(now))
             failed = False
-            if not self._waiting and (behind or not now < self._look_at <= now + POLL):
+            if not self._waiting and (behind or not _is_ahead(self._look_at, now, POLL)):
                 self._look_at = now + POLL
                 try:
                     await self._catch_up()

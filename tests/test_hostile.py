@@ -16,10 +16,13 @@ import webapi.app
 import webapi.context
 from relay.clockwatch import ClockWatch
 from relay.core.message import scan
+from relay.extract import Extractor
+from relay.extraction import Extraction
 from relay.store.engine import StoreUnavailable
 from relay.sweep import DISTRUST, Ages, Sweeper
+from tests.daemon import PATIENCE
 from tests.parts import Parts, running_parts
-from tests.scenarios.world import DOMAIN, SITE, World, letter, site, target, unique_letter, world
+from tests.scenarios.world import DOMAIN, LOOK, SITE, World, letter, site, target, unique_letter, world
 from tests.smtp_client import SmtpClient
 from tests.smtp_sink import SmtpSink
 from webapi.limits import Rate
@@ -176,6 +179,30 @@ def test_a_rate_refills_after_the_clock_was_set_back() -> None:
     assert rate.take("somebody", YEAR) > 0
     assert 0 < rate.take("somebody", 0.0) <= 1
     assert rate.take("somebody", 1.5) == 0
+
+
+# A restart with much left to do
+
+
+async def test_what_a_crash_left_unread_is_read_without_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.extraction.AT_ONCE", 2)
+    monkeypatch.setattr("relay.extraction.BITE", 4)
+    monkeypatch.setattr("relay.extraction.POLL", 3600.0)
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        for _ in range(30):
+            await _mail(parts)
+        workers = Extractor(workers=1)
+        reading = Extraction(
+            parts.store, parts.bodies, workers, claim="test", on_posts=lambda posts: None, clock=parts.clock
+        )
+        await reading.start()
+        waiting = "SELECT count(*) FROM messages WHERE extraction = 'waiting'"
+        async with asyncio.timeout(PATIENCE):
+            while await parts.store.write(lambda tx: tx.sql(waiting), idle=True) != [(0,)]:
+                await asyncio.sleep(LOOK)
+        await reading.close(10)
 
 
 # Connections that say nothing

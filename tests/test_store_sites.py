@@ -1,4 +1,4 @@
-"""Sites as they are declared, changed, removed and declared again; whose an address is."""
+"""Sites as they are declared, changed, removed and declared again, and what is kept in memory of them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from relay.core.address import parse
 from relay.core.model import Address, Method, RouteKind
 from relay.store import events, sites
-from relay.store.routes import AddressTaken, create
+from relay.store.routes import create
 from relay.store.schema import metadata, routes, targets, webhooks
 from relay.store.sites import (
     SWITCHED_OFF,
     DeclaredElsewhere,
     NameTaken,
-    SiteDefinition,
-    TargetDefinition,
     add_to_pool,
     add_webhook,
     define,
-    grow_pool,
     remove,
     remove_webhook,
     switch,
@@ -38,10 +34,7 @@ from tests.store_fixtures import (
     address,
     hook,
     opened,
-    pool_target,
     site,
-    static,
-    target_of,
     world,
 )
 
@@ -214,212 +207,6 @@ class TestRemoval:
         await w.declare(SHOP)
         assert await owner(w, CARD) == ("shop", "sales@example.com", True)
         assert len(await w.rows(select(targets.c.id).where(targets.c.removed_at.is_(None)))) == 3
-
-
-class TestSubstitutes:
-    async def test_an_address_taken_off_the_list_is_retired_and_can_come_back(self, w: World) -> None:
-        await w.declare(SHOP)
-        fewer = replace(SHOP, targets=(pool_target("sales@example.com", f"info1@{TRACK}"), *SHOP.targets[1:]))
-        await w.declare(fewer)
-        assert await owner(w, f"info2@{TRACK}") == ("shop", "sales@example.com", False)
-        await w.declare(SHOP)
-        assert await owner(w, f"info2@{TRACK}") == ("shop", "sales@example.com", True)
-
-    async def test_pool_additions_by_hand_survive_the_file(self, w: World) -> None:
-        await w.declare(SHOP)
-        shop, target = w.site().id, w.target().id
-        await w.store.redefine(lambda tx: add_to_pool(tx, shop, target, [address("extra")], w.now))
-        await w.declare(SHOP)
-        assert (await live(w))[f"extra@{TRACK}"] == "pool"
-        await w.declare(replace(SHOP, targets=(pool_target("sales@example.com", f"extra@{TRACK}"),), statics=()))
-        await w.declare(replace(SHOP, targets=(pool_target("sales@example.com", f"info1@{TRACK}"),), statics=()))
-        assert f"extra@{TRACK}" not in await live(w)  # it was named in the file, and is no more
-
-    async def test_naming_a_defined_address_by_hand_does_not_make_it_an_addition(self, w: World) -> None:
-        await w.declare(SHOP)
-        shop, target = w.site().id, w.target().id
-        await w.store.redefine(lambda tx: add_to_pool(tx, shop, target, [address("info2")], w.now))
-        await w.declare(replace(SHOP, targets=(pool_target("sales@example.com", f"info1@{TRACK}"),), statics=()))
-        assert f"info2@{TRACK}" not in await live(w)
-
-    async def test_minted_addresses_survive_the_file(self, w: World) -> None:
-        await w.declare(SHOP)
-        _, unique = await w.shown("jobs@example.com")
-        await w.declare(replace(SHOP, visit_timeout=1.0))
-        assert await owner(w, unique) == ("shop", "jobs@example.com", True)
-
-    async def test_a_label_or_kind_follows_the_file(self, w: World) -> None:
-        await w.declare(SHOP)
-        await w.declare(replace(SHOP, statics=(static(CARD, label="fair"),)))
-        assert (await w.recipient(CARD)).route.label == "fair"  # type: ignore[union-attr]
-        await w.declare(replace(SHOP, statics=(), targets=(pool_target("sales@example.com", CARD),)))
-        assert (await live(w))[CARD] == "pool"
-        assert (await w.recipient(CARD)).route.label is None  # type: ignore[union-attr]
-
-    @pytest.mark.parametrize("order", [1, -1])
-    async def test_an_address_moves_between_targets_in_one_step(self, w: World, order: int) -> None:
-        def shop(sales: str, help_: str) -> SiteDefinition:
-            both = (pool_target("sales@example.com", sales), pool_target("help@example.com", help_))
-            return site("shop", *both[::order])
-
-        await w.declare(shop(f"a@{TRACK}", f"b@{TRACK}"))
-        await w.declare(shop(f"b@{TRACK}", f"a@{TRACK}"))
-        assert await owner(w, f"a@{TRACK}") == ("shop", "help@example.com", True)
-        assert await owner(w, f"b@{TRACK}") == ("shop", "sales@example.com", True)
-
-    async def test_an_address_compares_without_case(self, w: World) -> None:
-        await w.declare(site("shop", pool_target("Sales@example.com", f"Info1@{TRACK}")))
-        assert await owner(w, f"INFO1@{TRACK}") == ("shop", "Sales@example.com", True)
-        await w.declare(site("shop", pool_target("Sales@example.com", f"iNFO1@{TRACK}")))
-        assert (await live(w))[f"info1@{TRACK}"] == "pool"
-
-    async def test_a_unique_address_never_becomes_anything_else(self, w: World) -> None:
-        await w.declare(SHOP)
-        _, unique = await w.shown("jobs@example.com")
-        with pytest.raises(AddressTaken):
-            await w.declare(replace(SHOP, targets=(*SHOP.targets[:2], pool_target("jobs@example.com", unique))))
-        assert (await live(w))[unique] == "unique"
-
-
-class TestTwoSites:
-    TWO = site("two", pool_target("sales@two.example", CARD, domain="track.two.example"))
-
-    async def test_an_address_belongs_to_one_and_the_file_is_refused_as_a_whole(self, w: World) -> None:
-        await w.declare(SHOP)
-        before = await everything(w)
-        with pytest.raises(AddressTaken, match=CARD):
-            await w.declare(SHOP, self.TWO)
-        assert await everything(w) == before
-        assert list(w.store.sites.by_name) == ["shop"]
-
-    @pytest.mark.parametrize("order", [1, -1])
-    async def test_the_file_can_move_an_address_to_another_site(self, w: World, order: int) -> None:
-        await w.declare(SHOP)
-        await w.declare(*(replace(SHOP, statics=()), self.TWO)[::order])
-        assert await owner(w, CARD) == ("two", "sales@two.example", True)
-
-    async def test_a_site_that_is_renamed_keeps_its_addresses(self, w: World) -> None:
-        await w.declare(SHOP)
-        before = await live(w)
-        await w.declare(replace(SHOP, name="store"))
-        assert await live(w) == before
-        assert await owner(w, CARD) == ("store", "sales@example.com", True)
-
-    async def test_what_the_old_site_knew_of_an_address_stays_behind(self, w: World) -> None:
-        """Late mail to a visitor of the old site must not be stated as a visit to the new one."""
-        await w.declare(SHOP)
-        _, leased = await w.shown()
-        await w.declare(replace(SHOP, name="store"))
-        (job,) = (await w.accept(leased)).jobs
-        assert job.visit is None
-
-    async def test_only_the_file_may_take_over_a_retired_address(self, w: World) -> None:
-        """Or a manager of one site could collect the late mail of another."""
-        await w.declare(SHOP)
-        await w.declare(replace(SHOP, statics=()))
-        with pytest.raises(AddressTaken):
-            await w.store.redefine(lambda tx: define(tx, self.TWO, w.now))
-        assert await owner(w, CARD) == ("shop", "sales@example.com", False)
-
-    async def test_an_addition_by_hand_cannot_take_one_either(self, w: World) -> None:
-        two = site("two", pool_target("sales@two.example", "p@track.two.example", domain=None))
-        await w.declare(replace(SHOP, statics=()), two)
-        where, target = w.site("two").id, w.target("sales@two.example", "two").id
-        for taken in (f"info1@{TRACK}", f"help@{TRACK}"):
-            with pytest.raises(AddressTaken):
-                await w.store.redefine(lambda tx, taken=taken: add_to_pool(tx, where, target, [parse(taken)], w.now))  # type: ignore[misc]
-
-
-class TestBaseAddress:
-    """Every target with a domain has its own local part there; only plus targets show it."""
-
-    PLUS = target_of(Method.PLUS, "sales@plus.example")
-    UNIQUE = target_of(Method.UNIQUE, "sales@unique.example")
-
-    async def test_it_is_accepted_with_and_without_a_tag(self, w: World) -> None:
-        await w.declare(site("shop", self.PLUS))
-        for substitute in (f"sales@{TRACK}", f"sales+1@{TRACK}", f"sales+a+b@{TRACK}"):
-            assert await owner(w, substitute) == ("shop", "sales@plus.example", True)
-
-    @pytest.mark.parametrize("apart", [False, True])
-    @pytest.mark.parametrize("order", [1, -1])
-    async def test_a_plus_target_has_it_whoever_came_first(self, w: World, order: int, apart: bool) -> None:
-        both = (self.UNIQUE, self.PLUS)[::order]
-        if apart:
-            await w.declare(site("one", both[0]), site("two", both[1]))
-        else:
-            await w.declare(site("shop", *both))
-        found = await owner(w, f"sales@{TRACK}")
-        assert found is not None
-        assert found[1:] == ("sales@plus.example", True)
-
-    async def test_among_others_the_first_keeps_it(self, w: World) -> None:
-        other = pool_target("sales@pool.example")
-        await w.declare(site("one", self.UNIQUE), site("two", other))
-        assert await owner(w, f"sales@{TRACK}") == ("one", "sales@unique.example", True)
-        await w.declare(site("one", self.UNIQUE), site("two", other))
-        assert await owner(w, f"sales@{TRACK}") == ("one", "sales@unique.example", True)
-
-    async def test_two_plus_targets_cannot_share_it(self, w: World) -> None:
-        with pytest.raises(AddressTaken, match=f"sales@{TRACK}"):
-            await w.declare(site("one", self.PLUS), site("two", target_of(Method.PLUS, "sales@other.example")))
-
-    @pytest.mark.parametrize("order", [1, -1])
-    async def test_an_address_that_is_listed_has_precedence_over_a_base_nobody_was_shown(
-        self, w: World, order: int
-    ) -> None:
-        listed = pool_target("info@example.com", f"sales@{TRACK}")
-        await w.declare(site("shop", *(self.UNIQUE, listed)[::order]))
-        assert await owner(w, f"sales@{TRACK}") == ("shop", "info@example.com", True)
-        assert (await live(w))[f"sales@{TRACK}"] == "pool"
-
-    async def test_a_listed_address_cannot_be_a_plus_targets_base(self, w: World) -> None:
-        with pytest.raises(AddressTaken):
-            await w.declare(site("shop", self.PLUS, pool_target("info@example.com", f"sales@{TRACK}")))
-
-    async def test_a_target_may_list_its_own_base(self, w: World) -> None:
-        await w.declare(site("shop", pool_target("sales@example.com", f"sales@{TRACK}")))
-        assert await live(w) == {f"sales@{TRACK}": "pool"}
-
-    async def test_when_its_owner_goes_the_next_one_gets_it(self, w: World) -> None:
-        other = pool_target("sales@pool.example")
-        await w.declare(site("one", self.UNIQUE), site("two", other))
-        await w.declare(site("two", other))
-        assert await owner(w, f"sales@{TRACK}") == ("two", "sales@pool.example", True)
-
-    async def test_a_site_made_elsewhere_goes_without_a_base_that_another_site_has_given_up(self, w: World) -> None:
-        await w.declare(site("one", self.UNIQUE))
-        await w.declare()
-        await w.store.redefine(lambda tx: define(tx, site("two", pool_target("sales@pool.example")), w.now))
-        assert await owner(w, f"sales@{TRACK}") == ("gone", "sales@unique.example", False)
-
-
-class TestGeneratedPool:
-    TARGET = TargetDefinition(parse("info@example.com"), Method.POOL, TRACK, (), 900.0, generate=3)
-
-    async def test_names_are_made_up_and_stay_the_same(self, w: World) -> None:
-        await w.declare(site("shop", self.TARGET))
-        expected = {f"info{i}@{TRACK}" for i in (1, 2, 3)}
-        assert {name for name, kind in (await live(w)).items() if kind == "pool"} == expected
-        await w.declare(site("shop", self.TARGET))
-        assert {name for name, kind in (await live(w)).items() if kind == "pool"} == expected
-
-    async def test_a_larger_pool_grows_and_a_smaller_one_keeps_what_it_has(self, w: World) -> None:
-        for size, expected in ((3, 3), (5, 5), (2, 5)):
-            await w.declare(site("shop", replace(self.TARGET, generate=size)))
-            assert list((await live(w)).values()).count("pool") == expected
-
-    async def test_names_that_anybody_has_are_passed_over(self, w: World) -> None:
-        await w.declare(site("other", pool_target("x@other.example", f"info2@{TRACK}")), site("shop", self.TARGET))
-        shop = w.target("info@example.com").id
-        names = await w.rows(select(routes.c.local).where(routes.c.target_id == shop, routes.c.kind == "pool"))
-        assert sorted(names) == [("info1",), ("info3",), ("info4",)]
-
-    async def test_it_needs_a_domain(self, w: World) -> None:
-        await w.declare(SHOP)
-        shop, target = w.site().id, w.target().id
-        with pytest.raises(ValueError, match="no domain"):
-            await w.store.redefine(lambda tx: grow_pool(tx, shop, target, "info", None, 2, w.now))
 
 
 class TestWebhooks:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import structlog
 from aiohttp.abc import AbstractResolver
 
+from relay import background
 from relay.secrets import Keys
 from relay.store import events
 from relay.store.engine import StoreUnavailable
@@ -102,9 +103,9 @@ class Poster:
     async def start(self) -> None:
         """Begin to post; what waits in the store is claimed before anything newer can be handed over."""
         self._client.open(self._allow_private, self._total, self._resolver)
-        self._recorder = asyncio.create_task(self._record())
+        self._recorder = background.begin("recording of posts", self._record)
         wait = await self._look()
-        self._poller = asyncio.create_task(self._poll(wait))
+        self._poller = background.begin("posting", lambda: self._poll(wait))
 
     def submit(self, jobs: Sequence[PostJob]) -> None:
         """Post these, claimed by :attr:`claim`, in this order."""

@@ -249,6 +249,8 @@ Index("ix_deliveries_message_id", deliveries.c.message_id)
 Index("ix_deliveries_site_id_message_id", deliveries.c.site_id, deliveries.c.message_id)
 _VISITED = text("visit_id IS NOT NULL")
 Index("ix_deliveries_visit_id", deliveries.c.visit_id, sqlite_where=_VISITED, postgresql_where=_VISITED)
+_CLAIMED = text("claimed_number IS NOT NULL")
+Index("ix_deliveries_claimed_number", deliveries.c.claimed_number, sqlite_where=_CLAIMED, postgresql_where=_CLAIMED)
 _OPEN = text("state IN ('queued', 'deferred')")
 Index(
     "ix_deliveries_open",

@@ -49,7 +49,7 @@ async def test_a_nearly_full_disk_puts_new_mail_off_while_all_else_goes_on_and_e
             await relay.forwarded(waiting, "deferred")
             filler = fill(disk, 8 * MIB)
             await relay.until(lambda: mail_answer(relay), lambda answer: answer.short == "452 4.3.1")
-            await relay.cli("queue", "retry", "--all")
+            await relay.retry_all()
             await relay.arrived(content)
             bound = await relay.bind("sales@example.test")
             assert bound["addresses"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -86,7 +85,7 @@ async def test_a_next_hop_that_hangs_up_after_the_dot_gets_the_mail_again_flagge
             lambda: relay.row("SELECT count(*) FROM attempts WHERE outcome = 'ambiguous'"), lambda row: row == (DROPS,)
         )
         assert await relay.rows("SELECT DISTINCT state, possibly_repeated FROM deliveries") == [("deferred", 1)]
-        await relay.cli("queue", "retry", "--all")
+        await relay.retry_all()
         await relay.until(lambda: asyncio.to_thread(is_drained, relay.daemon), bool)
         account = await asyncio.to_thread(Account.of, relay.daemon, sink.messages, relay.crm.posts)
         account.must_balance(ledger, Counter(range(DROPS)))
@@ -102,7 +101,7 @@ async def test_a_next_hop_that_dies_before_the_dot_gets_the_mail_again_and_nothi
         contents = [unique_letter(), LARGE]
         for content in contents:
             await relay.forwarded(await relay.mail(BASE, content), "deferred")
-        await relay.cli("queue", "retry", "--all")
+        await relay.retry_all()
         for content in contents:
             assert len(await relay.arrived(content)) == 1
         assert await relay.rows("SELECT DISTINCT possibly_repeated FROM deliveries") == [(0,)]
@@ -145,9 +144,9 @@ async def test_more_connections_than_file_descriptors_leave_the_daemon_alive_and
         content = unique_letter()
         await relay.until(lambda: taken(relay, content), bool)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
-        await relay.cli("queue", "retry", "--all")
+        await relay.retry_all()
         assert len(await relay.arrived(content)) == 1
-        assert json.loads(await relay.cli("queue", "list", "--json")) == []
+        assert await relay.call("GET", "/v1/queue") == {"items": []}
 
 
 async def greeted(client: SmtpClient) -> bool:

@@ -54,13 +54,6 @@ async def attribution(relay: World, message: int) -> tuple[str, str | None]:
     return found["attribution"]["state"], found["visit"]
 
 
-async def posted(relay: World, message: int) -> dict[str, Any]:
-    """The JSON that the CRM got of a message."""
-    uid = await relay.event(message)
-    await relay.daemon.logged("post", uid=uid, state="delivered")
-    return next(post.json for post in relay.crm.posts if post.headers["webhook-id"] == uid)
-
-
 async def test_a_unique_address_is_the_visits_own_and_stays_so(relay: World) -> None:
     bound = await relay.bind("sales@example.test")
     again = await relay.bind("sales@example.test", visit=bound["visit"])
@@ -93,7 +86,7 @@ async def test_a_plus_address_with_an_issued_number_is_exact(relay: World) -> No
 async def test_a_plus_number_that_nobody_issued_is_only_claimed(relay: World) -> None:
     message = await relay.mail(f"plus+98765432@{DOMAIN}", unique_letter())
     assert await attribution(relay, message) == ("claimed", "98765432")
-    post = await posted(relay, message)
+    post = (await relay.posted(message)).json
     assert post["visit_id"] == "98765432"
     assert post["landing_page"] is None
 
@@ -103,7 +96,7 @@ async def test_a_number_from_another_counter_is_the_sites_visit(relay: World) ->
     assert bound["visit"] == "5551234"
     message = await relay.mail(f"plus+5551234@{DOMAIN}", unique_letter())
     assert await attribution(relay, message) == ("exact", "5551234")
-    assert (await posted(relay, message))["first_visit"] == "5550000"
+    assert (await relay.posted(message)).json["first_visit"] == "5550000"
 
 
 async def test_a_static_substitute_carries_its_label_and_becomes_a_deal_without_a_visit(relay: World) -> None:
@@ -113,7 +106,7 @@ async def test_a_static_substitute_carries_its_label_and_becomes_a_deal_without_
     assert b"X-Visit-Source: business%20card\r\n" in received.content
     assert b"X-Visit-Id" not in received.content
     assert await attribution(relay, message) == ("exact", None)
-    assert (await posted(relay, message))["visit_id"] is None
+    assert (await relay.posted(message)).json["visit_id"] is None
 
 
 async def test_mail_to_a_target_that_forwards_elsewhere_goes_there(relay: World) -> None:
@@ -172,7 +165,7 @@ async def test_the_same_mail_sent_again_is_forwarded_and_posted_once(relay: Worl
     first = await relay.mail(substitute, content)
     assert await relay.mail(substitute, content) == first
     assert await relay.mail(substitute, content) == first
-    await posted(relay, first)
+    await relay.posted(first)
     await relay.forwarded(first)
     after = unique_letter()
     await relay.mail(substitute, after)
@@ -208,7 +201,7 @@ async def test_each_site_has_an_event_of_its_own_and_sees_only_its_own_recipient
     )
     assert events == [("example", ours), ("other", theirs)]
     assert (await relay.call("GET", f"/v1/messages/{message}"))["receivers"] == [ours, theirs]
-    token = (await relay.cli("token", "create", "other-only", "--site", "other", "--role", "viewer")).split()[-1]
+    token = await relay.token("other-only", sites=["other"], role="viewer")
     headers = {"Authorization": f"Bearer {token}"}
     async with relay.http.get(f"{relay.daemon.url}/v1/messages/{message}", headers=headers) as response:
         assert (await response.json())["receivers"] == [theirs]
@@ -253,7 +246,7 @@ async def test_what_the_real_address_forwards_back_to_a_substitute_goes_round_on
     assert await relay.rows("SELECT state, reason FROM events WHERE message_id = ?", came_back) == [
         ("withheld", "loop")
     ]
-    await posted(relay, first)
+    await relay.posted(first)
     assert len(relay.crm.posts) == posts + 1
 
 

@@ -43,7 +43,7 @@ async def test_mail_queued_for_a_dead_next_hop_survives_a_restart_and_arrives_on
         async with SmtpSink(port=port) as revived:
             relay.sink = revived
             await asyncio.to_thread(relay.daemon.start)
-            await relay.cli("queue", "retry", "--all")
+            await relay.retry_all()
             for content in contents:
                 (received,) = await relay.arrived(content)
                 assert received.recipients == ["sales@example.test"]
@@ -94,8 +94,9 @@ async def test_after_a_kill_the_folder_is_free_for_the_next_start(tmp_path: Path
     async with world(tmp_path) as relay:
         relay.daemon.kill()
         await asyncio.to_thread(relay.daemon.start)
-        await relay.mail(BASE, unique_letter())
-        await relay.cli("queue", "list")
+        content = unique_letter()
+        await relay.mail(BASE, content)
+        await relay.arrived(content)
 
 
 def serial(of: ssl.SSLObject | None) -> bytes:

@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 
 import aiohttp
 
+from relay import control
 from relay.core.wire import stuff
 from tests.daemon import BASE, PATIENCE, Daemon, Entry, merged
 from tests.smtp_client import Answer, SmtpClient
 from tests.smtp_sink import Received, SmtpSink
-from tests.webhook_receiver import Receiver, Script
+from tests.webhook_receiver import Post, Receiver, Script
 
 ORIGIN = "https://www.example.test"
 PUBLIC_URL = "https://relay.example.test"
@@ -144,11 +145,25 @@ class World:
         uid: str = (await self.row("SELECT uid FROM events WHERE message_id = ?", message))[0]
         return uid
 
+    async def posted(self, message: int) -> Post:
+        """What the CRM got of a message, as soon as that is recorded."""
+        uid = await self.event(message)
+        await self.daemon.logged("post", uid=uid, state="delivered")
+        return next(post for post in self.crm.posts if post.headers["webhook-id"] == uid)
+
     async def cli(self, *arguments: str) -> str:
         """`relay ARGUMENTS` beside the daemon: what it printed. Fails unless it succeeded."""
         done = await asyncio.to_thread(self.daemon.cli, *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    async def command(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """The same over the control socket, without a process for it: where the command is not what is tested."""
+        return await asyncio.to_thread(control.call, self.daemon.data_dir / "control.sock", command, arguments)
+
+    async def retry_all(self) -> None:
+        """Try everything that is deferred or held now."""
+        await self.command("queue.retry", all=True)
 
     # the management API
 
@@ -157,9 +172,14 @@ class World:
         octets = await self.octets(method, path, expect, body, **query)
         return json.loads(octets) if octets else None
 
+    async def token(self, name: str, **rights: Any) -> str:
+        """A new token, an admin's unless its ``rights`` say otherwise."""
+        token: str = (await self.command("token.create", name=name, **rights))["token"]
+        return token
+
     async def octets(self, method: str, path: str, expect: int = 200, body: Any = None, **query: Any) -> bytes:
         if not self._token:
-            self._token = (await self.cli("token", "create", "scenario")).split()[-1]
+            self._token = await self.token("scenario")
         headers = {"Authorization": f"Bearer {self._token}"}
         url = self.daemon.url + path
         async with self.http.request(method, url, params=query, json=body, headers=headers) as response:

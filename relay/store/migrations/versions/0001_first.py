@@ -286,6 +286,14 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index(
+        "ix_deliveries_claimed_number",
+        "deliveries",
+        ["claimed_number"],
+        unique=False,
+        sqlite_where=sa.text("claimed_number IS NOT NULL"),
+        postgresql_where=sa.text("claimed_number IS NOT NULL"),
+    )
+    op.create_index(
         "ix_deliveries_held",
         "deliveries",
         ["next_at"],
