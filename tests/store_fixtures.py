@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Executable
+from sqlalchemy import Executable, select
 
 from relay.core.address import lookup_keys, parse
 from relay.core.mime import Extracted, Part
@@ -31,6 +31,7 @@ from relay.store.events import PostJob
 from relay.store.messages import Accepted, Incoming, Job, Recipient
 from relay.store.migrate import migrate
 from relay.store.queue import Finish
+from relay.store.schema import routes
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, WebhookDefinition, declare_all
 from relay.store.store import DATABASE, Store
 
@@ -274,3 +275,18 @@ def ending(job: Job, kind: OutcomeKind, now: float, **changes: Any) -> Finish:
 
 def address(local: str, domain: str = TRACK) -> Address:
     return Address(local, domain)
+
+
+async def owner(w: World, substitute: str) -> tuple[str, str, bool] | None:
+    """(site, real address, whether it is attributed) of a substitute; None when it has no route."""
+    recipient = await w.recipient(substitute)
+    if recipient.route is None:
+        return None
+    names = {view.id: view.name for view in w.store.sites.by_id.values()}
+    return names.get(recipient.route.site_id, "gone"), recipient.forward_to, recipient.route.attributed
+
+
+async def live(w: World) -> dict[str, str]:
+    """The live substitutes and their kinds."""
+    query = select(routes.c.local, routes.c.domain, routes.c.kind).where(routes.c.retired_at.is_(None))
+    return {str(Address(local, domain)): kind for local, domain, kind in await w.rows(query)}

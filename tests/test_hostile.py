@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -20,7 +21,7 @@ from relay.extract import Extractor
 from relay.extraction import Extraction
 from relay.store.engine import StoreUnavailable
 from relay.sweep import DISTRUST, Ages, Sweeper
-from tests.daemon import PATIENCE
+from tests.daemon import PATIENCE, toml
 from tests.parts import Parts, running_parts
 from tests.scenarios.world import DOMAIN, LOOK, SITE, World, letter, site, target, unique_letter, world
 from tests.smtp_client import SmtpClient
@@ -101,6 +102,25 @@ async def test_a_search_does_not_find_a_message_by_another_sites_recipient(relay
     assert await found("example", "for both") == [both]
     assert await found("other", "secretname for the other") == [other]
     assert await found(None, "secretname") == [other, both]
+
+
+@pytest.mark.scenario
+async def test_mail_of_the_former_sites_visitor_is_not_attributed_to_the_new_sites(tmp_path: Path) -> None:
+    def sites(first: str, second: str) -> list[dict[str, Any]]:
+        return [
+            site(target("sales@example.test", "pool", pool=[f"{first}@{DOMAIN}"])),
+            site(target("sales@other.test", "pool", pool=[f"{second}@{DOMAIN}"]), name="other", key="pk_other"),
+        ]
+
+    async with world(tmp_path, sites=sites("moved", "spare")) as relay:
+        moved = await relay.shown("sales@example.test")
+        assert await asyncio.to_thread(relay.daemon.stop) == 0
+        relay.daemon.config.write_text(toml(relay.settings | {"site": sites("fresh", "moved")}))
+        await asyncio.to_thread(relay.daemon.start)
+        assert (await relay.bind("sales@other.test", site="pk_other"))["addresses"] == {}
+        message = await relay.mail(moved, unique_letter())
+        query = "SELECT attribution, visit_id FROM deliveries WHERE message_id = ?"
+        assert await relay.row(query, message) == ("none", None)
 
 
 # A clock that is set

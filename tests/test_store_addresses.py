@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import select
 
 from relay.core.address import parse
-from relay.core.model import Address, Method
+from relay.core.model import Method
 from relay.store.routes import AddressTaken
-from relay.store.schema import metadata, routes, webhooks
+from relay.store.schema import metadata, routes
 from relay.store.sites import (
     SiteDefinition,
     TargetDefinition,
@@ -26,7 +26,9 @@ from tests.store_fixtures import (
     TRACK,
     World,
     address,
+    live,
     opened,
+    owner,
     pool_target,
     site,
     static,
@@ -44,25 +46,6 @@ async def w(tmp_path: Path) -> AsyncIterator[World]:
 
 async def everything(w: World) -> dict[str, list[tuple[Any, ...]]]:
     return {table.name: await w.rows(select(table)) for table in metadata.sorted_tables}
-
-
-async def owner(w: World, substitute: str) -> tuple[str, str, bool] | None:
-    """(site, real address, whether it is attributed) of a substitute; None when it has no route."""
-    recipient = await w.recipient(substitute)
-    if recipient.route is None:
-        return None
-    names = {view.id: view.name for view in w.store.sites.by_id.values()}
-    return names.get(recipient.route.site_id, "gone"), recipient.forward_to, recipient.route.attributed
-
-
-async def live(w: World) -> dict[str, str]:
-    """The live substitutes and their kinds."""
-    query = select(routes.c.local, routes.c.domain, routes.c.kind).where(routes.c.retired_at.is_(None))
-    return {str(Address(local, domain)): kind for local, domain, kind in await w.rows(query)}
-
-
-async def hooks(w: World, *names: str) -> list[tuple[Any, ...]]:
-    return await w.rows(select(*(webhooks.c[name] for name in names)).order_by(webhooks.c.id))
 
 
 class TestSubstitutes:

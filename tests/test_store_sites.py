@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from relay.core.model import Address, Method, RouteKind
+from relay.core.model import Method, RouteKind
 from relay.store import events, sites
 from relay.store.routes import create
-from relay.store.schema import metadata, routes, targets, webhooks
+from relay.store.schema import metadata, targets, webhooks
 from relay.store.sites import (
     SWITCHED_OFF,
     DeclaredElsewhere,
@@ -33,7 +33,9 @@ from tests.store_fixtures import (
     World,
     address,
     hook,
+    live,
     opened,
+    owner,
     site,
     world,
 )
@@ -49,21 +51,6 @@ async def w(tmp_path: Path) -> AsyncIterator[World]:
 
 async def everything(w: World) -> dict[str, list[tuple[Any, ...]]]:
     return {table.name: await w.rows(select(table)) for table in metadata.sorted_tables}
-
-
-async def owner(w: World, substitute: str) -> tuple[str, str, bool] | None:
-    """(site, real address, whether it is attributed) of a substitute; None when it has no route."""
-    recipient = await w.recipient(substitute)
-    if recipient.route is None:
-        return None
-    names = {view.id: view.name for view in w.store.sites.by_id.values()}
-    return names.get(recipient.route.site_id, "gone"), recipient.forward_to, recipient.route.attributed
-
-
-async def live(w: World) -> dict[str, str]:
-    """The live substitutes and their kinds."""
-    query = select(routes.c.local, routes.c.domain, routes.c.kind).where(routes.c.retired_at.is_(None))
-    return {str(Address(local, domain)): kind for local, domain, kind in await w.rows(query)}
 
 
 async def hooks(w: World, *names: str) -> list[tuple[Any, ...]]:

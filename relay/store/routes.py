@@ -15,6 +15,8 @@ from relay.store.schema import routes, sites, targets
 
 #: Routes, and addresses known to have none, kept in memory.
 CACHED = 65_536
+#: Seconds for which an address that another site had is not leased: its visitors may still write to it.
+REST = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +95,15 @@ def create(
     """A route for ``address``, or the retired one of the same site revived; raises AddressTaken. Its id.
 
     ``defined``: its site's definition names it. ``from_any_site``: a route that another site has retired may be taken
-    over; what it knew of visits stays behind. A unique address never becomes anything else.
+    over; what it knew of visits stays behind, so it is not leased until they count no more. A unique address never
+    becomes anything else.
     """
     domain, local = address.key
+    leased_until = 0.0
     owner = tx.one(OWNER, domain=domain, local=local)
     if owner is not None and owner[1] != site_id and owner[4] is not None and from_any_site:
         tx.run(DELETE, route=owner[0])
-        owner = None
+        owner, leased_until = None, now + REST
     if owner is None:
         return tx.insert(
             INSERT,
@@ -109,7 +113,7 @@ def create(
             target_id=target_id,
             kind=kind.value,
             label=label,
-            leased_until=0.0,
+            leased_until=leased_until,
             created_at=now,
             defined=int(defined),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -18,21 +19,28 @@ pytestmark = [pytest.mark.scenario, pytest.mark.asyncio(loop_scope="module")]
 
 SALES = target("sales@example.test", "unique")
 PLUS = target("plus@example.test", "plus")
-QUIET_ORIGIN = "https://quiet.example.test"
+
+
+def own_site(name: str, url: str, **settings: Any) -> dict[str, Any]:
+    """A site with a CRM of its own."""
+    hooks = [{"url": url, "secret": SECRET}]
+    made = target(f"{name}@example.test", "plus")
+    return site(made, name=name, key=f"pk_{name}", origins=[f"https://{name}.test"], webhook=hooks, **settings)
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def relay(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    quiet = site(
-        target("quiet@example.test", "unique"),
-        name="quiet",
-        key="pk_quiet",
-        origins=[QUIET_ORIGIN],
-        send_to_crm=False,
-        webhook=[{"url": "https://crm.example.test/never", "secret": SECRET}],
-    )
-    async with world(tmp_path_factory.mktemp("crm"), sites=[site(SALES, PLUS), quiet]) as made:
-        yield made
+    """``gone`` and ``moved`` are sites whose CRM answers 410, or redirects to ``inside``."""
+    async with Receiver() as inside, Receiver([410]) as gone, Receiver([redirect(inside.url)]) as moved:
+        sites = [
+            site(SALES, PLUS),
+            own_site("quiet", "https://crm.example.test/never", send_to_crm=False),
+            own_site("gone", gone.url),
+            own_site("moved", moved.url),
+        ]
+        async with world(tmp_path_factory.mktemp("crm"), sites=sites) as made:
+            made.others = {"inside": inside, "gone": gone, "moved": moved}
+            yield made
 
 
 async def verdict(relay: World, message: int) -> tuple[str, str | None]:
@@ -73,12 +81,11 @@ async def test_a_crm_that_never_answers_does_not_hold_up_the_mail(tmp_path: Path
         relay.daemon.kill()  # a stop would give the attempts their grace
 
 
-async def test_redirects_are_not_followed(tmp_path: Path) -> None:
-    async with Receiver() as inside, world(tmp_path, crm=[redirect(inside.url)]) as relay:
-        await relay.mail(await relay.shown(), unique_letter())
-        entry = await relay.daemon.logged("post", attempt=1)
-        assert (entry["status"], entry["state"]) == (307, "waiting")
-        assert inside.posts == []
+async def test_redirects_are_not_followed(relay: World) -> None:
+    message = await relay.mail(f"moved+1@{DOMAIN}", unique_letter())
+    entry = await relay.daemon.logged("post", uid=await relay.event(message))
+    assert (entry["status"], entry["state"]) == (307, "waiting")
+    assert relay.others["inside"].posts == []
 
 
 async def test_webhooks_into_the_inside_are_refused_by_default_in_every_spelling(tmp_path: Path) -> None:
@@ -102,24 +109,21 @@ async def test_webhooks_into_the_inside_are_refused_by_default_in_every_spelling
         assert "127.0.0.1" not in posts[0]["answer"]
 
 
-async def test_410_ends_a_webhook_until_somebody_enables_it_again(tmp_path: Path) -> None:
-    async with world(tmp_path, crm=[410]) as relay:
-        first = await relay.mail(await relay.shown(), unique_letter())
-        await relay.daemon.logged("post", status=410, state="failed")
-        await relay.until(
-            lambda: relay.row("SELECT enabled, disabled_reason FROM webhooks"),
-            lambda row: row == (0, "the receiver answered 410 Gone"),
-        )
-        second = await relay.mail(await relay.shown(), unique_letter())
-        assert await verdict(relay, second) == ("withheld", "no webhook")
-        assert len(relay.crm.posts) == 1
-        (webhook,) = await relay.row("SELECT id FROM webhooks")
-        await relay.cli("webhook", "enable", str(webhook))
-        third = await relay.mail(await relay.shown(), unique_letter())
-        post = (await relay.crm.wait_for(2))[1]
-        assert post.headers["webhook-id"] == await relay.event(third)
-        await relay.cli("message", "replay", str(first))
-        assert (await relay.crm.wait_for(3))[2].headers["webhook-id"] == await relay.event(first)
+async def test_410_ends_a_webhook_until_somebody_enables_it_again(relay: World) -> None:
+    crm, to = relay.others["gone"], f"gone+1@{DOMAIN}"
+    first = await relay.mail(to, unique_letter())
+    ended = await relay.until(
+        lambda: relay.rows("SELECT id, disabled_reason FROM webhooks WHERE enabled = 0"), lambda rows: bool(rows)
+    )
+    assert [reason for _, reason in ended] == ["the receiver answered 410 Gone"]
+    second = await relay.mail(to, unique_letter())
+    assert await verdict(relay, second) == ("withheld", "no webhook")
+    assert len(crm.posts) == 1
+    await relay.cli("webhook", "enable", str(ended[0][0]))
+    third = await relay.mail(to, unique_letter())
+    assert (await crm.wait_for(2))[1].headers["webhook-id"] == await relay.event(third)
+    await relay.cli("message", "replay", str(first))
+    assert (await crm.wait_for(3))[2].headers["webhook-id"] == await relay.event(first)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,7 @@ async def test_automatic_mail_and_bounces_are_forwarded_but_become_no_deals(
 
 
 async def test_a_site_that_sends_nothing_to_the_crm_still_forwards_and_records(relay: World) -> None:
-    bound = await relay.bind("quiet@example.test", site="pk_quiet", origin=QUIET_ORIGIN)
+    bound = await relay.bind("quiet@example.test", site="pk_quiet", origin="https://quiet.test")
     content = unique_letter()
     message = await relay.mail(bound["addresses"]["quiet@example.test"], content)
     await relay.arrived(content)
@@ -153,11 +157,9 @@ async def test_a_hostile_tree_of_parts_spoils_the_attachment_list_and_nothing_el
         f"--b{level}\r\nContent-Type: multipart/mixed; boundary=b{level + 1}\r\n\r\n" for level in range(3000)
     )
     content = letter("deep", deep, "MIME-Version: 1.0", "Content-Type: multipart/mixed; boundary=b0")
-    before = len(relay.crm.posts)
     message = await relay.mail(await relay.shown(), content)
     await relay.arrived(content)
-    post = (await relay.crm.wait_for(before + 1))[before]
-    assert post.json["subject"] == "deep"
+    assert (await relay.posted(message)).json["subject"] == "deep"
     assert (await relay.call("GET", f"/v1/messages/{message}"))["extraction"] == "partial"
     assert await relay.octets("GET", f"/v1/messages/{message}/raw") == content
 

@@ -5,20 +5,65 @@ from __future__ import annotations
 import asyncio
 import json
 import smtplib
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import pytest
+import pytest_asyncio
 
 from tests.certificates import Certificate
 from tests.corpora import corpus
 from tests.postfix import Postfix, mailboxes, offers_tls
-from tests.scenarios.world import DOMAIN, World, letter, world
+from tests.scenarios.world import DOMAIN, World, letter, site, target, unique_letter, world
 from tests.smtp_client import SmtpClient
 
-pytestmark = pytest.mark.scenario
+pytestmark = [pytest.mark.scenario, pytest.mark.asyncio(loop_scope="module")]
 
 BASE = f"plus@{DOMAIN}"
 CARD = f"card@{DOMAIN}"
+SITE = site(
+    target("sales@example.test", "unique"),
+    target("plus@example.test", "plus"),
+    static=[{"address": CARD, "target": "sales@example.test", "label": "business card"}],
+)
+
+
+@dataclass
+class Mta:
+    """A daemon with a certificate, and what is behind it besides the sink: Postfixes, one for each of these names.
+
+    ``plain``, ``encrypted`` (requires STARTTLS), ``lax`` (takes bare line feeds), ``refusing`` (takes nothing).
+    """
+
+    relay: World
+    behind: dict[str, Postfix]
+
+    def address(self, name: str) -> str:
+        """The substitute whose mail goes to that Postfix."""
+        return f"{name}@{DOMAIN}"
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def mta(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mta]:
+    directory = tmp_path_factory.mktemp("postfix")
+    certificate = Certificate.make(directory, "127.0.0.1")
+    boxes, shown = mailboxes("example.test"), {"smtpd_tls_received_header": "yes"}
+    settings = {
+        "plain": boxes | shown,
+        "encrypted": boxes | shown | offers_tls(certificate, required=True),
+        "lax": boxes | {"smtpd_forbid_bare_newline": "no", "smtpd_forbid_unauth_pipelining": "no"},
+        "refusing": {"smtpd_relay_restrictions": "reject_unauth_destination"},
+    }
+    async with AsyncExitStack() as stack:
+        behind = {name: await stack.enter_async_context(Postfix(own)) for name, own in settings.items()}
+        hops = [
+            target(f"{name}@example.test", "plus", next_hop=f"smtp://127.0.0.1:{server.port}")
+            for name, server in behind.items()
+        ]
+        smtp = {"tls_cert": str(certificate.cert), "tls_key": str(certificate.key)}
+        sites = [{**SITE, "target": [*SITE["target"], *hops]}]
+        yield Mta(await stack.enter_async_context(world(directory, {"smtp": smtp}, sites=sites)), behind)
 
 
 def letters() -> list[bytes]:
@@ -68,84 +113,67 @@ async def sent_by_postfix(relay: World, contents: list[bytes], *recipients: str,
             raise AssertionError(f"{error}; {sender.log[-3000:]}") from None
 
 
-async def test_twenty_letters_from_postfix_arrive_at_the_next_hop_as_they_were(tmp_path: Path) -> None:
-    async with world(tmp_path) as relay:
-        contents = letters()
-        assert len(contents) == 20
-        await sent_by_postfix(relay, contents, BASE)
-        assert len(relay.sink.accepted) == 20
-        assert all(message.recipients == ["plus@example.test"] for message in relay.sink.accepted)
+async def test_twenty_letters_from_postfix_arrive_at_the_next_hop_as_they_were(mta: Mta) -> None:
+    contents = letters()
+    assert len(contents) == 20
+    await sent_by_postfix(mta.relay, contents, BASE)
+    for content in contents:
+        (received,) = await mta.relay.arrived(content)
+        assert received.recipients == ["plus@example.test"]
+        assert b"with ESMTP " in received.content
 
 
-async def test_a_letter_from_postfix_to_several_substitutes_reaches_each_real_address_once(tmp_path: Path) -> None:
-    async with world(tmp_path) as relay:
-        content = letter("to several")
-        substitute = await relay.shown("sales@example.test")
-        await sent_by_postfix(relay, [content], BASE, CARD, substitute, f"plus+77@{DOMAIN}")
-        arrived = await relay.arrived(content, 2)
-        assert sorted(message.recipients[0] for message in arrived) == ["plus@example.test", "sales@example.test"]
-        assert await relay.rows("SELECT count(*), (SELECT count(*) FROM paths) FROM messages") == [(1, 4)]
+async def test_a_letter_from_postfix_to_several_substitutes_reaches_each_real_address_once(mta: Mta) -> None:
+    content = unique_letter()
+    substitute = await mta.relay.shown("sales@example.test")
+    await sent_by_postfix(mta.relay, [content], BASE, CARD, substitute, f"plus+77@{DOMAIN}")
+    arrived = await mta.relay.arrived(content, 2)
+    assert sorted(message.recipients[0] for message in arrived) == ["plus@example.test", "sales@example.test"]
+    assert len(await mta.relay.rows("SELECT id FROM paths WHERE message_id = (SELECT max(id) FROM messages)")) == 4
 
 
-async def test_postfix_encrypts_to_us_when_we_have_a_certificate(tmp_path: Path) -> None:
-    certificate = Certificate.make(tmp_path, "mx.track.test")
-    settings = {"smtp": {"tls_cert": str(certificate.cert), "tls_key": str(certificate.key)}}
-    async with world(tmp_path, settings) as relay:
-        contents = letters()[:4]
-        await sent_by_postfix(relay, contents, BASE, tls=True)
-        versions = await relay.rows("SELECT tls FROM messages")
-        assert [version.split()[0] for (version,) in versions] == ["TLSv1.3"] * 4
-        assert all(b"with ESMTPS" in message.content for message in relay.sink.accepted)
+async def test_postfix_encrypts_to_us_when_it_is_told_to(mta: Mta) -> None:
+    contents = [unique_letter() for _ in range(4)]
+    await sent_by_postfix(mta.relay, contents, BASE, tls=True)
+    for content in contents:
+        (received,) = await mta.relay.arrived(content)
+        assert b"with ESMTPS" in received.content
+    versions = await mta.relay.rows("SELECT tls FROM messages ORDER BY id DESC LIMIT 4")
+    assert [version.split()[0] for (version,) in versions] == ["TLSv1.3"] * 4
 
 
-@pytest.mark.parametrize("encrypted", [False, True], ids=["in plain text", "by STARTTLS"])
-async def test_postfix_behind_us_delivers_the_letters_as_they_were_sent(encrypted: bool, tmp_path: Path) -> None:
-    certificate = Certificate.make(tmp_path, "127.0.0.1")
-    own = {"smtpd_tls_received_header": "yes", **(offers_tls(certificate, required=True) if encrypted else {})}
-    async with Postfix({**mailboxes("example.test"), **own}) as server:
-        forward = {"next_hop": f"smtp://127.0.0.1:{server.port}"}
-        async with world(tmp_path, {"forward": forward}) as relay:
-            contents = letters()
-            for content in contents:
-                await relay.mail(BASE, content)
-            delivered = await server.delivered(20)
-            assert all(any(message.endswith(content) for message in delivered) for content in contents)
-            assert all((b"using TLSv1" in message) is encrypted for message in delivered)
-            assert await relay.until(
-                lambda: relay.rows("SELECT DISTINCT state FROM deliveries"), lambda rows: len(rows) == 1
-            ) == [("forwarded",)]
+@pytest.mark.parametrize("name", ["plain", "encrypted"])
+async def test_postfix_behind_us_delivers_the_letters_as_they_were_sent(name: str, mta: Mta) -> None:
+    contents = letters()
+    messages = [await mta.relay.mail(mta.address(name), content) for content in contents]
+    delivered = await mta.behind[name].delivered(20)
+    assert all(any(message.endswith(content) for message in delivered) for content in contents)
+    assert all((b"using TLSv1" in message) is (name == "encrypted") for message in delivered)
+    for message in messages:
+        await mta.relay.forwarded(message)
 
 
-async def test_no_smuggled_message_gets_through_us_to_a_postfix_that_takes_bare_line_feeds(tmp_path: Path) -> None:
+async def test_no_smuggled_message_gets_through_us_to_a_postfix_that_takes_bare_line_feeds(mta: Mta) -> None:
     sequences = json.loads((corpus("smtp-smuggling") / "sequences.json").read_text())
+    assert len(sequences) == 12
     second = b"MAIL FROM:<evil@ext.test>\r\nRCPT TO:<plus@example.test>\r\nDATA\r\nSubject: second\r\n\r\nsmuggled\r\n"
-    settings = {**mailboxes("example.test"), "smtpd_forbid_bare_newline": "no", "smtpd_forbid_unauth_pipelining": "no"}
-    async with (
-        Postfix(settings) as server,
-        world(tmp_path, {"forward": {"next_hop": f"smtp://127.0.0.1:{server.port}"}}) as relay,
-    ):
-        taken = 0
-        for number, sequence in enumerate(sequences):
-            first = b"Subject: first %d\r\n\r\nbefore" % number
-            async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
-                answer = await client.mail(first + bytes.fromhex(sequence["hex"]) + second + b".\r\n", f"<{BASE}>")
-                assert (await client.command("NOOP")).code == 250  # nothing of it was taken for a command
-                assert answer.short in ("250 2.0.0", "554 5.6.0")
-                taken += answer.code == 250
-        assert 0 < taken < 12
-        await relay.mail(BASE, letter("last"))
-        delivered = await server.delivered(taken + 1)
-        assert len(delivered) == taken + 1
-        assert sum(b"\r\n\r\nbefore" in message and b"smuggled" in message for message in delivered) == taken
+    to, taken = f"<{mta.address('lax')}>", 0
+    for number, sequence in enumerate(sequences):
+        first = b"Subject: first %d\r\n\r\nbefore" % number
+        async with await SmtpClient.hello(mta.relay.daemon.smtp_port) as client:
+            answer = await client.mail(first + bytes.fromhex(sequence["hex"]) + second + b".\r\n", to)
+            assert (await client.command("NOOP")).code == 250  # nothing of it was taken for a command
+            assert answer.short in ("250 2.0.0", "554 5.6.0")
+            taken += answer.code == 250
+    assert 0 < taken < 12
+    await mta.relay.mail(mta.address("lax"), letter("last"))
+    delivered = await mta.behind["lax"].delivered(taken + 1)
+    assert len(delivered) == taken + 1
+    assert sum(b"\r\n\r\nbefore" in message and b"smuggled" in message for message in delivered) == taken
 
 
-async def test_a_recipient_that_postfix_refuses_is_held_with_its_answer(tmp_path: Path) -> None:
-    settings = {**mailboxes("other.test"), "smtpd_relay_restrictions": "reject_unauth_destination"}
-    async with (
-        Postfix(settings) as server,
-        world(tmp_path, {"forward": {"next_hop": f"smtp://127.0.0.1:{server.port}"}}) as relay,
-    ):
-        message = await relay.mail(BASE, letter("refused"))
-        entry = await relay.forwarded(message, "failed")
-        assert entry["code"] == 554
-        assert "Relay access denied" in entry["answer"]
+async def test_a_recipient_that_postfix_refuses_is_held_with_its_answer(mta: Mta) -> None:
+    message = await mta.relay.mail(mta.address("refusing"), unique_letter())
+    entry = await mta.relay.forwarded(message, "failed")
+    assert entry["code"] == 554
+    assert "Relay access denied" in entry["answer"]

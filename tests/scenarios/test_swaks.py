@@ -74,7 +74,7 @@ async def test_messages_of_every_size_arrive_whole(size: int, relay: World, tmp_
 
 
 async def test_a_message_beyond_the_limit_gets_552(relay: World, tmp_path: Path) -> None:
-    session = await send(relay, tmp_path, letter("too big", "x" * 100 + "\r\n" * LARGEST))
+    session = await send(relay, tmp_path, letter("too big", ("x" * 998 + "\r\n") * (LARGEST // 1000 + 1)))
     assert session.code == 26, session.transcript[-2000:]
     assert "552 5.3.4 Message too big" in session.replies
 

@@ -71,6 +71,7 @@ class World:
     crm: Receiver
     http: aiohttp.ClientSession
     settings: dict[str, Any]
+    others: dict[str, Receiver] = field(default_factory=dict)  # further CRMs, by a name that the test gives them
     _token: str = field(default="", repr=False)
 
     # the page
