@@ -24,7 +24,7 @@ debian:
 test: setup debian lint unit scenarios faults browser
 
 unit: setup
-	$(BIN)/pytest -q tests --ignore=tests/scenarios --ignore=tests/faults --ignore=tests/browser
+	$(BIN)/pytest -q -n 2 tests --ignore=tests/scenarios --ignore=tests/faults --ignore=tests/browser
 
 scenarios: setup
 	$(BIN)/pytest -q tests/scenarios

@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -163,9 +164,12 @@ def _read_file(path: Path, careful: bool) -> Extracted:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as wire:
             if wire[:1] != b"." and wire.find(b"\r\n.") < 0:
                 return extract(wire, careful)
-            unstuffer = Unstuffer()
-            slices = [unstuffer.feed(wire[at : at + _SLICE]) for at in range(0, len(wire), _SLICE)]
-            return extract(b"".join((*slices, unstuffer.flush())), careful)
+        # Into one buffer that grows in place: a list of slices, or the map of the file besides, would double it.
+        unstuffer, message = Unstuffer(), BytesIO()
+        while some := file.read(_SLICE):
+            message.write(unstuffer.feed(some))
+        message.write(unstuffer.flush())
+        return extract(message.getvalue(), careful)
 
 
 def _head(path: Path) -> bytes:

@@ -196,7 +196,7 @@ async def test_a_worker_without_memory_for_a_message_is_replaced_and_the_message
 ) -> None:
     extractor = await start(memory=100 * 1024 * 1024)
     path = tmp_path / "large"
-    path.write_bytes(b"Subject: large\r\n\r\n" + b"..\r\n" * 15_000_000)
+    path.write_bytes(b"Subject: large\r\n\r\n" + b"..\r\n" * 30_000_000)
     found = await extractor.extract(path)
     assert (found.subject, found.text, found.partial) == ("large", None, True)
     assert (await extractor.extract(mail("next"))).subject == "next"

@@ -130,7 +130,9 @@ def test_a_value_altered_anywhere_does_not_open(position: int, flip: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "value", ["", "s1.", "s1.AAAA", "s2." + seal(KEY, "x")[3:], seal(KEY, "x")[3:], "s1.ä", "s1.A"]
+    "value",
+    ["", "s1.", "s1.AAAA", "s2." + seal(KEY, "x")[3:], seal(KEY, "x")[3:], "s1.ä", "s1.A"],
+    ids=["empty", "nothing sealed", "too short", "another version", "no version", "not ASCII", "no base64"],
 )
 def test_what_is_no_sealed_value_is_refused(value: str) -> None:
     with pytest.raises(SealError, match="not a sealed value"):
