@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +26,8 @@ from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition
 from relay.store.store import Store
 
 DOMAIN = "track.example.com"
+#: Seconds for anything that should happen soon. Reached only when a test fails.
+PATIENCE = 30.0
 SITE = SiteDefinition(
     name="example",
     key="pk_example",
@@ -85,14 +88,15 @@ class Parts:
         rows = await self.store.reader.all(select(*columns).order_by(deliveries.c.id))
         return [dict(zip((column.name for column in columns), row, strict=True)) for row in rows]
 
-    async def until(self, condition: Callable[[list[dict[str, Any]]], bool], tries: int = 1000) -> list[dict[str, Any]]:
-        """The delivery rows once they meet the condition: each look waits for the writer, so nothing spins."""
-        for _ in range(tries):
-            rows = await self.delivery_rows()
-            if condition(rows):
+    async def until(self, condition: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+        """The delivery rows once they meet the condition, which no event announces."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not condition(rows := await self.delivery_rows()):
+                    await asyncio.sleep(0.005)
                 return rows
-            await self.store.write(lambda tx: None, idle=True)
-        raise AssertionError(f"not reached: {await self.delivery_rows()}")
+        except TimeoutError:
+            raise AssertionError(f"not reached: {await self.delivery_rows()}") from None
 
 
 @contextlib.asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from relay.store import history
 from relay.store.engine import StoreUnavailable, Verb
 from relay.store.events import PostJob
 from relay.store.schema import events, messages, texts
-from tests.parts import Parts, running_parts
+from tests.parts import PATIENCE, Parts, running_parts
 from tests.smtp_client import SmtpClient
 
 MAIL = "From: Alice <alice@example.org>\r\nSubject: Windows\r\n\r\nTwelve oak windows, please.\r\n.\r\n"
@@ -56,12 +57,10 @@ async def mail(parts: Parts, text: str = MAIL) -> None:
 
 
 async def until_indexed(parts: Parts, count: int) -> None:
-    for _ in range(3000):
-        rows = await parts.store.reader.all(select(texts.c.message_id).where(texts.c.indexed == 1))
-        if len(rows) == count:
-            return
-        await parts.store.write(lambda tx: None, idle=True)
-    raise AssertionError(f"{len(rows)} of {count} indexed")
+    indexed = select(texts.c.message_id).where(texts.c.indexed == 1)
+    async with asyncio.timeout(PATIENCE):
+        while len(await parts.store.reader.all(indexed)) != count:
+            await asyncio.sleep(0.005)
 
 
 async def test_mail_that_nobody_handed_over_is_found_read_and_searchable(parts: Parts) -> None:

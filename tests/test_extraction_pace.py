@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from relay.bodies import Body
 from relay.extract import Extractor
 from relay.extraction import LAG, THICK, WINDOW, Extraction, Pace
 from relay.store.schema import bodies, messages
-from tests.parts import Parts, running_parts
+from tests.parts import PATIENCE, Parts, running_parts
 from tests.smtp_client import SmtpClient
 
 MAIL = "From: Alice <alice@example.org>\r\nSubject: Windows\r\n\r\nTwelve oak windows, please.\r\n.\r\n"
@@ -126,10 +127,9 @@ async def states(parts: Parts) -> list[str]:
 
 
 async def until_read(parts: Parts, count: int) -> None:
-    for _ in range(3000):
-        if (await states(parts)).count("done") == count:
-            return
-    raise AssertionError(f"{await states(parts)}")
+    async with asyncio.timeout(PATIENCE):
+        while (await states(parts)).count("done") != count:
+            await asyncio.sleep(0.005)
 
 
 async def caught_up(parts: Parts, extraction: Extraction) -> None:
