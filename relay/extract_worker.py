@@ -137,7 +137,7 @@ def _laid_out(page: str) -> str | None:
     """inscriptis' text; None for a page that lxml refuses, that takes too long, or whose tables fill the memory."""
     try:
         signal.signal(signal.SIGVTALRM, _too_long)
-        signal.setitimer(signal.ITIMER_VIRTUAL, LAYOUT)
+        signal.setitimer(signal.ITIMER_VIRTUAL, LAYOUT, LAYOUT)  # again, where somebody swallows it
         try:
             return str(get_text(page, _LOOKS))
         finally:
