@@ -4,7 +4,7 @@ A *verb* is a plain function over a :class:`Tx` that is a whole transaction in m
 that waits, runs them in one transaction, commits once and wakes the callers with one call into their event loop:
 
     verbs of a batch        all return          one raises                     the transaction or COMMIT dies
-    what happens            COMMIT, answer all  ROLLBACK, run them again       all fail with StoreUnavailable,
+    what happens            COMMIT, answer all  ROLLBACK, run them again       all fail with StoreUnavailable, and
                                                 each in a SAVEPOINT; only      the connection is reopened (after a
                                                 the culprit fails              failed fsync nothing is trusted)
 
@@ -278,6 +278,21 @@ class Writer:
             kind = CommitUnknown if isinstance(error, CommitUnknown) else StoreUnavailable
             for job in batch:
                 job.error = kind(str(error))
+            # Who came meanwhile has waited as long, and would wait for the same lock or disk once more.
+            for job in self._come_meanwhile():
+                job.error = StoreUnavailable(str(error))
+                batch.append(job)
+
+    def _come_meanwhile(self) -> list[_Job]:
+        found: list[_Job] = []
+        with contextlib.suppress(queue.Empty):
+            for _ in range(self._jobs.qsize()):
+                job = self._jobs.get_nowait()
+                if job is None or job is _WAKE:
+                    self._jobs.put(job)
+                else:
+                    found.append(job)
+        return found
 
     def _attempt(self, batch: list[_Job]) -> bool:
         """All verbs in one transaction. False when a verb raised: nothing has happened then."""

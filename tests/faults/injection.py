@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from functools import cache
+from pathlib import Path
 
 #: Seconds for strace to take hold. Reached only when a test fails.
 PATIENCE = 20.0
+#: Seconds between two looks at what announces nothing.
+LOOK = 0.02
 
 
 @cache
@@ -51,23 +53,40 @@ async def injecting(pid: int, *rules: str) -> AsyncIterator[None]:
         assert b"attached" in line, line
         yield
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        await _take_away(tracer, pid)
+
+
+async def _take_away(tracer: asyncio.subprocess.Process, pid: int) -> None:
+    """End strace. One whose process is dead may wait for ever for the last of its threads, so that one is killed."""
+    with contextlib.suppress(ProcessLookupError):
+        if is_dead(pid):
+            tracer.kill()
+        else:
             tracer.terminate()
-        await tracer.communicate()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await tracer.communicate()
+    finally:
+        if tracer.returncode is None:
+            tracer.kill()
+            await tracer.wait()
+
+
+def is_dead(pid: int) -> bool:
+    """Whether a child process of ours has ended; one that is traced shows that in no other way until it is let go."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return True
+    return status.rpartition(")")[2].split()[0] in ("Z", "X")
 
 
 async def ended(pid: int, timeout: float) -> bool:
     """Whether a child process of ours ends within ``timeout`` seconds. It is left to its owner to be waited for."""
-    loop = asyncio.get_running_loop()
-    descriptor = os.pidfd_open(pid)
-    over = asyncio.Event()
-    loop.add_reader(descriptor, over.set)
     try:
         async with asyncio.timeout(timeout):
-            await over.wait()
-        return True
+            while not is_dead(pid):
+                await asyncio.sleep(LOOK)
     except TimeoutError:
         return False
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
+    return True
