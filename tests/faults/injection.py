@@ -12,6 +12,8 @@ from pathlib import Path
 
 #: Seconds for strace to take hold. Reached only when a test fails.
 PATIENCE = 20.0
+#: Seconds that strace may take to let go of a process that lives.
+LETTING_GO = 5.0
 #: Seconds between two looks at what announces nothing.
 LOOK = 0.02
 
@@ -59,17 +61,16 @@ async def injecting(pid: int, *rules: str) -> AsyncIterator[None]:
 async def _take_away(tracer: asyncio.subprocess.Process, pid: int) -> None:
     """End strace. One whose process is dead may wait for ever for the last of its threads, so that one is killed."""
     with contextlib.suppress(ProcessLookupError):
-        if is_dead(pid):
-            tracer.kill()
-        else:
+        if not is_dead(pid):
             tracer.terminate()
-    try:
-        async with asyncio.timeout(PATIENCE):
-            await tracer.communicate()
-    finally:
-        if tracer.returncode is None:
-            tracer.kill()
-            await tracer.wait()
+            try:
+                async with asyncio.timeout(LETTING_GO):
+                    await tracer.wait()
+                    return
+            except TimeoutError:
+                pass  # its process has died meanwhile
+        tracer.kill()
+    await tracer.wait()
 
 
 def is_dead(pid: int) -> bool:
