@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from relay.config import fields
 from relay.config.outline import Placed, SiteOutline, Table, TargetOutline, read, sites, table, tables
 from relay.config.problems import Problem
+from relay.core.attribution import DATE_REACH
 from relay.core.model import Method, fold
 
 #: Local parts whose mail goes to ``operator`` at every domain of ours (RFC 5321 §4.5.1, RFC 2142 §2).
@@ -72,6 +73,11 @@ def _retention(raw: Table) -> Iterator[Problem]:
     bodies, messages = (read(fields.duration, section.get(key)) for key in ("raw", "messages"))
     if bodies is not None and messages is not None and bodies > messages:
         yield Problem("retention.raw", "must not be longer than retention.messages: a body goes with its message")
+    visits = read(fields.duration, section.get("visits"))
+    window = read(fields.duration, table(raw, "attribution").get("window", "24h"))
+    if visits is not None and window is not None and visits < window + DATE_REACH:
+        text = "must be at least attribution.window and 5 days: without the earlier holders a guess would look exact"
+        yield Problem("retention.visits", text)
 
 
 def _distinct(raw: Table, key: str, prefix: str, names: tuple[str, ...]) -> Iterator[Problem]:
