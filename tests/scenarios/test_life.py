@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificate
-from tests.daemon import PATIENCE
 from tests.daemon import relay as relay_cli
 from tests.scenarios.world import DOMAIN, World, letter, unique_letter, world
 from tests.smtp_client import SmtpClient
@@ -142,18 +141,17 @@ async def test_a_backup_taken_while_mail_flows_is_a_whole_data_dir(tmp_path: Pat
         contents = [unique_letter(), LARGE]
         accepted = {content: await relay.mail(BASE, content) for content in contents}
 
-        async def keep_sending() -> None:
-            while True:
-                content = unique_letter()
-                await relay.mail(BASE, content)
+        copied = asyncio.Event()
 
-        sender = asyncio.create_task(keep_sending())
-        try:
-            copy = tmp_path / "copy"
+        async def keep_sending() -> None:
+            while not copied.is_set():
+                await relay.mail(BASE, unique_letter())
+
+        copy = tmp_path / "copy"
+        async with asyncio.TaskGroup() as group:
+            group.create_task(keep_sending())
             await relay.cli("backup", str(copy))
-        finally:
-            sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
+            copied.set()
         assert await asyncio.to_thread(relay.daemon.stop) == 0
         relay.daemon.data_dir.rename(tmp_path / "lost")
         copy.rename(relay.daemon.data_dir)
@@ -163,5 +161,4 @@ async def test_a_backup_taken_while_mail_flows_is_a_whole_data_dir(tmp_path: Pat
         assert await relay.row("PRAGMA integrity_check") == ("ok",)
         content = unique_letter()
         await relay.mail(BASE, content)
-        async with asyncio.timeout(PATIENCE):
-            await relay.arrived(content)
+        await relay.arrived(content)

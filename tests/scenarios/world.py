@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,9 +137,10 @@ class World:
 
     async def until(self, read: Callable[[], Awaitable[T]], condition: Callable[[T], bool]) -> T:
         """What ``read`` reads, as soon as it meets the condition: for rows and answers that no log entry announces."""
-        async with asyncio.timeout(PATIENCE):
-            while not condition(found := await read()):
-                await asyncio.sleep(LOOK)
+        deadline = time.monotonic() + PATIENCE
+        while not condition(found := await read()):
+            assert time.monotonic() < deadline, f"still {found!r:.500}; {self.daemon.log[-20:]}"
+            await asyncio.sleep(LOOK)
         return found
 
     async def event(self, message: int) -> str:
