@@ -31,7 +31,7 @@ from relay.store.events import PostJob
 from relay.store.messages import Accepted, Incoming, Job, Recipient
 from relay.store.migrate import migrate
 from relay.store.queue import Finish
-from relay.store.schema import routes
+from relay.store.schema import metadata, routes
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, WebhookDefinition, declare_all
 from relay.store.store import DATABASE, Store
 
@@ -290,3 +290,8 @@ async def live(w: World) -> dict[str, str]:
     """The live substitutes and their kinds."""
     query = select(routes.c.local, routes.c.domain, routes.c.kind).where(routes.c.retired_at.is_(None))
     return {str(Address(local, domain)): kind for local, domain, kind in await w.rows(query)}
+
+
+async def everything(w: World) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table, to show that nothing was changed."""
+    return {table.name: await w.rows(select(table)) for table in metadata.sorted_tables}

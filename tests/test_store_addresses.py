@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -13,7 +12,7 @@ from sqlalchemy import select
 from relay.core.address import parse
 from relay.core.model import Method
 from relay.store.routes import AddressTaken
-from relay.store.schema import metadata, routes
+from relay.store.schema import routes
 from relay.store.sites import (
     SiteDefinition,
     TargetDefinition,
@@ -26,6 +25,7 @@ from tests.store_fixtures import (
     TRACK,
     World,
     address,
+    everything,
     live,
     opened,
     owner,
@@ -42,10 +42,6 @@ CARD = f"card@{TRACK}"
 async def w(tmp_path: Path) -> AsyncIterator[World]:
     async with opened(tmp_path) as store:
         yield World(store)
-
-
-async def everything(w: World) -> dict[str, list[tuple[Any, ...]]]:
-    return {table.name: await w.rows(select(table)) for table in metadata.sorted_tables}
 
 
 class TestSubstitutes:

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from relay.core.model import Method, RouteKind
 from relay.store import events, sites
 from relay.store.routes import create
-from relay.store.schema import metadata, targets, webhooks
+from relay.store.schema import targets, webhooks
 from relay.store.sites import (
     SWITCHED_OFF,
     DeclaredElsewhere,
@@ -32,6 +32,7 @@ from tests.store_fixtures import (
     TRACK,
     World,
     address,
+    everything,
     hook,
     live,
     opened,
@@ -47,10 +48,6 @@ CARD = f"card@{TRACK}"
 async def w(tmp_path: Path) -> AsyncIterator[World]:
     async with opened(tmp_path) as store:
         yield World(store)
-
-
-async def everything(w: World) -> dict[str, list[tuple[Any, ...]]]:
-    return {table.name: await w.rows(select(table)) for table in metadata.sorted_tables}
 
 
 async def hooks(w: World, *names: str) -> list[tuple[Any, ...]]:
