@@ -10,7 +10,8 @@ The browser says which visit it believes it is in; the server decides. In this o
     anything else: inner pages, a cleaned-up address      same
 
 A visit without marks and without outside referrer has nothing of its own that a reload could repeat, so for direct
-visitors the time-out decides.
+visitors the time-out decides. It decides as well where the page says ``utm_nooverride=1`` (the reference; Urchin,
+support.google.com/urchin/answer/2633744): then neither marks nor an outside referrer begin a visit.
 """
 
 from __future__ import annotations
@@ -19,15 +20,22 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from relay.core.attribution import NUMBER_DIGITS
-from relay.core.source import PageMarks, host_of, strip_scheme
+from relay.core.source import PageMarks, host_of, outside_host, strip_scheme
 
 #: Seconds without a sign of life after which a visit is over; the reference's cookie lives as long.
 TIMEOUT = 14 * 86400.0
+#: Seconds since a visit was seen within which a link between the site's domains hands it over; and without a referrer.
+HAND_OVER = 1800.0
+UNNAMED_HAND_OVER = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class VisitMarks:
-    """The source fields that a visit began with; they are never overwritten. ``referrer`` as stored or as sent."""
+    """The source fields that a visit began with; they are never overwritten. ``referrer`` as stored or as sent.
+
+    ``marker`` is the page's own, roistat … click id (core/source.py), never one that a rule, the referrer or a cookie
+    gave: a page view has none of those to repeat, so it would seem to come from elsewhere.
+    """
 
     marker: str | None = None
     utm_source: str | None = None
@@ -51,8 +59,7 @@ def is_new_visit(
 ) -> bool:
     """Whether a page view starts a new visit instead of going on with ``current``.
 
-    ``own_hosts`` are the site's hosts in lower case, without ports; the arriving page's own host always counts as
-    one of them, and "www." makes no difference. ``foreign``: the number is another counter's.
+    ``own_hosts`` as in :func:`~relay.core.source.outside_host`. ``foreign``: the number is another counter's.
     """
     if foreign:
         return False
@@ -62,10 +69,11 @@ def is_new_visit(
     own_referrer = _outside(current.referrer, arriving, own_hosts)
     if (marks, came_from) == (own_marks, own_referrer) and (any(marks) or came_from):
         return False
-    if any(marks) and marks != own_marks:
-        return True
-    if came_from and came_from != own_referrer:
-        return True
+    if not arriving.no_override:
+        if any(marks) and marks != own_marks:
+            return True
+        if came_from and came_from != own_referrer:
+            return True
     return now - last_seen > timeout
 
 
@@ -76,21 +84,37 @@ def _marks(page: PageMarks | VisitMarks) -> tuple[str | None, ...]:
 
 def _outside(referrer: str | None, page: PageMarks, own_hosts: Collection[str]) -> str | None:
     """The referrer without its scheme if it is another site's, else None."""
-    host = host_of(referrer)
-    if host is None:
-        return None
-    own = {name.removeprefix("www.") for name in own_hosts}
-    if page.host:
-        own.add(page.host.removeprefix("www."))
-    return None if host.removeprefix("www.") in own else strip_scheme(referrer)
+    return None if outside_host(referrer, page.host, own_hosts) is None else strip_scheme(referrer)
+
+
+def is_handed_over(
+    page: PageMarks, referrer: str | None, own_hosts: Collection[str], last_seen: float | None, now: float
+) -> bool:
+    """Whether ``roistat_visit`` in a page's address stands for this browser's visit on another domain of the site.
+
+    A link with a number in it is also copied, shared and found by search engines, and whoever follows it later is
+    somebody else. So it counts only when the browser comes from a page of the site on another host whose visit was seen
+    a moment ago; where a browser names no referrer, from a visit that was seen even less long ago. ``last_seen`` is
+    None for a visit that is not known: one of another counter that we meet here first.
+    """
+    if page.visit is None:
+        return False
+    seconds = None if last_seen is None else now - last_seen
+    came_from = host_of(referrer)
+    if came_from is None:
+        return seconds is not None and seconds <= UNNAMED_HAND_OVER
+    if outside_host(referrer, None, own_hosts) is not None or came_from == page.host:
+        return False
+    return seconds is None or seconds <= HAND_OVER
 
 
 def visit_number(random: int) -> str:
-    """A visit number of ten digits out of a random number of at least 64 bits.
+    """A visit number of fifteen digits out of a random number of at least 64 bits.
 
-    Not counted upwards: whoever knows one number must not be able to guess the next.
+    Not counted upwards, and sparse: among a million visits one guess in a billion names one, so that nobody finds
+    another's visit by trying, nor writes to its plus address. Programs that read it as a number keep every digit.
     """
-    return str(10**9 + random % (9 * 10**9))
+    return str(10**14 + random % (9 * 10**14))
 
 
 def is_number(text: str) -> bool:
