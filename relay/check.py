@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
-from relay import check_dns, check_peers
+from relay import check_dns, check_peers, geoip
 from relay.check_findings import FAIL, OK, WARN, Finding, Subject, gather
 from relay.config import Config, Endpoint
 from relay.control import ControlError, NotRunning, call
@@ -29,6 +29,8 @@ PATIENCE = 60.0
 DAEMON_PATIENCE = 5.0
 #: Seconds by which the clock may be behind the newest file before it is called wrong.
 CLOCK_SLACK = 120.0
+#: Seconds after which a GeoIP database is old: networks change hands, and publishers renew theirs every month.
+GEOIP_AGE = 180 * 86_400.0
 
 Check = Callable[[Subject], Awaitable[list[Finding]]]
 
@@ -37,7 +39,7 @@ async def run(config: Config, clock: Callable[[], float] = time.time) -> list[Fi
     """Every check; raises nothing that a check could meet."""
     subject, problems = await gather(config, clock())
     found = [*problems]
-    local = (data_dir, database, disk, clock_sanity, daemon)
+    local = (data_dir, database, disk, clock_sanity, geoip_files, daemon)
     for check in local:
         found += await _guarded(check, subject)
     remote = (check_peers.certificates, check_dns.names, check_peers.next_hops, check_peers.webhooks)
@@ -133,6 +135,28 @@ async def clock_sanity(subject: Subject) -> list[Finding]:
         text = f"{now} is {behind:,.0f} s before what was written last: leases and retries go by this clock"
         return [Finding(FAIL, "clock", text, "set the clock, and keep it with an NTP client")]
     return [Finding(OK, "clock", f"{now} is not before what was written last")]
+
+
+async def geoip_files(subject: Subject) -> list[Finding]:
+    """Whether visits get a city and a country, and from how old a file. None at all is a choice."""
+    directory = subject.config.data_dir / "geoip"
+    files = geoip.files_of(subject.config.geoip.files, directory)
+    if not files:
+        return [Finding(OK, "geoip", f"no database in {directory}: visits get no city; relay geoip install gets one")]
+    return [_geoip(subject, file) for file in files]
+
+
+def _geoip(subject: Subject, file: Path) -> Finding:
+    try:
+        built = geoip.Database(file).built
+    except (OSError, geoip.GeoIpError) as error:
+        mend = "relay geoip install" if not subject.config.geoip.files else "put it there, or change geoip.files"
+        return Finding(WARN, "geoip", f"{file} cannot be used: {error}", mend)
+    text = f"{file.name}, built {geoip.day(built)}"
+    if subject.now - built > GEOIP_AGE:
+        days = (subject.now - built) / 86_400
+        return Finding(WARN, "geoip", f"{text}, {days:.0f} days ago: places change", "relay geoip install, or its like")
+    return Finding(OK, "geoip", text)
 
 
 async def daemon(subject: Subject) -> list[Finding]:
