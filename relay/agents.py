@@ -19,6 +19,7 @@ from ua_parser import BestAvailableResolver, Domain, Matchers, Resolver, load_la
 from ua_parser.matchers import UserAgentMatcher
 
 Device = Literal["desktop", "mobile", "tablet", "bot", "unknown"]
+BOT: Device = "bot"
 
 #: Characters of a User-Agent that are read; real ones have less than half of that.
 READ = 512

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from relay import background, commands, notify
+from relay import agents, background, commands, notify, sources
 from relay.bodies import Bodies
 from relay.clockwatch import ClockWatch
 from relay.config.fields import Endpoint
@@ -29,12 +29,15 @@ from relay.dns import Resolver
 from relay.extract import Extractor
 from relay.extraction import Extraction
 from relay.forward import Forwarder
+from relay.geoip import GeoIp
 from relay.intake import Intake, Policy
+from relay.learning import Learning
 from relay.secrets import Keys
 from relay.smtp_in import Listen, SmtpServer
 from relay.smtp_limits import Limits, Settings
 from relay.smtp_out import Sender
 from relay.store import events
+from relay.store.messages import Evidence
 from relay.store.sites import declare_all
 from relay.store.store import DATABASE, Store
 from relay.sweep import Ages, Sweeper
@@ -97,6 +100,8 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
         _background(stack, background.begin("clock", ClockWatch(store, clock, forwarder.clock_set_back).run))
         stopping = asyncio.Event()
         stack.callback(stopping.set)
+        agents.load()  # what the first page view would else wait for
+        sources.referrers()
         context = Context(
             store=store,
             bodies=bodies,
@@ -105,6 +110,8 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
             limits=config.limits,
             forward=config.forward,
             public_url=config.http.public_url,
+            geoip=GeoIp(config.geoip.files, data_dir / "geoip"),
+            visitor_ip=config.privacy.visitor_ip,
             clock=clock,
             on_posts_due=poster.wake,
             on_deliveries_due=forwarder.retry_now,
@@ -112,6 +119,7 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
         )
         http_ports = await _start_http(stack, config, context, handed.get("http", []))
         intake = Intake(store, keys, _policy(config), forwarder, extraction, bodies, data_dir, clock)
+        _background(stack, background.begin("learning", Learning(store.reader, intake.learn).run))
         smtp = SmtpServer(intake, bodies, _smtp_settings(config))
         daemon = Daemon(config, store, bodies, keys, forwarder, poster, smtp, http_ports)
         control = await serve(data_dir / "control.sock", commands.handlers(daemon, clock))
@@ -250,7 +258,7 @@ def _policy(config: Config) -> Policy:
         operator=config.operator,
         next_hop=config.forward.next_hop,
         retry_for=config.forward.retry_for,
-        window=config.attribution.window,
+        evidence=Evidence(config.attribution.window, config.attribution.known_sender),
         min_free=config.smtp.min_free,
         received_limit=config.limits.received_fields,
         header_size=config.limits.header_size,
@@ -283,4 +291,6 @@ def _smtp_settings(config: Config) -> Settings:
 
 def _ages(config: Config) -> Ages:
     kept = config.retention
-    return Ages(raw=kept.raw, messages=kept.messages, visits=kept.visits, routes=kept.routes)
+    return Ages(
+        raw=kept.raw, messages=kept.messages, visits=kept.visits, routes=kept.routes, visitor_ip=kept.visitor_ip
+    )

@@ -19,7 +19,7 @@ from relay.config.models import Section
 from relay.config.problems import problems_of
 from relay.control import ControlError, Handler, Lines
 from relay.secrets import new_token, token_hash
-from relay.store import events, history, queue, tokens
+from relay.store import events, history, queue, retention, tokens
 from relay.store.engine import StoreUnavailable
 from relay.store.routes import AddressTaken
 from relay.store.sites import DeclaredElsewhere, NameTaken
@@ -110,12 +110,31 @@ async def replay_message(place: Workplace, given: ReplayMessage) -> Lines:
     return {"posts": posts}
 
 
+class EraseVisit(Section):
+    site: f.SiteName
+    number: f.VisitNumber
+    browser: bool = False
+
+
+async def erase_visit(place: Workplace, given: EraseVisit) -> Lines:
+    """Its messages stay, without it."""
+    site, now = place.site(given.site), place.clock()
+    erased = await place.store.write(
+        lambda tx: retention.erase_visit(tx, site.id, given.number, now, browser=given.browser)
+    )
+    if not erased:
+        raise ControlError(f"site {site.name!r} has no visit {given.number}", "number")
+    place.store.routes.forget_all()  # its unique addresses are retired
+    return {"visits": erased}
+
+
 COMMANDS: Mapping[str, Command] = {
     "token.create": Command(CreateToken, create_token),
     "token.revoke": Command(RevokeToken, revoke_token),
     "queue.retry": Command(RetryDeliveries, retry_deliveries),
     "queue.drop": Command(DropDeliveries, drop_deliveries),
     "message.replay": Command(ReplayMessage, replay_message),
+    "visit.erase": Command(EraseVisit, erase_visit),
     **commands_sites.COMMANDS,
 }
 

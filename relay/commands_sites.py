@@ -260,6 +260,7 @@ async def _stored(place: Workplace, site: SiteView) -> SiteDefinition:
                 lease=target.lease,
                 forward_to=target.forward_to,
                 next_hop=target.next_hop,
+                additional=target.additional,
             )
         )
         statics += [
@@ -276,6 +277,7 @@ async def _stored(place: Workplace, site: SiteView) -> SiteDefinition:
         bots=site.bots,
         visit_timeout=site.visit_timeout,
         conditions=dict(site.conditions),
+        settings=site.settings,
         targets=tuple(targets),
         statics=tuple(statics),
     )

@@ -25,11 +25,8 @@ def _site(site: Site, seal: Callable[[str], str]) -> SiteDefinition:
         send_to_crm=site.send_to_crm,
         bots=site.bots,
         visit_timeout=site.visit_timeout,
-        conditions={
-            "require_visit": site.require_visit,
-            "refuse_bounces": site.skip_bounces,
-            "refuse_automatic": site.skip_automatic,
-        },
+        conditions=site.conditions(),
+        settings=site.settings(),
         targets=tuple(_target(target, seal) for target in site.targets),
         statics=tuple(StaticDefinition(static.address, str(static.target), static.label) for static in site.statics),
         webhooks=tuple(
@@ -54,6 +51,7 @@ def _target(target: Target, seal: Callable[[str], str]) -> TargetDefinition:
         forward_to=_text(target.forward_to),
         next_hop=None if target.next_hop is None else seal(target.next_hop),
         generate=target.generated,
+        additional=target.additional,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +13,7 @@ import structlog
 from relay.bodies import Bodies, Body
 from relay.core import message, reply, substitute
 from relay.core.address import lookup_keys
-from relay.core.attribution import written_at
+from relay.core.attribution import Delays, written_at
 from relay.core.model import Address, fold
 from relay.core.nexthop import parse_next_hop
 from relay.envelope import Return, read_return
@@ -22,7 +22,7 @@ from relay.smtp_session import Recipient as Addressee
 from relay.smtp_session import Refused, Transaction
 from relay.store import messages
 from relay.store.engine import CommitUnknown, StoreUnavailable
-from relay.store.messages import Incoming, Job, Recipient
+from relay.store.messages import Evidence, Incoming, Job, Recipient
 from relay.store.routes import Route
 from relay.store.store import Store
 
@@ -44,7 +44,7 @@ class Policy:
     operator: Address | None
     next_hop: str | None
     retry_for: float
-    window: float
+    evidence: Evidence
     min_free: int
     received_limit: int = 50
     header_size: int = message.HEAD_LIMIT
@@ -104,8 +104,13 @@ class Intake:
         self._clock = clock
         self._configured = _host_and_port(policy.next_hop) if policy.next_hop else None
         self._destinations: dict[str, str] = {}  # by the sealed next hop of a target
+        self._evidence = policy.evidence
         self._free = 0
         self._free_read_at = float("-inf")
+
+    def learn(self, delays: Delays) -> None:
+        """From now on earlier holders of a pool address weigh by these delays."""
+        self._evidence = replace(self._evidence, delays=delays)
 
     async def route(self, recipient: Addressee) -> object | None:
         """ToTarget, ToOperator or Return; None for an address that is not ours. Raises Refused (451)."""
@@ -160,10 +165,11 @@ class Intake:
         if not looped and all(forwarding.takes(r.destination, incoming.stored_size) for r in recipients):
             claim = forwarding.claim
         expires_at = now + policy.retry_for
+        evidence = self._evidence
         try:
             accepted = await self._store.write(
                 lambda tx: messages.accept(
-                    tx, incoming, recipients, claim=claim, expires_at=expires_at, window=policy.window, looped=looped
+                    tx, incoming, recipients, claim=claim, expires_at=expires_at, evidence=evidence, looped=looped
                 )
             )
         except StoreUnavailable as error:

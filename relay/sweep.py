@@ -34,9 +34,11 @@ class Ages:
     messages: float
     visits: float
     routes: float
+    visitor_ip: float
 
     def cut(self, now: float) -> Cut:
-        return Cut(now - self.raw, now - self.messages, now - self.visits, now - self.routes)
+        ages = (self.raw, self.messages, self.visits, self.routes, self.visitor_ip)
+        return Cut(*(now - age for age in ages))
 
 
 class Sweeper:

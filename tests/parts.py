@@ -21,6 +21,7 @@ from relay.secrets import Keys
 from relay.smtp_in import SmtpServer
 from relay.smtp_limits import Settings
 from relay.smtp_out import Sender, Timeouts
+from relay.store.messages import Evidence
 from relay.store.schema import deliveries
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, declare_all
 from relay.store.store import Store
@@ -134,7 +135,7 @@ async def running_parts(
         clock=clock,
     )
     settings = replace(
-        Policy("mx.track.example.com", Address("ops", "example.com"), next_hop, 432000.0, 86400.0, 1 << 20),
+        Policy("mx.track.example.com", Address("ops", "example.com"), next_hop, 432000.0, Evidence(86400.0), 1 << 20),
         **(policy or {}),
     )
     intake = Intake(store, keys, settings, forwarder, read, bodies, directory, clock)

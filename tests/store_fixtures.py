@@ -21,19 +21,22 @@ from typing import Any
 from sqlalchemy import Executable, select
 
 from relay.core.address import lookup_keys, parse
+from relay.core.classify import classify
 from relay.core.mime import Extracted, Part
 from relay.core.model import Address, DeliveryState, Method, Outcome, OutcomeKind
 from relay.core.source import parse_page
+from relay.sources import referrers
 from relay.store import bindings, events, messages, queue
 from relay.store.bindings import Asked, BindRequest, Bound
 from relay.store.directory import SiteView, TargetView
 from relay.store.events import PostJob
-from relay.store.messages import Accepted, Incoming, Job, Recipient
+from relay.store.messages import Accepted, Evidence, Incoming, Job, Recipient
 from relay.store.migrate import migrate
 from relay.store.queue import Finish
 from relay.store.schema import metadata, routes
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, WebhookDefinition, declare_all
 from relay.store.store import DATABASE, Store
+from relay.store.visits import Visitor
 
 #: A Monday in January 2027; seconds since the epoch.
 NOW = 1_800_000_000.0
@@ -145,6 +148,8 @@ class World:
         """A page view asking for ``targets`` (all of the site's by default); ``page`` is its address."""
         view = self.site(name)
         wanted = [self.target(address, name) for address in targets] or list(view.targets)
+        page = changes.pop("page", f"https://www.{name}.example/")
+        marks, referrer = parse_page(page), changes.get("referrer")
         request = BindRequest(
             site_id=view.id,
             tracking=view.tracking,
@@ -152,12 +157,12 @@ class World:
             own_hosts=view.own_hosts,
             number=None,
             first_visit=None,
-            marks=parse_page(changes.pop("page", f"https://www.{name}.example/")),
+            marks=marks,
+            source=classify(marks, page, referrer, view.own_hosts, view.settings.rules, referrers()),
             referrer=None,
             params={},
             google_client_id=None,
-            ip="192.0.2.7",
-            user_agent="Mozilla/5.0",
+            visitor=Visitor(ip="192.0.2.7", user_agent="Mozilla/5.0"),
             asked=tuple(Asked(t.id, t.method, t.address.local, t.domain, t.lease) for t in wanted),
         )
         return replace(request, **changes)
@@ -194,7 +199,7 @@ class World:
                 recipients,
                 claim=claim,
                 expires_at=message.received_at + 5 * DAY,
-                window=DAY,
+                evidence=Evidence(DAY),
                 looped=looped,
             )
         )

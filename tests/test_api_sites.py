@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from relay.config import Forward
+from relay.config.models import SiteOptions
+from relay.core.site import SiteSettings
 from relay.store import events
 from relay.store.schema import sites as sites_table
 from tests.store_fixtures import NOW, SHOP, TRACK, site
@@ -65,6 +67,7 @@ class TestReading:
             "domain": TRACK,
             "pool": [f"info1@{TRACK}", f"info2@{TRACK}"],
             "lease": "15m",
+            "additional": False,
             "forward_to": None,
             "next_hop": None,
         }
@@ -256,6 +259,144 @@ class TestChanging:
         assert (await api.call("GET", "/v1/sites/garden", token=admin))[0] == 404
         assert (await api.bind("garden"))[0] == 404
         assert (await api.w.recipient("a@t.garden.example")).forward_to == "sales@garden.example"
+
+
+#: Every option of a site away from its default, as relay.toml says it.
+OPTIONS: dict[str, Any] = {
+    "tracking": False,
+    "send_to_crm": False,
+    "bots": "lease",
+    "lease_on": "interaction",
+    "reserve": 25,
+    "visit_timeout": "90m",
+    "touch": "last_non_direct",
+    "visit_cookie": "other_visit",
+    "marker_cookie": "other_marker",
+    "cookie_domain": "garden.example",
+    "respect_gpc": True,
+    "google_analytics": True,
+    "metrica": 12345678,
+    "require_visit": False,
+    "skip_bounces": False,
+    "skip_automatic": False,
+    "sources": [
+        {"marker": "partner_acme", "channel": "referral", "referrer": "acme.example"},
+        {"marker": "print_spring", "parameter": "qr", "value": "7"},
+        {"marker": "fair", "page": "/fair/*"},
+    ],
+}
+RULE = {"channel": None, "referrer": None, "parameter": None, "value": None, "page": None}
+
+
+class TestOptions:
+    def test_every_option_is_tried(self) -> None:
+        assert {*OPTIONS, "origins", "server_cookies"} == set(SiteOptions.model_fields)
+
+    async def test_they_are_shown_as_they_were_given_and_can_be_given_back(self, api: Api, admin: str) -> None:
+        before = await created(api, admin, **OPTIONS)
+        assert {name: before[name] for name in OPTIONS} == OPTIONS | {
+            "sources": [RULE | rule for rule in OPTIONS["sources"]]
+        }
+        stored = api.w.site("garden").settings
+        body = {key: value for key, value in before.items() if key != "declared"}
+        assert await api.call("PUT", "/v1/sites/garden", body, token=admin) == (200, before)
+        assert await api.call("GET", "/v1/sites/garden", token=admin) == (200, before)
+        assert api.w.site("garden").settings == stored
+
+    async def test_what_is_left_out_has_its_default(self, api: Api, admin: str) -> None:
+        answer = await created(api, admin)
+        defaults = {
+            "lease_on": "view",
+            "reserve": 10,
+            "touch": "last",
+            "visit_cookie": "roistat_visit",
+            "marker_cookie": "roistat_marker",
+            "cookie_domain": None,
+            "server_cookies": False,
+            "respect_gpc": False,
+            "google_analytics": False,
+            "metrica": 0,
+            "sources": [],
+        }
+        assert {name: answer[name] for name in defaults} == defaults
+        assert api.w.site("garden").settings == SiteSettings()
+
+    async def test_an_option_that_is_left_out_of_a_put_goes_back_to_its_default(self, api: Api, admin: str) -> None:
+        await created(api, admin, **OPTIONS)
+        await api.call("PUT", "/v1/sites/garden", {"origins": ["https://new.example"]}, token=admin)
+        assert api.w.site("garden").settings == SiteSettings()
+
+    @pytest.mark.parametrize("nothing", ["", None])
+    async def test_cookies_can_be_switched_off(self, api: Api, admin: str, nothing: str | None) -> None:
+        before = await created(api, admin, visit_cookie=nothing, marker_cookie=nothing, cookie_domain=nothing)
+        assert [before[name] for name in ("visit_cookie", "marker_cookie", "cookie_domain")] == [None] * 3
+        body = {key: value for key, value in before.items() if key != "declared"}
+        assert await api.call("PUT", "/v1/sites/garden", body, token=admin) == (200, before)
+
+    async def test_an_additional_target_is_shown_as_one(self, api: Api, admin: str) -> None:
+        before = await created(api, admin, targets=[target(additional=True)], statics=[])
+        assert before["targets"][0]["additional"] is True
+        assert api.w.target("sales@garden.example", "garden").additional
+        body = {key: value for key, value in before.items() if key != "declared"}
+        assert await api.call("PUT", "/v1/sites/garden", body, token=admin) == (200, before)
+
+    async def test_the_site_works_by_its_rules_at_once(self, api: Api, admin: str) -> None:
+        await created(api, admin, **OPTIONS)
+        body = {"site": "pk_garden", "page": "https://www.garden.example/fair/map"}
+        headers = {"Origin": "https://www.garden.example", "User-Agent": "Mozilla/5.0"}
+        _, answer = await api.call("POST", "/v1/bind", body, headers=headers)
+        assert (await api.get(f"/v1/visits/{answer['visit']}"))["marker"] == "fair"
+
+    async def test_server_cookies_are_taken_where_our_own_address_is_within_their_domain(self, tmp_path: Path) -> None:
+        changes = {"server_cookies": True, "cookie_domain": "Garden.Example"}
+        for public_url in ("https://t.garden.example", "https://garden.example"):
+            (directory := tmp_path / public_url[8:]).mkdir()
+            async with serving(directory, public_url=public_url) as api:
+                answer = await created(api, await api.token(), **changes)
+                assert (answer["server_cookies"], answer["cookie_domain"]) == (True, "garden.example")
+
+    @pytest.mark.parametrize(
+        ("changes", "field"),
+        [
+            ({"lease_on": "load"}, "lease_on"),
+            ({"reserve": -1}, "reserve"),
+            ({"reserve": 91}, "reserve"),
+            ({"reserve": "10"}, "reserve"),
+            ({"touch": "middle"}, "touch"),
+            ({"visit_cookie": "a b"}, "visit_cookie"),
+            ({"marker_cookie": "a;b=c"}, "marker_cookie"),
+            ({"marker_cookie": "x" * 65}, "marker_cookie"),
+            ({"cookie_domain": "not a domain"}, "cookie_domain"),
+            ({"cookie_domain": "a.example; Path=/"}, "cookie_domain"),
+            ({"server_cookies": 1}, "server_cookies"),
+            ({"server_cookies": True}, "cookie_domain"),
+            ({"server_cookies": True, "cookie_domain": "garden.example"}, "server_cookies"),  # public_url is 127.0.0.1
+            ({"respect_gpc": "yes"}, "respect_gpc"),
+            ({"google_analytics": "G-1"}, "google_analytics"),
+            ({"metrica": -1}, "metrica"),
+            ({"metrica": "17"}, "metrica"),
+            ({"sources": {}}, "sources"),
+            ({"sources": [{}]}, "sources[0].marker"),
+            ({"sources": [{"marker": "x"}]}, "sources[0]"),
+            ({"sources": [{"marker": "x", "value": "7"}]}, "sources[0]"),
+            ({"sources": [{"marker": "", "page": "/"}]}, "sources[0].marker"),
+            (
+                {"sources": [{"marker": "x", "page": "/"}, {"marker": "x", "page": "/", "value": "7"}]},
+                "sources[1].value",
+            ),
+            ({"sources": [{"marker": "x", "page": "/", "channel": "radio"}]}, "sources[0].channel"),
+            ({"sources": [{"marker": "x", "referrer": "no host"}]}, "sources[0].referrer"),
+            ({"sources": [{"marker": "x", "pages": "/"}]}, "sources[0].pages"),
+            ({"sources": [{"marker": "x", "page": "/"}] * 1001}, "sources"),
+        ],
+    )
+    async def test_nonsense_is_named_and_changes_nothing(
+        self, api: Api, admin: str, changes: dict[str, Any], field: str
+    ) -> None:
+        status, problem = await api.call("POST", "/v1/sites", SITE | changes, token=admin)
+        assert (status, fields(problem)) == (400, [field])
+        assert "site[0]" not in str(problem)
+        assert len(await api.w.rows(sites_table.select())) == 2
 
 
 class TestPool:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.core.attribution import (
+    ENOUGH_DELAYS,
+    HALF_LIFE,
+    LEARNED_METHOD,
+    POOL_METHOD,
+    Delays,
     attribute_plus,
     attribute_pool,
+    attribute_sender,
     attribute_static,
+    attribute_thread,
     attribute_unique,
     best,
     stated_visit,
@@ -250,3 +258,72 @@ def test_fill_says_which_visit_the_webhook_states(
     assert stated_visit(attribution, "exact") == exact
     assert stated_visit(attribution, "inferred") == inferred
     assert stated_visit(attribution, "likely") == likely
+
+
+ages = st.floats(-10 * DAY, 400 * DAY)
+enough = st.lists(ages, min_size=ENOUGH_DELAYS, max_size=ENOUGH_DELAYS + 20).map(Delays.of)
+
+
+class TestDelays:
+    @pytest.mark.parametrize(("count", "learned"), [(0, False), (199, False), (200, True), (2000, True)])
+    def test_two_hundred_exact_mails_are_enough(self, count: int, learned: bool) -> None:
+        assert Delays.of([60.0] * count).learned is learned
+
+    def test_with_fewer_the_half_life_counts(self) -> None:
+        few = Delays.of([1e6] * (ENOUGH_DELAYS - 1))
+        assert [few.log2_weight(age) for age in (-DAY, 0.0, HALF_LIFE, 2 * HALF_LIFE)] == [0, 0, -1, -2]
+
+    def test_a_weight_is_the_share_of_mail_that_comes_later(self) -> None:
+        """Half of it while the address is held, a quarter within an hour, the rest up to a day."""
+        delays = Delays.of([-1.0] * 100 + [HOUR] * 50 + [DAY] * 50)
+        shares = {age: 2 ** delays.log2_weight(age) for age in (-1.0, 0.0, 1.0, HOUR, 2 * HOUR, DAY, 30 * DAY)}
+        assert shares == pytest.approx(
+            {
+                -1.0: 1.0,
+                0.0: 1.0,
+                1.0: 100.5 / 201,
+                HOUR: 50.5 / 201,
+                2 * HOUR: 50.5 / 201,
+                DAY: 0.5 / 201,
+                30 * DAY: 0.5 / 201,
+            }
+        )
+
+    @settings(max_examples=50, deadline=None)
+    @given(enough, ages, ages)
+    def test_a_learned_weight_never_grows_with_age_is_never_nothing_and_never_more_than_one(
+        self, delays: Delays, one: float, other: float
+    ) -> None:
+        young, old = sorted((one, other))
+        assert 0.0 < 2 ** delays.log2_weight(old) <= 2 ** delays.log2_weight(young) <= 1.0
+
+    @given(st.lists(ages, max_size=50), st.randoms())
+    def test_the_order_of_the_samples_is_no_matter(self, found: list[float], random: Any) -> None:
+        shuffled = list(found)
+        random.shuffle(shuffled)
+        assert Delays.of(shuffled) == Delays.of(found)
+
+    def test_the_method_says_by_what_the_candidates_weigh(self) -> None:
+        holdings = [held(1, -60), held(2, -HOUR - LEASE)]
+        few, many = Delays.of([0.0] * 199), Delays.of([0.0] * 100 + [2 * HOUR] * 100)
+        by_half_life = attribute_pool(holdings, NOW, NOW + 5, DAY, few)
+        learned = attribute_pool(holdings, NOW, NOW + 5, DAY, many)
+        assert (by_half_life.method, learned.method) == (POOL_METHOD, LEARNED_METHOD)
+        assert probabilities(by_half_life) == pytest.approx({1: 2 / 3, 2: 1 / 3})
+        assert probabilities(learned) == pytest.approx({1: 201 / 301.5, 2: 100.5 / 301.5})
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(st.builds(held, st.integers(1, 4), st.floats(-3 * DAY, DAY)), max_size=6), enough)
+    def test_delays_change_the_probabilities_and_nothing_else(self, holdings: list[Holding], delays: Delays) -> None:
+        plain = attribute_pool(holdings, NOW, NOW + HOUR)
+        learned = attribute_pool(holdings, NOW, NOW + HOUR, delays=delays)
+        assert (learned.state, learned.visit) == (plain.state, plain.visit)
+        assert set(probabilities(learned)) == set(probabilities(plain))
+        if learned.candidates:
+            assert sum(probabilities(learned).values()) == pytest.approx(1)
+            assert min(probabilities(learned).values()) > 0
+
+
+def test_a_thread_and_a_known_sender_infer_a_visit_and_say_how() -> None:
+    assert attribute_thread(7) == Attribution(INFERRED, "thread/1", visit=7)
+    assert attribute_sender(7) == Attribution(INFERRED, "sender/1", visit=7)

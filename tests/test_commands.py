@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from click.testing import CliRunner, Result
 from relay.cli.root import cli
 from relay.control import ControlError, call
 from relay.secrets import token_hash
-from tests.daemon import Daemon
+from tests.daemon import PATIENCE, Daemon
 from tests.dead_ends import CARD, SECRET, SETTINGS, dead_port, declared, letter, mail
 from tests.smtp_sink import SmtpSink
 from webapi.hooks import WebhookShown
 from webapi.message_views import MessageItem
 from webapi.site_models import TargetSubstitutes
+from webapi.visits import VisitShown
 
 MAILS = 8
 BESIDE, ALONE = "beside the daemon", "alone"
@@ -34,6 +36,7 @@ class Place:
 
     daemon: Daemon
     mode: str
+    visits: tuple[str, ...]  # the first three are of one browser, each begun by another mark
 
     def run(self, *arguments: str, stdin: str = "") -> Result:
         return CliRunner().invoke(cli, [*arguments, "--config", str(self.daemon.config)], input=stdin)
@@ -60,6 +63,18 @@ class Place:
         return name
 
 
+def page_view(daemon: Daemon, page: str = "", **fields: Any) -> str:
+    """The number of the visit that a page of the site was answered with."""
+    origin = "https://www.example.test"
+    body = {"site": "pk_example", "page": f"{origin}/{page}", "addresses": ["sales@example.test"]} | fields
+    headers = {"Origin": origin, "Content-Type": "text/plain", "User-Agent": "Mozilla/5.0 (X11) Firefox/140.0"}
+    url = f"http://127.0.0.1:{daemon.http_port}/v1/bind"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        number: str = json.load(answer)["visit"]
+        return number
+
+
 @pytest.fixture(scope="module", params=[BESIDE, ALONE])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     daemon = Daemon(tmp_path_factory.mktemp("place"), SETTINGS)
@@ -71,9 +86,13 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for _ in range(MAILS):  # posted at the least once each: so every message has been read
             seen = daemon.log.index(daemon.wait_for("post", since=seen, attempt=1)) + 1
         daemon.wait_for("delivery", state="deferred")
+        visits: list[str] = []
+        for page in ("?rs=ads_1", "?rs=mail_2", "?rs=mail_3"):
+            visits.append(page_view(daemon, page=page, visit=visits[-1] if visits else None))
+        visits.append(page_view(daemon))
         if request.param == ALONE:
             daemon.stop()
-        yield Place(daemon, request.param)
+        yield Place(daemon, request.param, tuple(visits))
 
 
 class TestTokens:
@@ -328,6 +347,47 @@ class TestMessages:
     @pytest.mark.parametrize("command", ["show", "raw", "replay"])
     def test_one_that_does_not_exist_is_said_so(self, place: Place, command: str) -> None:
         assert place.refused("message", command, "4711") == "there is no message 4711"
+
+
+class TestVisits:
+    def test_a_visit_is_shown_with_all_that_is_known_of_it(self, place: Place) -> None:
+        text = place.done("visit", "show", "example", place.visits[3])
+        for name, value in (
+            ("number", place.visits[3]),
+            ("channel", "direct"),
+            ("browser", "Firefox"),
+            ("own", "True"),
+        ):
+            assert re.search(rf"^{name} +{value}$", text, re.MULTILINE), name
+        assert "marker" not in text  # what is not known is left out
+
+    def test_json_has_the_fields_of_the_api(self, place: Place) -> None:
+        shown = place.json("visit", "show", "example", place.visits[2])
+        assert set(shown) == set(VisitShown.model_fields)
+        assert (shown["marker"], shown["first_touch"], shown["own"]) == ("mail_3", "ads_1", True)
+        assert shown["first_visit"] == place.visits[0]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d.*", shown["started_at"])
+
+    def test_an_erased_visit_is_gone(self, place: Place) -> None:
+        assert place.done("visit", "erase", "example", place.visits[1]) == "1 visit is erased\n"
+        for verb in ("show", "erase"):
+            said = place.refused("visit", verb, "example", place.visits[1])
+            assert said == f"site 'example' has no visit {place.visits[1]}"
+        assert place.json("visit", "show", "example", place.visits[2])["last_non_direct_touch"] == "mail_3"
+
+    def test_with_its_browser_all_its_visits_go_and_no_others(self, place: Place) -> None:
+        assert "erased" in place.done("visit", "erase", "example", place.visits[2], "--browser")
+        for number in place.visits[:3]:
+            place.refused("visit", "show", "example", number)
+        place.done("visit", "show", "example", place.visits[3])
+        rows = place.daemon.query("SELECT ip, user_agent, marker FROM visits WHERE erased_at IS NOT NULL")
+        assert set(rows) == {(None, None, None)}  # the holders of pool addresses
+
+    def test_what_does_not_exist_is_said_so(self, place: Place) -> None:
+        for verb in ("show", "erase"):
+            assert place.refused("visit", verb, "example", "4711") == "site 'example' has no visit 4711"
+        assert place.refused("visit", "erase", "nowhere", "1") == "there is no site named 'nowhere'"
+        place.refused("visit", "show", "nowhere", "1")
 
 
 class TestHistory:

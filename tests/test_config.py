@@ -411,6 +411,7 @@ def test_the_example_file_shows_the_defaults() -> None:
         f'{MINIMAL}\n[[site]]\nname = "example"\nkey = "pk_example"\norigins = ["https://www.example.com"]\n'
         f'[[site.target]]\naddress = "sales@example.com"\ndomain = "track.example.com"\n'
         f"pool = {site['target'][0]['pool']}\n"
+        f'[[site.source]]\nmarker = "partner_alpha"\nchannel = "referral"\nreferrer = "alpha.example"\n'
         f'[[site.static]]\naddress = "card@track.example.com"\ntarget = "sales@example.com"\nlabel = "business card"\n'
         f'[[site.webhook]]\nurl = "https://crm.example.com/hook"\nsecret = "{site["webhook"][0]["secret"]}"\n',
         HERE,

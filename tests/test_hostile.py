@@ -181,7 +181,7 @@ async def test_a_leap_ahead_deletes_nothing_for_a_day(tmp_path: Path, monkeypatc
     passed = [1000.0]
     async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
         monkeypatch.setattr("relay.sweep.time.monotonic", lambda: passed[0])
-        sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR), parts.clock)
+        sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR, YEAR), parts.clock)
         assert sweeper.trusts_clock()
         parts.clock.ahead = 2 * YEAR
         assert not sweeper.trusts_clock()

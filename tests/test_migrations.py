@@ -19,12 +19,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, select
 
+from relay.core.site import SiteSettings
 from relay.store import history, migrate
 from relay.store.engine import Tx
 from relay.store.migrate import HEAD, WrongRevision, backup, revision
-from relay.store.schema import SEARCH_DDL, metadata, tokens
+from relay.store.schema import SEARCH_DDL, metadata, tokens, visits
 from relay.store.store import DATABASE, Store
-from tests.store_fixtures import TRACK, opened, template, world
+from tests.store_fixtures import TRACK, World, opened, template, world
 
 UPGRADE = Path(__file__).parent / "upgrade"
 OLD = sorted(UPGRADE.glob("*.db.gz"))
@@ -157,6 +158,55 @@ class TestUpgrade:
             (found,) = await history.page(store.reader, history.Filter(query="hello", state="forwarded"), 10)
             assert (found.deal_id, found.sender) == ("17", "ann@example.org")
             assert await store.routes.find([(TRACK, "card", None)]) is not None
+
+
+class TestVisitsOf0001:
+    """What revision 0002 makes of visits whose source only their landing page's address could say."""
+
+    @pytest.mark.parametrize(
+        ("marker", "referrer", "mark", "channel"),
+        [
+            ("ads_1", None, "ads_1", "campaign"),
+            ("ads_1", "news.example/", "ads_1", "campaign"),
+            (None, None, None, "direct"),
+            (None, "news.example/", None, None),  # which kind of site that is, it does not know
+        ],
+    )
+    def test_mark_and_channel_follow_from_marker_and_referrer(
+        self, tmp_path: Path, marker: str | None, referrer: str | None, mark: str | None, channel: str | None
+    ) -> None:
+        path = unpacked(UPGRADE / "0001.db.gz", tmp_path)
+        with database(path) as connection:
+            connection.execute("UPDATE visits SET marker = ?, referrer = ?", (marker, referrer))
+        migrate.migrate(path)
+        found = contents(path)["visits"]
+        assert {(row["marker"], row["mark"], row["channel"]) for row in found} == {(marker, mark, channel)}
+        later = ("ym_uid", "device", "browser", "os", "first_id", "touch_id", "erased_at")
+        assert {row[name] for row in found for name in later} == {None}
+
+    async def test_a_visit_from_before_goes_on_and_is_the_browsers_first(self, tmp_path: Path) -> None:
+        unpacked(UPGRADE / "0001.db.gz", tmp_path)
+        async with opened(tmp_path) as store:
+            (old,) = [row for row in await store.reader.all(select(visits.c.number, visits.c.marker)) if row[1]]
+            w = World(store)
+            mark = f"https://www.shop.example/?roistat={old[1]}"
+            assert (await w.bind(number=old[0], page=mark)).visit == old[0]
+            again = await w.bind(number=old[0], page="https://www.shop.example/?rs=new")
+            assert again.visit != old[0]
+            (shown,) = await history.visit(store.reader, again.visit, None)
+            assert (shown["first_touch"], shown["first_visit"]) == (old[1], old[0])
+
+    async def test_a_site_from_before_has_the_defaults(self, tmp_path: Path) -> None:
+        unpacked(UPGRADE / "0001.db.gz", tmp_path)
+        async with opened(tmp_path) as store:
+            assert {site.settings for site in store.sites.by_name.values()} == {SiteSettings()}
+            assert not any(target.additional for site in store.sites.by_name.values() for target in site.targets)
+
+
+def test_the_newest_database_has_something_in_every_column_of_the_visits(tmp_path: Path) -> None:
+    """Else the next revision is not tried on it: python -m tests.upgrade.make --again"""
+    found = contents(unpacked(OLD[-1], tmp_path))["visits"]
+    assert [name for name in found[0] if all(row[name] is None for row in found)] == []
 
 
 def test_there_is_a_database_of_every_revision() -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from relay.core.model import AttributionState, Method
 from relay.store import sites
-from relay.store.messages import COLLECTED, NEVER, Recipient, accept
+from relay.store.messages import COLLECTED, NEVER, Evidence, Recipient, accept
 from relay.store.schema import bodies, deliveries, events, messages, paths
 from tests.store_fixtures import (
     BODY,
@@ -153,7 +153,7 @@ async def test_what_goes_nowhere_is_collected(w: World) -> None:
     """A return to an address of our own making: History shows it, nothing forwards it."""
     recipient = Recipient("srs0=x@mx.example.com", None, None, "", None, "")
     accepted = await w.store.write(
-        lambda tx: accept(tx, incoming(), [recipient], claim="me", expires_at=NOW, window=DAY)
+        lambda tx: accept(tx, incoming(), [recipient], claim="me", expires_at=NOW, evidence=Evidence(DAY))
     )
     assert accepted.jobs == ()
     assert await w.rows(select(messages.c.state)) == [(COLLECTED,)]
@@ -245,8 +245,8 @@ class TestAttribution:
         await w.accept(address)
         (job,) = (await w.accept(f"help+424242@{TRACK}")).jobs
         assert job.visit == "424242"
-        await w.accept(f"help+offer@{TRACK}", body=b"tag")
-        await w.accept(f"help@{TRACK}", body=b"base")
+        for stranger, to in (("bob", f"help+offer@{TRACK}"), ("eve", f"help@{TRACK}")):
+            await w.accept(to, sender=f"{stranger}@example.org", body=to.encode())
         rows = await delivery_rows(w, "attribution", "claimed_number")
         assert rows == [("exact", None), ("claimed", "424242"), ("none", None), ("none", None)]
 
@@ -316,6 +316,8 @@ async def test_a_failing_accept_leaves_nothing_behind(w: World) -> None:
     assert recipient.route is not None
     broken = replace(recipient, route=replace(recipient.route, site_id=999))
     with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
-        await w.store.write(lambda tx: accept(tx, incoming(), [broken], claim="me", expires_at=NOW, window=DAY))
+        await w.store.write(
+            lambda tx: accept(tx, incoming(), [broken], claim="me", expires_at=NOW, evidence=Evidence(DAY))
+        )
     for table in (messages, bodies, deliveries, paths, events):
         assert await w.rows(select(table)) == []

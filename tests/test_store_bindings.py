@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from sqlalchemy import func, select
 
+from relay.core.channel import Channel, Source
 from relay.core.model import Method
 from relay.core.source import PageMarks
 from relay.core.substitute import RANDOM_OCTETS, is_valid
@@ -185,10 +187,10 @@ class TestMethods:
 
 
 class TestVisit:
-    async def test_our_numbers_are_ten_random_digits(self, w: World) -> None:
+    async def test_our_numbers_are_fifteen_random_digits(self, w: World) -> None:
         numbers = {(await w.bind()).visit for _ in range(20)}
         assert len(numbers) == 20
-        assert all(len(number) == 10 and number.isdigit() for number in numbers)
+        assert all(len(number) == 15 and number.isdigit() for number in numbers)
 
     async def test_a_number_that_is_taken_is_not_given_again(self, w: World) -> None:
         draws: list[int] = []
@@ -240,7 +242,7 @@ class TestVisit:
     @pytest.mark.parametrize("nonsense", ["", "x", "-1", "1.5", "١٢٣", "1" * 21])
     async def test_what_is_no_number_is_ignored(self, w: World, nonsense: str) -> None:
         bound = await w.bind(number=nonsense, first_visit=nonsense)
-        assert len(bound.visit) == 10
+        assert len(bound.visit) == 15
         assert bound.first_visit == bound.visit
 
     async def test_the_first_visit_of_the_browser_is_kept(self, w: World) -> None:
@@ -279,6 +281,125 @@ class TestVisit:
         assert await visit_row(w, visit, "started_at", "last_seen_at") == (NOW, w.now)
 
 
+class TestReserve:
+    """A pool of two, of which the last free address is kept from page views that nobody may be looking at."""
+
+    async def seen(self, w: World, **changes: Any) -> tuple[str, str | None]:
+        """(visit number, the address it was given) of a page view of the pool target."""
+        request = w.request("shop", "sales@example.com", **changes)
+        (asked,) = request.asked
+        request = replace(request, asked=(replace(asked, reserve=1),))
+        bound = await w.store.write(lambda tx: bind(tx, request, w.now))
+        return bound.visit, bound.substitutes.get(asked.target_id)
+
+    @pytest.fixture
+    async def w(self, tmp_path: Path) -> AsyncIterator[World]:
+        async with world(tmp_path, site("shop", pool_target("sales@example.com", FIRST, SECOND, domain=None))) as found:
+            yield found
+
+    async def test_a_first_page_view_without_a_sign_of_a_person_leaves_the_last_address(self, w: World) -> None:
+        assert (await self.seen(w))[1] == FIRST
+        assert (await self.seen(w))[1] is None
+        counted = await w.rows(select(counters.c.name, counters.c["count"]))
+        assert counted == [("pool_reserved", 1)]
+
+    async def test_a_person_gets_the_last_address(self, w: World) -> None:
+        await self.seen(w)
+        assert (await self.seen(w, interacted=True))[1] == SECOND
+        assert await w.rows(select(counters.c.name)) == []
+
+    async def test_who_comes_back_gets_the_last_address(self, w: World) -> None:
+        await self.seen(w)
+        visit, nothing = await self.seen(w)
+        assert nothing is None
+        assert await self.seen(w, number=visit) == (visit, SECOND)
+
+    async def test_who_holds_an_address_keeps_it(self, w: World) -> None:
+        visit, shown = await self.seen(w)
+        await self.seen(w, interacted=True)
+        assert await self.seen(w, number=visit) == (visit, shown)
+
+    async def test_an_exhausted_pool_is_counted_as_exhausted(self, w: World) -> None:
+        for _ in range(2):
+            await self.seen(w, interacted=True)
+        assert (await self.seen(w))[1] is None
+        assert await w.rows(select(counters.c.name)) == [("pool_exhausted",)]
+
+    async def test_where_the_target_has_a_domain_it_gets_a_unique_address_instead(self, tmp_path: Path) -> None:
+        async with world(tmp_path, site("shop", pool_target())) as w:
+            await self.seen(w)
+            _, shown = await self.seen(w)
+            assert shown is not None
+            assert is_valid(shown.partition("@")[0])
+            assert await w.rows(select(counters.c.name)) == [("pool_reserved",)]
+            assert (await self.seen(w, interacted=True))[1] == SECOND
+
+    async def test_without_a_reserve_the_first_page_view_gets_the_last_address(self, w: World) -> None:
+        assert {(await w.shown())[1] for _ in range(2)} == {FIRST, SECOND}
+
+
+class TestNoNewLeases:
+    """A network that has had its share of addresses."""
+
+    async def test_a_new_visit_is_counted_and_gets_what_costs_nothing(self, w: World) -> None:
+        bound = await w.bind(new_leases=False)
+        assert bound.fresh
+        assert bound.substitutes == {w.target("help@example.com").id: f"help+{bound.visit}@{TRACK}"}
+        assert (bound.created, await w.rows(select(bindings.c.id))) == ((), [])
+        assert await w.rows(select(counters.c.name)) == []  # nor is the pool exhausted
+
+    async def test_a_visit_that_holds_addresses_keeps_them_and_renews_its_lease(self, w: World) -> None:
+        before = await w.bind()
+        w.pass_time(LEASE - 1)
+        again = await w.bind(number=before.visit, new_leases=False)
+        assert (again.fresh, again.substitutes) == (False, before.substitutes)
+        ends = await w.rows(select(bindings.c.ended_at))
+        assert ends == [(w.now + LEASE,)] * 2
+
+    async def test_what_went_to_another_visit_meanwhile_is_not_replaced(self, w: World) -> None:
+        visit, _ = await w.shown()
+        w.pass_time(LEASE)
+        for _ in range(2):
+            await w.shown()
+        w.pass_time(LEASE)
+        assert (await w.bind("shop", "sales@example.com", number=visit, new_leases=False)).substitutes == {}
+
+
+class TestMails:
+    async def mails(self, w: World, number: str | None = None) -> int | None:
+        return (await w.bind(number=number, count_mails=True)).mails
+
+    async def test_only_who_asks_is_told(self, w: World) -> None:
+        assert (await w.bind()).mails is None
+        assert await self.mails(w) == 0
+
+    async def test_each_letter_of_the_visit_counts_once(self, w: World) -> None:
+        bound = await w.bind()
+        await w.accept(*bound.substitutes.values())  # one letter to three of its addresses
+        assert await self.mails(w, bound.visit) == 1
+        await w.accept(*bound.substitutes.values(), body=b"another")
+        await w.accept(*bound.substitutes.values(), body=b"another")  # sent again
+        assert await self.mails(w, bound.visit) == 2
+
+    async def test_what_is_only_likely_or_inferred_or_anothers_does_not_count(self, w: World) -> None:
+        first, shown = await w.shown()
+        w.pass_time(2 * LEASE)
+        second, _ = await w.shown()
+        third, again = await w.shown()
+        assert again == shown
+        await w.accept(shown, body=b"likely")
+        _, theirs = await w.shown("help@example.com", number=second)
+        await w.accept(theirs, body=b"exact")
+        await w.accept(f"help@{TRACK}", body=b"inferred")
+        assert [await self.mails(w, number) for number in (first, second, third)] == [0, 1, 0]
+
+    async def test_it_is_told_where_no_address_is(self, w: World) -> None:
+        bound = await w.bind()
+        await w.accept(*bound.substitutes.values())
+        again = await w.bind(number=bound.visit, count_mails=True, tracking=False)
+        assert (again.substitutes, again.mails) == ({}, 1)
+
+
 async def test_pool_additions_by_hand_must_be_new(w: World) -> None:
     shop, target, other = w.site().id, w.target().id, w.target("help@example.com").id
     with pytest.raises(AddressTaken, match=FIRST):
@@ -312,8 +433,8 @@ class PoolOfThree(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule(which=st.integers(0, 5))
-    def page_is_seen(self, which: int) -> None:
+    @rule(which=st.integers(0, 5), moved=st.booleans())
+    def page_is_seen(self, which: int, moved: bool) -> None:
         number = self.visits[which] if which < len(self.visits) else None
         request = BindRequest(
             site_id=self.site,
@@ -323,12 +444,12 @@ class PoolOfThree(RuleBasedStateMachine):
             number=number,
             first_visit=None,
             marks=PageMarks(),
+            source=Source(None, Channel.DIRECT),
             referrer=None,
             params={},
             google_client_id=None,
-            ip=None,
-            user_agent=None,
-            asked=(Asked(self.target, Method.POOL, "sales", None, LEASE),),
+            asked=(Asked(self.target, Method.POOL, "sales", None, LEASE, reserve=1),),
+            interacted=moved,
         )
         bound = bind(self.tx, request, self.now)
         if number is None:
@@ -340,6 +461,8 @@ class PoolOfThree(RuleBasedStateMachine):
         else:
             oldest = min((self.holder[name][1] for name in free), default=0.0)
             expected = [name for name in free if self.holder[name][1] == oldest]
+        if not mine and number is None and not moved and len(free) == 1:
+            expected = []  # the reserve
         given = bound.substitutes.get(self.target)
         assert (given in expected) if expected else given is None
         if given is not None:

@@ -13,12 +13,29 @@ from sqlalchemy import select
 from relay.core.attribution import Fill
 from relay.core.model import AttributionState
 from relay.core.payload import build
+from relay.core.site import SiteSettings, Touch
 from relay.store import events, queue, sites
 from relay.store.events import ANSWER_KEPT, SEARCHED, PostJob, PostResult
 from relay.store.messages import CLAIM
+from relay.store.retention import erase_visit
 from relay.store.schema import events as event_table
-from relay.store.schema import messages, post_attempts, posts, texts, webhooks
-from tests.store_fixtures import LEASE, NOW, OTHER, SHOP, TRACK, World, hook, part, pool_target, site, static, world
+from relay.store.schema import messages, post_attempts, posts, texts, visits, webhooks
+from relay.store.visits import Visitor
+from tests.store_fixtures import (
+    DAY,
+    LEASE,
+    NOW,
+    OTHER,
+    SHOP,
+    TRACK,
+    World,
+    hook,
+    part,
+    pool_target,
+    site,
+    static,
+    world,
+)
 
 CARD = f"card@{TRACK}"
 PAGE = (
@@ -219,6 +236,97 @@ class TestJob:
         (job,) = await posted(w, bound.substitutes[w.target().id])
         await w.store.write(lambda tx: events.release_posts(tx, [job]))
         assert await claim(w) == [job]
+
+
+class TestTouch:
+    """Whose source is stated, of the visits of one browser: the site's setting says."""
+
+    SOURCE = ("marker", "utm_source", "referrer", "landing_page", "roistat_param_1", "source_level_1", "source_level_2")
+    FIRST = (
+        "ads_google",
+        "g",
+        "news.example/a",
+        "www.shop.example/one?rs=ads_google&utm_source=g",
+        "1",
+        "ads",
+        "google",
+    )
+    SECOND = ("mail_x_y", "m", None, "www.shop.example/two?rs=mail_x_y&utm_source=m", "2", "mail", "x_y")
+    THIRD = (None, None, None, "www.shop.example/three", None, None, None)
+
+    async def three_visits(self, w: World) -> tuple[int, str, str]:
+        """A campaign, another one, and a direct visit that writes: (message, first number, last number)."""
+        first = last = None
+        for page, param, place in (
+            ("one?rs=ads_google&utm_source=g", {"1": "1"}, ("192.0.2.1", "Rome")),
+            ("two?rs=mail_x_y&utm_source=m", {"1": "2"}, ("192.0.2.2", "Oslo")),
+            ("three", {}, ("192.0.2.3", "Riga")),
+        ):
+            w.pass_time(15 * DAY)
+            last, leased = await w.shown(
+                number=last,
+                page=f"https://www.shop.example/{page}",
+                referrer="https://news.example/a" if first is None else None,
+                params=param,
+                google_client_id=place[1],
+                visitor=Visitor(*place),
+            )
+            first = first or last
+        assert first is not None
+        assert last is not None
+        accepted = await w.accept(leased)
+        return accepted.message_id, first, last
+
+    async def payload(self, w: World, message_id: int) -> dict[str, object]:
+        (job,) = await w.extract(message_id, "poster")
+        return build(job.message, job.visit, job.attribution)
+
+    @pytest.mark.parametrize(
+        ("touch", "expected"), [(Touch.FIRST, FIRST), (Touch.LAST_NON_DIRECT, SECOND), (Touch.LAST, THIRD)]
+    )
+    async def test_the_source_is_of_the_touch_and_the_rest_of_the_visit_itself(
+        self, tmp_path: Path, touch: Touch, expected: tuple[str | None, ...]
+    ) -> None:
+        async with world(tmp_path, replace(SHOP, settings=SiteSettings(touch=touch))) as w:
+            message_id, first, last = await self.three_visits(w)
+            payload = await self.payload(w, message_id)
+            assert tuple(payload[name] for name in self.SOURCE) == expected
+            own = ("visit_id", "first_visit", "ip", "city", "google_client_id", "domain")
+            assert tuple(payload[name] for name in own) == (
+                last,
+                first,
+                "192.0.2.3",
+                "Riga",
+                "Riga",
+                "www.shop.example",
+            )
+
+    @pytest.mark.parametrize("touch", [Touch.FIRST, Touch.LAST_NON_DIRECT])
+    @pytest.mark.parametrize("how", ["erased", "gone by age"])
+    async def test_where_that_visit_is_known_no_more_the_stated_one_says_its_own(
+        self, tmp_path: Path, touch: Touch, how: str
+    ) -> None:
+        async with world(tmp_path, replace(SHOP, settings=SiteSettings(touch=touch))) as w:
+            message_id, _, _ = await self.three_visits(w)
+            shop = w.site().id
+            for (number,) in await w.rows(select(visits.c.number).order_by(visits.c.id).limit(2)):
+                if how == "erased":
+                    await w.store.write(lambda tx: erase_visit(tx, shop, number, w.now, browser=False))  # noqa: B023
+                else:
+                    await w.store.write(lambda tx: tx.sql("DELETE FROM visits WHERE number = ?", [number]))  # noqa: B023
+            payload = await self.payload(w, message_id)
+            assert tuple(payload[name] for name in self.SOURCE) == self.THIRD
+
+    @pytest.mark.parametrize("touch", list(Touch))
+    async def test_a_first_visit_is_its_own_touch(self, tmp_path: Path, touch: Touch) -> None:
+        async with world(tmp_path, replace(SHOP, settings=SiteSettings(touch=touch))) as w:
+            _, leased = await w.shown(page="https://www.shop.example/?rs=ads_1")
+            payload = await self.payload(w, (await w.accept(leased)).message_id)
+            assert payload["marker"] == "ads_1"
+
+    async def test_a_static_substitute_states_its_label_whatever_the_touch(self, tmp_path: Path) -> None:
+        async with world(tmp_path, replace(SHOP, settings=SiteSettings(touch=Touch.FIRST))) as w:
+            assert (await self.payload(w, (await w.accept(CARD)).message_id))["marker"] == "card"
 
 
 class TestClaim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import Table, select, update
 
 from relay.core.model import OutcomeKind
-from relay.store import queue, retention, search
+from relay.store import figures, history, queue, retention, search
 from relay.store.engine import Statement
 from relay.store.events import PostResult, finish_post
 from relay.store.retention import BITE, Cut, StillOpen, Swept
@@ -29,10 +30,11 @@ from relay.store.schema import (
     texts,
     visits,
 )
-from tests.store_fixtures import DAY, NOW, OTHER, SHOP, TRACK, World, part, pool_target, site, target_of, world
+from relay.store.visits import Visitor
+from tests.store_fixtures import DAY, LEASE, NOW, OTHER, SHOP, TRACK, World, part, pool_target, site, target_of, world
 
 CARD = f"card@{TRACK}"
-NEVER = Cut(raw=0.0, messages=0.0, visits=0.0, routes=0.0)
+NEVER = Cut(raw=0.0, messages=0.0, visits=0.0, routes=0.0, visitor_ip=0.0)
 OF_A_MESSAGE = (messages, bodies, deliveries, paths, attempts, events, posts, post_attempts, texts)
 
 
@@ -186,6 +188,239 @@ class TestVisits:
             _, leased = await w.shown()
         (job,) = (await w.accept(leased)).jobs
         assert job.visit is not None
+
+
+#: Of a visit about which everything is known that can be.
+FULL: dict[str, Any] = {
+    "page": "https://www.shop.example/?rs=ads_1&utm_source=a&utm_medium=b&utm_campaign=c&utm_term=d&utm_content=e",
+    "referrer": "https://news.example/",
+    "params": {"1": "one"},
+    "google_client_id": "1.2",
+    "ym_uid": "17",
+    "visitor": Visitor("192.0.2.7", "New York", "USA", "Mozilla/5.0", "mobile", "Firefox", "Android"),
+}
+
+
+async def all_of(w: World, visit_id: int) -> dict[str, Any]:
+    """Every column of a visit."""
+    (row,) = await w.rows(select(visits).where(visits.c.id == visit_id))
+    return dict(zip(visits.c.keys(), row, strict=True))
+
+
+class TestVisitorIp:
+    async def test_ip_and_user_agent_go_and_nothing_else(self, w: World) -> None:
+        await w.bind(asked=(), **FULL)
+        before = await all_of(w, 1)
+        assert not (await sweep(w, visitor_ip=NOW + 1)).more
+        assert await all_of(w, 1) == before | {"ip": None, "user_agent": None}
+
+    async def test_a_visit_that_was_seen_since_keeps_its_own(self, w: World) -> None:
+        visit = (await w.bind(asked=())).visit
+        w.pass_time(DAY)
+        await w.bind(asked=(), number=visit)
+        await sweep(w, visitor_ip=NOW + 1)
+        assert (await all_of(w, 1))["ip"] == "192.0.2.7"
+
+    async def test_where_no_ip_is_kept_the_user_agent_goes_all_the_same(self, w: World) -> None:
+        """[privacy] visitor_ip = "none"."""
+        await w.bind(asked=(), visitor=Visitor(user_agent="Mozilla/5.0"))
+        await sweep(w, visitor_ip=NOW + 1)
+        assert (await all_of(w, 1))["user_agent"] is None
+
+    async def test_a_bite_is_bounded_and_says_that_there_is_more(self, w: World) -> None:
+        for i in range(BITE + 1):
+            await w.bind(asked=(), number=str(i + 1))
+        assert (await sweep(w, visitor_ip=NOW + 1)).more
+        assert not (await sweep(w, visitor_ip=NOW + 1)).more
+        assert await w.rows(select(visits.c.id).where(visits.c.ip.is_not(None))) == []
+
+
+class TestErasingVisits:
+    #: What may be left of a visit whose pool address somebody else may have written to as well.
+    LEFT = frozenset({"id", "site_id", "number", "own", "started_at", "last_seen_at", "erased_at"})
+
+    async def erase(self, w: World, number: str, *, browser: bool = False, name: str = "shop") -> int:
+        site_id = w.site(name).id
+        erased = await w.store.write(lambda tx: retention.erase_visit(tx, site_id, number, w.now, browser=browser))
+        w.store.routes.forget_all()
+        return erased
+
+    async def numbers(self, w: World) -> set[str]:
+        return {number for (number,) in await w.rows(select(visits.c.number))}
+
+    async def delivery(self, w: World, *names: str) -> tuple[Any, ...]:
+        """Of the newest delivery."""
+        columns = (deliveries.c[name] for name in names)
+        return (await w.rows(select(*columns).order_by(deliveries.c.id.desc()).limit(1)))[0]
+
+    async def test_without_an_address_nothing_is_left(self, w: World) -> None:
+        visit = (await w.bind(asked=(), **FULL)).visit
+        assert await self.erase(w, visit) == 1
+        assert await count(w, visits) == 0
+        assert await self.erase(w, visit) == 0
+
+    async def test_a_plus_address_holds_nothing(self, w: World) -> None:
+        visit, plus = await w.shown("help@example.com")
+        await w.accept(plus)
+        assert await self.erase(w, visit) == 1
+        assert await count(w, visits) == 0
+        assert await self.delivery(w, "visit_id", "attribution") == (None, "exact")
+
+    async def test_of_a_visit_that_held_an_address_only_the_holding_is_left(self, w: World) -> None:
+        """Every column is either known to say nothing of anybody, or empty: a new one has to be judged here."""
+        before = (await w.bind(asked=(), page="https://www.shop.example/?rs=mail_1")).visit
+        visit = (await w.bind("shop", "sales@example.com", number=before, **FULL)).visit
+        full = await all_of(w, 2)
+        assert [name for name, value in full.items() if value is None] == ["touch_id", "erased_at"]  # it was not direct
+        await w.store.write(lambda tx: tx.sql("UPDATE visits SET touch_id = first_id WHERE id = 2"))
+        w.pass_time(60)
+        assert await self.erase(w, visit) == 1
+        left = await all_of(w, 2)
+        assert {name for name, value in left.items() if value is not None} == self.LEFT
+        assert {left[name] for name in ("number", "own", "erased_at")} == {"-2", 0, w.now}
+        assert visit not in str(left)
+        assert (await count(w, bindings), await self.erase(w, visit)) == (1, 0)
+
+    async def test_the_other_holders_of_its_address_are_as_uncertain_as_before(self, w: World) -> None:
+        """Without the erased holding their mail would be stated as theirs for certain."""
+        held = [await w.shown() for _ in range(2)]
+        w.pass_time(2 * LEASE)
+        erased, leased = await w.shown()
+        (other,) = (visit for visit, shown in held if shown == leased)
+        await self.erase(w, erased)
+        await w.accept(leased, sender="", mail_from="")
+        state, visit_id, candidates = await self.delivery(w, "attribution", "visit_id", "candidates")
+        assert (state, visit_id) == ("likely", None)
+        assert len(json.loads(candidates)) == 2
+        (shown,) = await history.page(w.store.reader, history.Filter(), 10)
+        ((number, share),) = shown.deliveries[0].candidates
+        assert number == other
+        assert share < 0.5
+
+    async def test_candidates_that_were_erased_since_are_not_shown(self, w: World) -> None:
+        held = [await w.shown() for _ in range(2)]
+        w.pass_time(2 * LEASE)
+        second, leased = await w.shown()
+        (first,) = (visit for visit, shown in held if shown == leased)
+        await w.accept(leased)
+        for erased, left in ((second, [first]), (first, [])):
+            await self.erase(w, erased)
+            (shown,) = await history.page(w.store.reader, history.Filter(), 10)
+            assert [number for number, _ in shown.deliveries[0].candidates] == left
+
+    async def test_mail_to_its_own_address_is_nobodys(self, w: World) -> None:
+        visit, leased = await w.shown()
+        await self.erase(w, visit)
+        await w.accept(leased)
+        assert await self.delivery(w, "attribution", "attribution_method", "visit_id") == ("none", "erased/1", None)
+
+    async def test_mail_to_its_own_address_may_be_inferred_from_another_visit(self, w: World) -> None:
+        visit, leased = await w.shown()
+        other, plus = await w.shown("help@example.com", page="https://www.shop.example/?rs=b")
+        await w.accept(plus, body=b"known sender")
+        await self.erase(w, visit)
+        (job,) = (await w.accept(leased)).jobs
+        assert job.visit == other
+        assert await self.delivery(w, "attribution", "attribution_method") == ("inferred", "sender/1")
+
+    async def test_neither_its_threads_nor_its_senders_are_known_any_more(self, w: World) -> None:
+        for target in ("sales@example.com", "help@example.com"):
+            visit, shown = await w.shown(target)
+            await w.accept(shown, body=target.encode(), message_id="q@x")
+            await self.erase(w, visit)
+            await w.accept(f"help@{TRACK}", body=b"answer to " + target.encode(), in_reply_to="q@x")
+            assert await self.delivery(w, "attribution", "visit_id") == ("none", None)
+
+    async def test_its_messages_stay_without_it(self, w: World) -> None:
+        visit, leased = await w.shown(**FULL)
+        message_id = await whole_life(w, leased)
+        await self.erase(w, visit)
+        (shown,) = await history.page(w.store.reader, history.Filter(), 10)
+        assert (shown.id, shown.deliveries[0].visit, shown.deliveries[0].attribution) == (message_id, None, "exact")
+        assert await history.page(w.store.reader, history.Filter(visit=visit), 10) == []
+        assert await history.visit(w.store.reader, visit, None) == []
+
+    async def test_the_place_that_it_leaves_is_not_a_visit_to_anybody(self, w: World) -> None:
+        visit, _ = await w.shown()
+        await self.erase(w, visit)
+        (left,) = await self.numbers(w)
+        assert await history.visit(w.store.reader, left, None) == []
+        assert await self.erase(w, left) == 0
+
+    async def test_what_waits_for_the_crm_states_it_no_more(self, w: World) -> None:
+        visit, leased = await w.shown(**FULL)
+        accepted = await w.accept(leased)
+        await self.erase(w, visit)
+        (job,) = await w.extract(accepted.message_id, "poster")
+        assert job.visit is None
+
+    async def test_its_unique_address_is_retired_and_goes_on_forwarding(self, w: World) -> None:
+        visit, unique = await w.shown("jobs@example.com")
+        await self.erase(w, visit)
+        (job,) = (await w.accept(unique)).jobs
+        assert (job.forward_to, job.visit) == ("jobs@example.com", None)
+        assert await self.delivery(w, "attribution", "attribution_method") == ("none", "retired/1")
+
+    async def test_its_pool_address_goes_to_the_next(self, w: World) -> None:
+        visit, leased = await w.shown()
+        await self.erase(w, visit)
+        w.pass_time(2 * LEASE)
+        assert leased in {(await w.shown())[1] for _ in range(2)}
+
+    async def test_a_browser_that_still_says_its_number_begins_anew(self, w: World) -> None:
+        visit, _ = await w.shown(**FULL)
+        await self.erase(w, visit)
+        again = await w.bind(number=visit)
+        assert (again.fresh, again.visit) == (True, visit)
+        assert (await all_of(w, 2))["marker"] is None
+
+    async def browsers(self, w: World) -> tuple[list[str], str]:
+        """The numbers of three visits of one browser, and that of another's."""
+        mine: list[str] = []
+        for page in ("?rs=a", "?rs=b", "?rs=c"):
+            last = mine[-1] if mine else None
+            address = f"https://www.shop.example/{page}"
+            mine.append((await w.bind("shop", "help@example.com", number=last, page=address)).visit)
+        return mine, (await w.bind(asked=())).visit
+
+    @pytest.mark.parametrize("which", [0, 1, 2])
+    async def test_with_its_browser_all_visits_of_that_go_and_no_others(self, w: World, which: int) -> None:
+        mine, other = await self.browsers(w)
+        assert await self.erase(w, mine[which], browser=True) == 3
+        assert await self.numbers(w) == {other}
+
+    async def test_without_its_browser_it_goes_alone(self, w: World) -> None:
+        mine, other = await self.browsers(w)
+        assert await self.erase(w, mine[0]) == 1
+        assert await self.numbers(w) == {*mine[1:], other}
+
+    async def test_the_browsers_other_visits_go_after_its_first_is_gone(self, w: World) -> None:
+        mine, other = await self.browsers(w)
+        await self.erase(w, mine[0])
+        assert await self.erase(w, mine[2], browser=True) == 2
+        assert await self.numbers(w) == {other}
+
+    async def test_what_was_erased_before_is_not_erased_again(self, w: World) -> None:
+        first, _ = await w.shown()
+        second, _ = await w.shown(number=first, page="https://www.shop.example/?rs=b")
+        await self.erase(w, first)
+        erased_at = (await all_of(w, 1))["erased_at"]
+        w.pass_time(60)
+        assert await self.erase(w, second, browser=True) == 1
+        assert (await all_of(w, 1))["erased_at"] == erased_at
+
+    async def test_another_sites_visit_of_the_same_number_stays(self, w: World) -> None:
+        for name in ("shop", "other"):
+            await w.bind(name, asked=(), number="777")
+        assert await self.erase(w, "777", name="other") == 1
+        assert await w.rows(select(visits.c.site_id)) == [(w.site().id,)]
+
+    async def test_it_counts_in_no_report_and_goes_by_age(self, w: World) -> None:
+        visit, _ = await w.shown(**FULL)
+        await self.erase(w, visit)
+        assert await figures.sources(w.store.reader, w.site().id, 0, NOW + DAY) == []
+        await sweep(w, visits=NOW + 1)
+        assert (await count(w, visits), await count(w, bindings)) == (0, 0)
 
 
 class TestRoutes:

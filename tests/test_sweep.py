@@ -16,7 +16,7 @@ from tests.parts import Parts, running_parts
 from tests.smtp_client import SmtpClient
 
 DAY = 86400.0
-AGES = Ages(raw=10 * DAY, messages=100 * DAY, visits=100 * DAY, routes=400 * DAY)
+AGES = Ages(raw=10 * DAY, messages=100 * DAY, visits=100 * DAY, routes=400 * DAY, visitor_ip=100 * DAY)
 
 
 async def mail(parts: Parts, size: int) -> None:

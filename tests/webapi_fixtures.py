@@ -10,7 +10,7 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from aiohttp import web
 
 from relay.bodies import Bodies
 from relay.config import Forward, Http, Limits
+from relay.geoip import GeoIp
 from relay.secrets import Keys, new_token, token_hash
 from relay.store import tokens
 from relay.store.messages import Accepted
@@ -108,8 +109,9 @@ async def serving(
     http: Http | None = None,
     limits: Limits | None = None,
     forward: Forward | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Api]:
-    """The API over a new store in ``directory``."""
+    """The API over a new store in ``directory``; ``changes`` are to its Context."""
     woken: list[str] = []
     draining: list[bool] = []
     async with world(directory, *(definitions or (SHOP, OTHER))) as w:
@@ -125,11 +127,13 @@ async def serving(
             limits=limits or Limits(),
             forward=forward or Forward(),
             public_url=url,
+            geoip=GeoIp((), directory / "geoip"),
             clock=lambda: w.now,
             on_posts_due=lambda: woken.append("posts"),
             on_deliveries_due=lambda: woken.append("deliveries"),
             draining=lambda: bool(draining),
         )
+        context = replace(context, **changes)
         server = runner(context)
         await server.setup()
         await web.SockSite(server, listener).start()

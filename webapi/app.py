@@ -62,14 +62,15 @@ def build(context: Context) -> web.Application:
     app[CONTEXT] = context
     app[CLIENTS] = Clients(tuple(context.http.trusted_proxies), tuple(context.limits.exempt))
     app[auth.GATE] = auth.Gate(context.store, Rate(context.limits.api_failures_per_address_per_minute))
-    app[bind.BIND_RATE] = Rate(context.limits.binds_per_address_per_minute)
-    app[bind.SITE_RATE] = Rate(bind.SITE_BINDS_PER_MINUTE)
+    app[bind.RATES] = bind.Rates.of(context.limits)
     app[script.RENDERED] = {}
     app[health.DOCUMENT] = json.dumps(openapi.document(OPERATIONS))
+    other_names = {script.PATH: context.http.script_path, bind.PATH: context.http.bind_path}
     for operation in OPERATIONS:
-        app.router.add_route(operation.method, operation.path, operation.endpoint())
-        if operation.method == "GET":
-            app.router.add_route("HEAD", operation.path, operation.endpoint())
+        for path in {operation.path, other_names.get(operation.path, operation.path)}:
+            app.router.add_route(operation.method, path, operation.endpoint())
+            if operation.method == "GET":
+                app.router.add_route("HEAD", path, operation.endpoint())
     app.on_response_prepare.append(_secure)
     return app
 

@@ -9,40 +9,45 @@ This is the busiest path of the web API: a page view each, durable before it is 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated
 
 from aiohttp import web
+from multidict import CIMultiDict
 from pydantic import BaseModel, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import to_json
 
+from relay.agents import BOT, describe
+from relay.config import Limits
 from relay.core.address import AddressError, lookup_keys, parse
 from relay.core.attribution import NUMBER_DIGITS
+from relay.core.classify import classify
 from relay.core.model import RouteKind
+from relay.core.privacy import kept_ip
 from relay.core.source import URL_LIMIT, clean, parse_page
+from relay.sources import referrers
 from relay.store import bindings
 from relay.store.directory import SiteView, TargetView
 from relay.store.store import Store
+from relay.store.visits import Visitor
 from webapi.auth import GATE, Role
-from webapi.context import CONTEXT, client_of, read_body
+from webapi.context import CONTEXT, Context, client_of, read_body
 from webapi.limits import Rate
 from webapi.operation import JSON, Operation, Strict
 from webapi.problems import Problem, invalid, not_found, too_many
 
-#: Binds of one site a minute, whoever sends them; pages beyond it keep their real addresses.
-SITE_BINDS_PER_MINUTE = 60_000
+PATH = "/v1/bind"
 #: Lease in seconds that is answered where no target is asked for.
 DEFAULT_LEASE = 900
+#: What the script remembers a browser by, and for how many seconds (webapi/script/src has the same).
+VISIT_COOKIE, VISIT_COOKIE_LIFE = "mailtrack_visit", 14 * 86_400
+FIRST_COOKIE, FIRST_COOKIE_LIFE = "mailtrack_first", 365 * 86_400
 #: Seconds that a browser may remember the answer to a preflight.
 PREFLIGHT_AGE = 600
 
 _BODY_TYPES = ("text/plain", JSON)
-# What automated browsers and clients call themselves. "Cubot" makes telephones.
-_AUTOMATED = re.compile(
-    r"(?<!cu)bot(?![a-z])|crawler|spider|slurp|headless|phantomjs|puppeteer|playwright|selenium|lighthouse"
-    r"|facebookexternalhit|curl/|wget/|python-|go-http-client",
-    re.IGNORECASE,
-)
 _SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?").fullmatch
 
 Number = Annotated[str, Field(pattern=rf"^[0-9]{{1,{NUMBER_DIGITS}}}$")]
@@ -73,6 +78,12 @@ class BindBody(Strict):
     ] = ()
     params: BindParams | None = None
     google_client_id: Annotated[str, Field(max_length=256)] | None = None
+    previous: Annotated[
+        Number | None, Field(description="The visit of our own cookie, where another counter's cookie has ``visit``.")
+    ] = None
+    marker: Annotated[Param, Field(description="The marker that another counter's cookie holds.")] = None
+    ym_uid: Annotated[str, Field(max_length=64)] | None = None
+    interacted: Annotated[bool, Field(description="Somebody has moved, scrolled or typed on the page.")] = False
     webdriver: Annotated[bool, Field(description="The browser says that a program steers it.")] = False
 
 
@@ -83,48 +94,60 @@ class BindAnswer(BaseModel):
     first_visit: str | None
     lease: Annotated[int, Field(description="Seconds after which the page, while it is visible, binds again.")]
     addresses: dict[str, str]
+    mails: int | SkipJsonSchema[None] = Field(
+        default=None, description="Letters of this visit so far; only for sites that tell an analytics counter."
+    )
 
 
-BIND_RATE = web.AppKey("bind_rate", Rate)
-SITE_RATE = web.AppKey("site_rate", Rate)
+@dataclass(slots=True)
+class Rates:
+    """``views`` and ``leases`` by the visitor's network, ``sites`` by the site's key."""
+
+    views: Rate
+    leases: Rate
+    sites: Rate
+
+    @classmethod
+    def of(cls, limits: Limits) -> Rates:
+        return cls(
+            Rate(limits.binds_per_address_per_minute),
+            Rate(limits.leases_per_address_per_minute),
+            Rate(limits.binds_per_site_per_minute),
+        )
+
+
+RATES = web.AppKey("bind_rates", Rates)
 
 
 async def bind(request: web.Request) -> web.Response:
     """Number the visit and lease its addresses."""
     context = request.app[CONTEXT]
+    rates = request.app[RATES]
     now = context.clock()
     client = client_of(request)
-    if not client.exempt and (wait := request.app[BIND_RATE].take(client.bucket, now)):
+    if not client.exempt and (wait := rates.views.take(client.bucket, now)):
         raise too_many(wait, "page views from this network")
     body = await _body(request, context.http.max_bind_body)
     site = context.store.sites.by_key.get(body.site)
     if site is None:
         raise not_found("site", "site")
     headers, agent = await _asker(request, site)
-    if not client.exempt and (wait := request.app[SITE_RATE].take(site.key, now)):
+    if not client.exempt and (wait := rates.sites.take(site.key, now)):
         raise too_many(wait, "page views of this site")
     wanted = await _targets(context.store, site, body.addresses)
     asked = {target.id: target for target in wanted.values()}
-    answer = bindings.BindRequest(
-        site_id=site.id,
-        tracking=site.tracking,
-        visit_timeout=site.visit_timeout,
-        own_hosts=site.own_hosts,
-        number=body.visit,
-        first_visit=body.first_visit,
-        marks=parse_page(body.page),
-        referrer=body.referrer,
-        params=_params(body.params) if body.params is not None else {},
-        google_client_id=clean(body.google_client_id),
-        ip=client.address or None,
-        user_agent=clean(agent),
-        asked=tuple(
-            bindings.Asked(target.id, target.method, target.address.local, target.domain, target.lease)
-            for target in asked.values()
-        ),
-        leasable=site.bots == "lease" or not (body.webdriver or is_automated(agent)),
-    )
-    bound = await context.store.write(lambda tx: bindings.bind(tx, answer, now))
+    # The address of a server says nothing of its visitor, neither where he is nor how often he asks.
+    limited = not client.exempt and agent is not None
+    address = "" if agent is None else client.address
+    # Taken before it is known whether anything is leased: page views of one moment must share what is left.
+    granted = not limited or not rates.leases.take(client.bucket, now)
+    view = _view(context, site, body, asked.values(), address, agent, new_leases=granted)
+    bound = None
+    try:
+        bound = await context.store.write(lambda tx: bindings.bind(tx, view, now))
+    finally:
+        if limited and granted and not (bound and bound.leased):
+            rates.leases.give_back(client.bucket, now)
     if bound.created:
         context.store.routes.forget(bound.created)
     shown = bound.substitutes
@@ -134,7 +157,80 @@ async def bind(request: web.Request) -> web.Response:
         "lease": max(1, int(min((target.lease for target in asked.values()), default=DEFAULT_LEASE))),
         "addresses": {sent: shown[target.id] for sent, target in wanted.items() if target.id in shown},
     }
+    if bound.mails is not None:
+        document["mails"] = bound.mails
+    if site.settings.server_cookies:
+        secure = context.public_url.startswith("https:")
+        _set_cookies(headers, site.settings.cookie_domain, bound, secure=secure)
     return web.Response(body=to_json(document), headers=headers)
+
+
+def _view(
+    context: Context,
+    site: SiteView,
+    body: BindBody,
+    asked: Iterable[TargetView],
+    address: str,
+    agent: str | None,
+    *,
+    new_leases: bool,
+) -> bindings.BindRequest:
+    """What the store is told of a page view."""
+    settings = site.settings
+    marks = parse_page(body.page)
+    visitor = describe(agent)
+    place = context.geoip.place(address)
+    return bindings.BindRequest(
+        site_id=site.id,
+        tracking=site.tracking,
+        visit_timeout=site.visit_timeout,
+        own_hosts=site.own_hosts,
+        number=body.visit,
+        previous=body.previous,
+        first_visit=body.first_visit,
+        marks=marks,
+        source=classify(marks, body.page, body.referrer, site.own_hosts, settings.rules, referrers(), body.marker),
+        referrer=body.referrer,
+        params=_params(body.params) if body.params is not None else {},
+        google_client_id=clean(body.google_client_id),
+        ym_uid=clean(body.ym_uid),
+        visitor=Visitor(
+            ip=kept_ip(address or None, context.visitor_ip),
+            city=place.city,
+            country=place.country,
+            user_agent=clean(agent),
+            device=BOT if body.webdriver else visitor.device,
+            browser=visitor.browser,
+            os=visitor.os,
+        ),
+        asked=tuple(
+            bindings.Asked(
+                target.id,
+                target.method,
+                target.address.local,
+                target.domain,
+                target.lease,
+                target.pool_size * settings.reserve // 100,
+            )
+            for target in asked
+        ),
+        leasable=site.bots == "lease" or not (body.webdriver or visitor.automated),
+        new_leases=new_leases,
+        interacted=body.interacted,
+        count_mails=settings.counts_mails,
+    )
+
+
+def _set_cookies(headers: CIMultiDict[str], domain: str | None, bound: bindings.Bound, *, secure: bool) -> None:
+    """The visit's cookies, set by the server: browsers that cut the life of a script's cookies leave these alone.
+
+    The script reads them, so they are not HttpOnly; a number is no secret that opens anything.
+    """
+    more = f"Domain={domain}; Path=/; SameSite=Lax{'; Secure' if secure else ''}"
+    numbers = ((VISIT_COOKIE, bound.visit, VISIT_COOKIE_LIFE), (FIRST_COOKIE, bound.first_visit, FIRST_COOKIE_LIFE))
+    for name, number, life in numbers:
+        if number is not None:
+            headers.add("Set-Cookie", f"{name}={number}; Max-Age={life}; {more}")
 
 
 async def _body(request: web.Request, limit: int) -> BindBody:
@@ -147,18 +243,18 @@ async def _body(request: web.Request, limit: int) -> BindBody:
         raise invalid(error, BindBody) from None
 
 
-async def _asker(request: web.Request, site: SiteView) -> tuple[dict[str, str], str | None]:
+async def _asker(request: web.Request, site: SiteView) -> tuple[CIMultiDict[str], str | None]:
     """The answer's headers, and the User-Agent to judge; raises Problem for whoever may not ask for this site."""
     origin = request.headers.get("Origin")
     if origin is not None:
         if not allows(site, origin):
             raise Problem(403, "this origin is not one of the site's", field="Origin", headers={"Vary": "Origin"})
-        return _cors(origin), request.headers.get("User-Agent", "")
+        return _cors(origin, site), request.headers.get("User-Agent", "")
     caller = await request.app[GATE].caller(request, Role.MANAGER)
     if not caller.sees(site.id):
         raise not_found("site", "site")
     # A server asks for its visitor: what it calls itself says nothing about the browser.
-    return {"Content-Type": JSON, "Cache-Control": "no-store"}, None
+    return CIMultiDict({"Content-Type": JSON, "Cache-Control": "no-store"}), None
 
 
 def allows(site: SiteView, origin: str) -> bool:
@@ -172,13 +268,18 @@ def allows(site: SiteView, origin: str) -> bool:
     return False
 
 
-def _cors(origin: str) -> dict[str, str]:
-    return {
-        "Content-Type": JSON,
-        "Cache-Control": "no-store",
-        "Access-Control-Allow-Origin": origin,
-        "Vary": "Origin",
-    }
+def _cors(origin: str, site: SiteView) -> CIMultiDict[str]:
+    headers = CIMultiDict(
+        {
+            "Content-Type": JSON,
+            "Cache-Control": "no-store",
+            "Access-Control-Allow-Origin": origin,
+            "Vary": "Origin",
+        }
+    )
+    if site.settings.server_cookies:  # else a browser would not keep them from an answer to another origin
+        headers["Access-Control-Allow-Credentials"] = "true"
+    return headers
 
 
 async def _targets(store: Store, site: SiteView, addresses: tuple[str, ...]) -> dict[str, TargetView]:
@@ -208,33 +309,29 @@ def _params(params: BindParams) -> dict[str, str]:
     return {index: value for index, value in cleaned if value}
 
 
-@lru_cache(maxsize=4096)
-def is_automated(user_agent: str | None) -> bool:
-    """Whether a User-Agent says that no person looks at the page. None: nobody's User-Agent is known."""
-    return user_agent is not None and (not user_agent or _AUTOMATED.search(user_agent) is not None)
-
-
 async def preflight(request: web.Request) -> web.Response:
     """The CORS question of a browser whose page sends JSON. Which site is meant, only the body would say."""
     origin = request.headers.get("Origin")
-    if origin is None or not any(allows(site, origin) for site in request.app[CONTEXT].store.sites.by_key.values()):
+    sites = request.app[CONTEXT].store.sites.by_key.values()
+    allowing = [site for site in sites if origin is not None and allows(site, origin)]
+    if origin is None or not allowing:
         raise Problem(403, "this origin is not one of any site's", field="Origin", headers={"Vary": "Origin"})
-    return web.Response(
-        status=204,
-        headers={
-            "Access-Control-Allow-Origin": origin,
-            "Access-Control-Allow-Methods": "POST",
-            "Access-Control-Allow-Headers": "Content-Type",
-            "Access-Control-Max-Age": str(PREFLIGHT_AGE),
-            "Vary": "Origin",
-        },
-    )
+    headers = {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Allow-Methods": "POST",
+        "Access-Control-Allow-Headers": "Content-Type",
+        "Access-Control-Max-Age": str(PREFLIGHT_AGE),
+        "Vary": "Origin",
+    }
+    if any(site.settings.server_cookies for site in allowing):
+        headers["Access-Control-Allow-Credentials"] = "true"
+    return web.Response(status=204, headers=headers)
 
 
 OPERATIONS = (
     Operation(
         "POST",
-        "/v1/bind",
+        PATH,
         "The visit of a page view and the addresses it shows; called by the script.",
         bind,
         None,
@@ -243,5 +340,5 @@ OPERATIONS = (
         body_types=_BODY_TYPES,
         problems=(401, 403, 404, 413, 415, 429),
     ),
-    Operation("OPTIONS", "/v1/bind", "CORS preflight.", preflight, None, None, status=204, problems=(403,)),
+    Operation("OPTIONS", PATH, "CORS preflight.", preflight, None, None, status=204, problems=(403,)),
 )

@@ -12,8 +12,11 @@ from aiohttp import web
 
 from relay.bodies import Bodies
 from relay.config import Forward, Http, Limits
+from relay.core.model import IpDetail
+from relay.geoip import GeoIp
 from relay.secrets import Keys
 from relay.store.store import Store
+from webapi import hops
 
 Network = IPv4Network | IPv6Network
 
@@ -43,6 +46,8 @@ class Context:
     limits: Limits
     forward: Forward
     public_url: str
+    geoip: GeoIp
+    visitor_ip: IpDetail = IpDetail.FULL
     clock: Callable[[], float] = time.time
     on_posts_due: Callable[[], None] = _nothing
     on_deliveries_due: Callable[[], None] = _nothing
@@ -107,18 +112,19 @@ NOBODY = Client("", "", exempt=False, loopback=False, trusted=False)
 
 
 def client_of(request: web.Request) -> Client:
-    """Who sent the request: the peer, or the rightmost hop of X-Forwarded-For that is no proxy of ours.
+    """Who sent the request: the peer, or the hop nearest to us that is no proxy of ours (http.proxy_header).
 
     Only what the configured proxies wrote is believed: the header is read from its end, and only as long as each
-    hop is one of them. A hop that is no address ends the reading at the hop before.
+    hop is one of them. A hop that is no address ends the reading at the hop before. The other header is a client's
+    own: our proxies do not write it, so they do not remove it either.
     """
     clients = request.app[CLIENTS]
     client = clients.known(request.remote or "") or NOBODY
-    if not client.trusted or "X-Forwarded-For" not in request.headers:
+    if not client.trusted:
         return client
-    hops = ",".join(request.headers.getall("X-Forwarded-For")).split(",")
-    for hop in reversed(hops):
-        found = clients.known(_bare(hop.strip()))
+    name = request.app[CONTEXT].http.proxy_header
+    for hop in hops.read(name, request.headers.getall(name, ())):
+        found = clients.known(_bare(hop))
         if found is None:
             return client
         client = found

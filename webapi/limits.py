@@ -28,6 +28,10 @@ class Rate:
             self._filled.popitem(last=False)
         return 0.0
 
+    def give_back(self, key: str, now: float) -> None:
+        """Undo a taking that was not needed."""
+        self._filled[key] = (min(float(self.per_minute), self._level(key, now) + 1.0), now)
+
     def wait(self, key: str, now: float) -> float:
         """As :meth:`take`, without taking."""
         level = self._level(key, now)

@@ -7,15 +7,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Annotated, Literal
 
 from aiohttp import web
+from pydantic import Field
 
 from relay.core.address import domain_of, parse
+from relay.core.site import LeaseOn
 from relay.store.directory import SiteView
 from relay.store.store import Store
 from webapi.context import CONTEXT
 from webapi.operation import Operation, Parameters
 
+PATH = "/mailtrack.js"
 MEDIA_TYPE = "text/javascript; charset=utf-8"
 #: Seconds that browsers keep the script: a changed target shows within them.
 KEPT_FOR = 300
@@ -29,6 +33,9 @@ class ScriptQuery(Parameters):
     """Whatever else is in the query is ignored: pages put marks of their own there to get past caches."""
 
     site: str
+    consent: Annotated[
+        Literal["required"] | None, Field(description='As data-consent="required", for tag managers that drop it.')
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class Rendered:
     etag: str
 
 
-RENDERED = web.AppKey("rendered_scripts", dict[int, Rendered])
+RENDERED = web.AppKey("rendered_scripts", dict[tuple[int, bool], Rendered])
 
 
 async def script(request: web.Request) -> web.Response:
@@ -54,9 +61,11 @@ async def script(request: web.Request) -> web.Response:
     if site is None:
         return web.Response(status=404, body=_UNKNOWN, headers=headers)
     kept = request.app[RENDERED]
-    rendered = kept.get(site.id)
+    consent = request.query.get("consent") == "required"
+    rendered = kept.get((site.id, consent))
     if rendered is None or rendered.site is not site:  # the directory makes a new view when anything changed
-        rendered = kept[site.id] = await render(context.store, site, context.public_url)
+        api = context.public_url + context.http.bind_path
+        rendered = kept[site.id, consent] = await render(context.store, site, api, consent=consent)
     headers["ETag"] = rendered.etag
     if rendered.etag in request.headers.get("If-None-Match", ""):
         return web.Response(status=304, headers=headers)
@@ -65,19 +74,33 @@ async def script(request: web.Request) -> web.Response:
     return web.Response(body=rendered.body, headers=headers)
 
 
-async def render(store: Store, site: SiteView, public_url: str) -> Rendered:
-    """The script of a site: its key, where to bind, its targets, and the domains whose addresses may be substitutes."""
+async def render(store: Store, site: SiteView, api: str, *, consent: bool) -> Rendered:
+    """The script of a site: its key, where to bind, its targets, the domains whose addresses may be substitutes, and
+    what else it was told. What is off is left out (webapi/script/src/settings.ts)."""
     domains = {target.domain for target in site.targets if target.domain}
     for target in site.targets:
         domains |= {parse(row["address"]).domain for row in await store.sites.substitutes(target.id)}
+    told = site.settings
+    optional = {
+        "cookie": told.visit_cookie,
+        "marker": told.marker_cookie,
+        "domain": told.cookie_domain,
+        "credentials": told.server_cookies,
+        "gpc": told.respect_gpc,
+        "lazy": told.lease_on is LeaseOn.INTERACTION,
+        "consent": consent,
+        "google": told.google_analytics,
+        "metrica": told.metrica,
+    }
     settings = {
         "site": site.key,
-        "api": f"{public_url}/v1/bind",
-        "targets": [str(target.address) for target in site.targets],
+        "api": api,
+        "targets": [str(target.address) for target in site.targets if not target.additional],
         "domains": sorted(map(domain_of, domains)),
-    }
+    } | {name: 1 if value is True else value for name, value in optional.items() if value}
     body = _SOURCE.replace(_PLACE, baked(settings)).encode()
-    return Rendered(site, body, gzip.compress(body, mtime=0), f'"{hashlib.sha256(body).hexdigest()[:24]}"')
+    etag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
+    return Rendered(site, body, gzip.compress(body, mtime=0), etag)
 
 
 def baked(settings: object) -> str:
@@ -88,7 +111,7 @@ def baked(settings: object) -> str:
 OPERATIONS = (
     Operation(
         "GET",
-        "/mailtrack.js",
+        PATH,
         "The script of a site's pages.",
         script,
         None,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from relay.config import Static, Target
 from relay.config import fields as f
-from relay.config.models import Section
+from relay.config.models import Section, SiteOptions
 from relay.config.rules import broken_rules
+from relay.core.channel import Channel
 from relay.core.model import Address
+from relay.core.site import LeaseOn, Touch
 from relay.secrets import Keys, SealError
 from relay.store.directory import SiteView, TargetView
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition
@@ -19,22 +22,14 @@ from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition
 #: Addresses that one request may add to a pool.
 MOST_ADDRESSES = 10_000
 
-_PATH = re.compile(r"site\[0\]\.(target|static)\[")
+_PATH = re.compile(r"site\[0\]\.(?:(target|static)\[)?")
 _PASSWORD = re.compile(r"(?<=://)([^/@]*?):[^/@]*(?=@[^@]*\Z)")
 
 
-class SiteBody(Section):
+class SiteBody(SiteOptions):
     """What defines a site. ``key`` null: it keeps its own, a new site gets one."""
 
     key: f.SiteKey | None = None
-    origins: Annotated[f.Listed[f.Origin], Field(min_length=1, max_length=100)]
-    tracking: bool = True
-    send_to_crm: bool = True
-    bots: Literal["none", "lease"] = "none"
-    visit_timeout: Annotated[float, f.between("1m", "400d")] = 14 * 86_400.0
-    require_visit: bool = True
-    skip_bounces: bool = True
-    skip_automatic: bool = True
     targets: Annotated[f.Listed[Target], Field(max_length=1000)] = ()
     statics: Annotated[f.Listed[Static], Field(max_length=1000)] = ()
 
@@ -73,6 +68,7 @@ class TargetShown(BaseModel):
     domain: str | None
     pool: list[str]
     lease: str
+    additional: bool
     forward_to: str | None
     next_hop: str | None = Field(description="With *** for the password; given back so, it keeps it.")
 
@@ -81,6 +77,15 @@ class StaticShown(BaseModel):
     address: str
     target: str
     label: str
+
+
+class SourceShown(BaseModel):
+    marker: str
+    channel: Channel | None
+    referrer: str | None
+    parameter: str | None
+    value: str | None
+    page: str | None
 
 
 class SiteShown(BaseModel):
@@ -93,10 +98,21 @@ class SiteShown(BaseModel):
     tracking: bool
     send_to_crm: bool
     bots: str
+    lease_on: LeaseOn
+    reserve: int
     visit_timeout: str
+    touch: Touch
+    visit_cookie: str | None
+    marker_cookie: str | None
+    cookie_domain: str | None
+    server_cookies: bool
+    respect_gpc: bool
+    google_analytics: bool
+    metrica: int
     require_visit: bool
     skip_bounces: bool
     skip_automatic: bool
+    sources: list[SourceShown]
     targets: list[TargetShown]
     statics: list[StaticShown]
 
@@ -149,7 +165,11 @@ def summary(site: SiteView) -> SiteSummary:
 def shown(site: SiteView, substitutes: dict[int, list[dict[str, Any]]], keys: Keys) -> SiteShown:
     """A site with the substitutes of each target (Directory.substitutes, by target id)."""
     conditions = site.conditions
+    settings = asdict(site.settings)
+    rules = settings.pop("rules")
     return SiteShown(
+        **settings,
+        sources=rules,
         name=site.name,
         key=site.key,
         declared=site.declared,
@@ -168,6 +188,7 @@ def shown(site: SiteView, substitutes: dict[int, list[dict[str, Any]]], keys: Ke
                 domain=target.domain,
                 pool=[row["address"] for row in substitutes[target.id] if row["kind"] == "pool"],
                 lease=f.format_duration(target.lease),
+                additional=target.additional,
                 forward_to=target.forward_to,
                 next_hop=shown_next_hop(target, keys),
             )
@@ -202,11 +223,8 @@ def definition(name: str, key: str, body: SiteBody, before: SiteView | None, key
         send_to_crm=body.send_to_crm,
         bots=body.bots,
         visit_timeout=body.visit_timeout,
-        conditions={
-            "require_visit": body.require_visit,
-            "refuse_bounces": body.skip_bounces,
-            "refuse_automatic": body.skip_automatic,
-        },
+        conditions=body.conditions(),
+        settings=body.settings(),
         targets=tuple(
             TargetDefinition(
                 address=target.address,
@@ -217,6 +235,7 @@ def definition(name: str, key: str, body: SiteBody, before: SiteView | None, key
                 forward_to=None if target.forward_to is None else str(target.forward_to),
                 next_hop=_sealed_next_hop(target, before, keys),
                 generate=target.generated,
+                additional=target.additional,
             )
             for target in body.targets
         ),
@@ -233,12 +252,19 @@ def _sealed_next_hop(target: Target, before: SiteView | None, keys: Keys) -> str
     return keys.seal(target.next_hop)
 
 
-def broken(body: SiteBody, next_hop: str | None) -> tuple[tuple[str, str], ...]:
-    """What the rules for relay.toml say against a definition: (field, detail) each. ``next_hop`` is [forward]'s."""
+def broken(body: SiteBody, next_hop: str | None, public_url: str) -> tuple[tuple[str, str], ...]:
+    """What the rules for relay.toml say against a definition: (field, detail) each.
+
+    ``next_hop`` is [forward]'s, ``public_url`` [http]'s.
+    """
     raw = {
         "forward": {"next_hop": next_hop or ""},
+        "http": {"public_url": public_url},
         "site": [
             {
+                "cookie_domain": body.cookie_domain or "",
+                "server_cookies": body.server_cookies,
+                "sources": [dict(rule) for rule in body.sources],
                 "target": [_raw_target(target) for target in body.targets],
                 "static": [
                     {"address": str(static.address), "target": str(static.target), "label": static.label}
@@ -276,4 +302,5 @@ def _raw_target(target: Target) -> dict[str, Any]:
 
 
 def _here(text: str) -> str:
-    return _PATH.sub(r"\1s[", text).replace(' (site "")', "").replace(' of site ""', "")
+    text = _PATH.sub(lambda match: f"{match[1]}s[" if match[1] else "", text)
+    return text.replace(' (site "")', "").replace(' of site ""', "")

@@ -217,7 +217,7 @@ async def _shown(call: Call, site: SiteView) -> SiteShown:
 async def _judge(call: Call, body: SiteBody, site: SiteView | None) -> None:
     """Raise Problem 400 for a definition that relay.toml could not hold either, or that would send mail in a circle."""
     next_hop = call.context.forward.next_hop
-    problems = models.broken(body, next_hop)
+    problems = models.broken(body, next_hop, call.context.public_url)
     if problems:
         field, detail = problems[0]
         raise Problem(400, f"{field}: {detail}", errors=problems)

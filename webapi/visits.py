@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from relay.store import history
+from relay.store import history, retention
 from webapi.auth import Role, visible_site
 from webapi.operation import Call, Operation, Parameters
 from webapi.problems import Problem, not_found
@@ -30,6 +30,7 @@ class VisitShown(BaseModel):
     landing_page: str | None
     domain: str | None
     marker: str | None
+    channel: str | None
     utm_source: str | None
     utm_medium: str | None
     utm_campaign: str | None
@@ -37,13 +38,45 @@ class VisitShown(BaseModel):
     utm_content: str | None
     params: dict[str, str]
     google_client_id: str | None
+    ym_uid: str | None
     ip: str | None
     city: str | None
     country: str | None
     user_agent: str | None
+    device: str | None
+    browser: str | None
+    os: str | None
+    first_touch: str | None = Field(description="Marker of the browser's first visit.")
+    last_non_direct_touch: str | None = Field(description="Marker of its last visit that was not direct.")
+
+
+class Erasure(VisitQuery):
+    browser: Annotated[bool, Field(description="All visits of the same browser at the site.")] = False
+
+
+class Erased(BaseModel):
+    visits: int
 
 
 async def show_visit(call: Call) -> VisitShown:
+    row = await _found(call)
+    times = {name: moment(row[name]) for name in ("started_at", "last_seen_at")}
+    return VisitShown(**row | times | {"own": bool(row["own"])})
+
+
+async def erase_visit(call: Call) -> Erased:
+    query: Erasure = call.query
+    row = await _found(call)
+    now = call.context.clock()
+    erased = await call.context.store.write(
+        lambda tx: retention.erase_visit(tx, row["site_id"], row["number"], now, browser=query.browser)
+    )
+    call.context.store.routes.forget_all()  # its unique addresses are retired
+    return Erased(visits=erased)
+
+
+async def _found(call: Call) -> dict[str, Any]:
+    """The visit that is asked for; raises Problem 404, and 409 where its number is several sites'."""
     query: VisitQuery = call.query
     sites = call.caller.sites
     if query.site is not None:
@@ -54,9 +87,7 @@ async def show_visit(call: Call) -> VisitShown:
     if len(rows) > 1:
         names = ", ".join(row["site"] for row in rows[:20])
         raise Problem(409, f"several sites have a visit of this number, say which: {names}", field="site")
-    (row,) = rows
-    times = {name: moment(row[name]) for name in ("started_at", "last_seen_at")}
-    return VisitShown(**row | times | {"own": bool(row["own"])})
+    return rows[0]
 
 
 OPERATIONS = (
@@ -68,6 +99,16 @@ OPERATIONS = (
         Role.VIEWER,
         VisitShown,
         query=VisitQuery,
+        problems=(404, 409),
+    ),
+    Operation(
+        "DELETE",
+        "/v1/visits/{number}",
+        "Erase a visit; its messages stay, without it.",
+        erase_visit,
+        Role.ADMIN,
+        Erased,
+        query=Erasure,
         problems=(404, 409),
     ),
 )

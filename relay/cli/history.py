@@ -104,6 +104,7 @@ def _filter(wanted: dict[str, Any]) -> dict[str, Any]:
 def api_context(config: Config) -> Context:
     """What the API's view of a message needs: above all the key by which links to attachments are signed."""
     from relay.bodies import Bodies
+    from relay.geoip import GeoIp
     from relay.secrets import Keys
     from relay.store.store import DATABASE, Store
     from webapi.context import Context
@@ -116,6 +117,7 @@ def api_context(config: Config) -> Context:
         limits=config.limits,
         forward=config.forward,
         public_url=config.http.public_url,
+        geoip=GeoIp(()),
     )
 
 

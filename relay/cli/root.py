@@ -9,6 +9,7 @@ import click
 from relay.cli.backup import backup
 from relay.cli.check import check
 from relay.cli.demo import demo
+from relay.cli.geoip import geoip
 from relay.cli.history import history
 from relay.cli.init import init
 from relay.cli.message import message
@@ -18,6 +19,7 @@ from relay.cli.serve import serve
 from relay.cli.site import site
 from relay.cli.target import target
 from relay.cli.token import token
+from relay.cli.visit import visit
 from relay.cli.webhook import webhook
 
 
@@ -71,6 +73,8 @@ for _command in (
     target,
     webhook,
     token,
+    geoip,
+    visit,
     history,
     message,
     queue,

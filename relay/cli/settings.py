@@ -67,3 +67,6 @@ WEBHOOK_URL = Value("url", "webhook_url")
 def secret_line(kind: Value) -> str:
     """A value from stdin, not from an argument, which everybody on the machine could read."""
     return kind.convert(sys.stdin.readline().strip(), None, None)
+
+
+VISIT_NUMBER = Value("number", "visit_number")

@@ -22,6 +22,7 @@ from pydantic_core import PydanticKnownError
 from relay.core.address import AddressError, domain_of, parse
 from relay.core.model import Address
 from relay.core.nexthop import parse_next_hop
+from relay.core.visit import is_number
 
 T = TypeVar("T")
 
@@ -31,6 +32,8 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _duration = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)").fullmatch
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}").fullmatch
+_PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}){1,8}").fullmatch
+_COOKIE = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 _KEY = re.compile(r"pk_[A-Za-z0-9_-]{1,61}").fullmatch
 
 
@@ -253,6 +256,26 @@ def webhook_secret(value: object) -> str:
     return text(value)
 
 
+def url_path(value: object) -> str:
+    """A path of our own web server."""
+    if not _PATH(text(value)):
+        raise ValueError('must be a path of letters, digits, "/", ".", "_" and "-" such as "/assets/app.js"')
+    return text(value)
+
+
+def visit_number(value: object) -> str:
+    if not is_number(text(value)):
+        raise ValueError("must be the number of a visit: 1 to 20 digits")
+    return text(value)
+
+
+def cookie_name(value: object) -> str:
+    """The name of a cookie that a script can look for without quoting."""
+    if not _COOKIE(text(value)):
+        raise ValueError('must be the name of a cookie: 1 to 64 letters, digits, "_" or "-"')
+    return text(value)
+
+
 def short_text(value: object) -> str:
     if not 1 <= len(text(value)) <= 200 or not text(value).isprintable():
         raise ValueError("must be 1 to 200 printable characters")
@@ -292,9 +315,13 @@ WebhookUrl = Annotated[str, _by(webhook_url)]
 WebhookSecret = Annotated[str, _by(webhook_secret)]
 Origin = Annotated[str, _by(origin)]
 Storage = Annotated[Literal["sqlite"], _by(storage)]
+UrlPath = Annotated[str, _by(url_path)]
+VisitNumber = Annotated[str, _by(visit_number)]
 SiteName = Annotated[str, _by(site_name)]
 SiteKey = Annotated[str, _by(site_key)]
 ShortText = Annotated[str, _by(short_text)]
+OptionalShortText = Annotated[str | None, _by(optional(short_text))]
+OptionalCookieName = Annotated[str | None, _by(optional(cookie_name))]
 FilePath = Annotated[Path, _by(path)]
 OptionalFilePath = Annotated[Path | None, _by(optional_path)]
 #: How many of something; at least one.

@@ -12,7 +12,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from relay.config import fields as f
-from relay.core.model import Method
+from relay.core.channel import Channel, SourceRule
+from relay.core.model import IpDetail, Method
+from relay.core.site import LeaseOn, SiteSettings, Touch
 
 _LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
@@ -41,6 +43,9 @@ class Http(Section):
     listen: f.Listens = (f.Endpoint("127.0.0.1", 8080),)
     public_url: f.PublicUrl = "http://127.0.0.1:8080"
     trusted_proxies: f.Listed[f.Network] = ()
+    proxy_header: Literal["X-Forwarded-For", "Forwarded"] = "X-Forwarded-For"
+    script_path: f.UrlPath = "/mailtrack.js"
+    bind_path: f.UrlPath = "/v1/bind"
     tls_cert: f.OptionalFilePath = None
     tls_key: f.OptionalFilePath = None
     max_body: Annotated[int, Field(ge=1024, le=1 << 30)] = 1_048_576
@@ -63,6 +68,8 @@ class Limits(Section):
     header_fields: f.Count = 1000
     received_fields: f.Count = 50
     binds_per_address_per_minute: f.Count = 120
+    binds_per_site_per_minute: f.Count = 60_000
+    leases_per_address_per_minute: f.Count = 60
     api_failures_per_address_per_minute: f.Count = 30
 
 
@@ -88,12 +95,18 @@ class Geoip(Section):
 
 class Attribution(Section):
     window: Annotated[float, f.between("0s", "30d")] = 86_400.0
+    known_sender: Annotated[float, f.between("0s", "3650d")] = 90 * 86_400.0
+
+
+class Privacy(Section):
+    visitor_ip: Annotated[IpDetail, Strict(False)] = IpDetail.FULL
 
 
 class Retention(Section):
     raw: Annotated[float, f.between("1h", "36500d")] = 180 * 86_400.0
     messages: Annotated[float, f.between("1h", "36500d")] = 730 * 86_400.0
     visits: Annotated[float, f.between("1h", "36500d")] = 400 * 86_400.0
+    visitor_ip: Annotated[float, f.between("1h", "36500d")] = 400 * 86_400.0
     routes: Annotated[float, f.between("1h", "36500d")] = 400 * 86_400.0
 
 
@@ -115,6 +128,7 @@ class Target(Section):
     lease: Annotated[float, f.between("1s", "30d")] = 900.0
     forward_to: f.OptionalMailbox = None
     next_hop: f.OptionalNextHop = Field(default=None, repr=False)
+    additional: bool = False
 
     @property
     def generated(self) -> int:
@@ -139,17 +153,68 @@ class Webhook(Section):
     enabled: bool = True
 
 
-class Site(Section):
-    name: f.SiteName
-    key: f.SiteKey
-    origins: Annotated[f.Listed[f.Origin], Field(min_length=1)]
+class SourceOf(Section):
+    """A rule of the site's own: visits that are so came from ``marker``."""
+
+    marker: f.ShortText
+    channel: Annotated[Channel | None, Strict(False)] = None
+    referrer: f.Domain = None
+    parameter: f.OptionalShortText = None
+    value: f.OptionalShortText = None
+    page: f.OptionalShortText = None
+
+
+class SiteOptions(Section):
+    """What a site is told besides its name and addresses: the same in relay.toml and in the API."""
+
+    origins: Annotated[f.Listed[f.Origin], Field(min_length=1, max_length=100)]
     tracking: bool = True
     send_to_crm: bool = True
     bots: Literal["none", "lease"] = "none"
+    lease_on: Annotated[LeaseOn, Strict(False)] = LeaseOn.VIEW
+    reserve: Annotated[int, Field(ge=0, le=90)] = 10
     visit_timeout: Annotated[float, f.between("1m", "400d")] = 14 * 86_400.0
+    touch: Annotated[Touch, Strict(False)] = Touch.LAST
+    visit_cookie: f.OptionalCookieName = "roistat_visit"
+    marker_cookie: f.OptionalCookieName = "roistat_marker"
+    cookie_domain: f.Domain = None
+    server_cookies: bool = False
+    respect_gpc: bool = False
+    google_analytics: bool = False
+    metrica: Annotated[int, Field(ge=0, le=10**12)] = 0
     require_visit: bool = True
     skip_bounces: bool = True
     skip_automatic: bool = True
+    sources: Annotated[f.Listed[SourceOf], Field(max_length=1000)] = ()
+
+    def settings(self) -> SiteSettings:
+        return SiteSettings(
+            lease_on=self.lease_on,
+            reserve=self.reserve,
+            touch=self.touch,
+            visit_cookie=self.visit_cookie,
+            marker_cookie=self.marker_cookie,
+            cookie_domain=self.cookie_domain,
+            server_cookies=self.server_cookies,
+            respect_gpc=self.respect_gpc,
+            google_analytics=self.google_analytics,
+            metrica=self.metrica,
+            rules=tuple(SourceRule(**dict(rule)) for rule in self.sources),
+        )
+
+    def conditions(self) -> dict[str, bool]:
+        """What is asked of a letter before it is posted, as relay/core/conditions.py names it."""
+        return {
+            "require_visit": self.require_visit,
+            "refuse_bounces": self.skip_bounces,
+            "refuse_automatic": self.skip_automatic,
+        }
+
+
+class Site(SiteOptions):
+    name: f.SiteName
+    key: f.SiteKey
+    sources: f.Listed[SourceOf] = Field(default=(), alias="source")
     targets: f.Listed[Target] = Field(default=(), alias="target")
     statics: f.Listed[Static] = Field(default=(), alias="static")
     webhooks: f.Listed[Webhook] = Field(default=(), alias="webhook")
@@ -170,6 +235,7 @@ class Config(Section):
     webhooks: Webhooks = Webhooks()
     geoip: Geoip = Geoip()
     attribution: Attribution = Attribution()
+    privacy: Privacy = Privacy()
     retention: Retention = Retention()
     extract: Extract = Extract()
     log: Log = Log()

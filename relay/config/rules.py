@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from relay.config import fields
 from relay.config.outline import Placed, SiteOutline, Table, TargetOutline, read, sites, table, tables
@@ -13,6 +14,11 @@ from relay.core.model import Method, fold
 #: Local parts whose mail goes to ``operator`` at every domain of ours (RFC 5321 §4.5.1, RFC 2142 §2).
 RESERVED = frozenset({"postmaster", "abuse"})
 
+#: The paths of the script and of bind, which can be had under other names as well.
+OWN_PATHS = {"script_path": "/mailtrack.js", "bind_path": "/v1/bind"}
+#: First parts of the paths that the web server has for something else.
+TAKEN = frozenset({"a", "v1", "ui", "login", "static", "healthz", "readyz", "metrics", "openapi.json", "mailtrack.js"})
+
 Claims = dict[tuple[str, str], str]
 
 
@@ -21,10 +27,13 @@ def broken_rules(raw: Table) -> Iterator[Problem]:
     outlines = sites(raw)
     yield from _listeners(raw)
     yield from _tls(raw)
+    yield from _paths(raw)
     yield from _retention(raw)
     yield from _distinct(raw, "site", "", ("name", "key"))
     for site in outlines:
         yield from _distinct(site.raw, "webhook", f"{site.path}.", ("url",))
+        yield from _cookies(raw, site)
+        yield from _sources(site)
         yield from _targets(site)
         for target in site.targets:
             yield from _target(target)
@@ -68,6 +77,18 @@ def _tls(raw: Table) -> Iterator[Problem]:
             yield Problem(f"{section}.{missing}", f"is required with {section}.{given.pop()}")
 
 
+def _paths(raw: Table) -> Iterator[Problem]:
+    """The other names of the script and of bind must not hide anything else of ours."""
+    http = table(raw, "http")
+    given = {key: http.get(key, default) for key, default in OWN_PATHS.items()}
+    for key, path in given.items():
+        top = str(path).split("/")[1:2]
+        if path != OWN_PATHS[key] and (top[0] in TAKEN if top else False):
+            yield Problem(f"http.{key}", f"{path} is taken: not below /{top[0]}")
+    if given["script_path"] == given["bind_path"]:
+        yield Problem("http.bind_path", "must not be the same as http.script_path")
+
+
 def _retention(raw: Table) -> Iterator[Problem]:
     section = table(raw, "retention")
     bodies, messages = (read(fields.duration, section.get(key)) for key in ("raw", "messages"))
@@ -90,6 +111,30 @@ def _distinct(raw: Table, key: str, prefix: str, names: tuple[str, ...]) -> Iter
             first = seen.setdefault((name, value), f"{path}.{name}")
             if first != f"{path}.{name}":
                 yield Problem(f"{path}.{name}", f'"{value}" is already {first}')
+
+
+def _cookies(raw: Table, site: SiteOutline) -> Iterator[Problem]:
+    """A browser keeps a cookie for a domain only from a host within it."""
+    domain = read(fields.domain, site.raw.get("cookie_domain"))
+    if site.raw.get("server_cookies") is not True:
+        return
+    if site.raw.get("cookie_domain", "") in ("", None):
+        yield Problem(f"{site.path}.cookie_domain", "is required with server_cookies")
+    url = read(fields.public_url, table(raw, "http").get("public_url"))
+    host = None if url is None else urlsplit(url).hostname
+    if domain is not None and host is not None and host != domain and not host.endswith(f".{domain}"):
+        yield Problem(
+            f"{site.path}.server_cookies", f"needs http.public_url within {domain}: browsers refuse cookies from {host}"
+        )
+
+
+def _sources(site: SiteOutline) -> Iterator[Problem]:
+    for key in ("source", "sources"):
+        for path, rule in tables(site.raw, key, f"{site.path}."):
+            if not any(rule.get(name, "") not in ("", None) for name in ("referrer", "parameter", "page")):
+                yield Problem(path, "needs a referrer, a parameter or a page to go by")
+            elif rule.get("value", "") not in ("", None) and rule.get("parameter", "") in ("", None):
+                yield Problem(f"{path}.value", "needs the parameter that has this value")
 
 
 def _targets(site: SiteOutline) -> Iterator[Problem]:

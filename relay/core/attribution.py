@@ -15,7 +15,8 @@ time it came.
     weight of a candidate, before the weights are scaled to the sum 1
     -----------------------------------------------------------------------------------------------------------
     held it when the mail was written                          1
-    its lease ended a seconds before writing                   2 ** -(a / 3600)
+    its lease ended a seconds before writing                   2 ** -(a / 3600); as soon as 200 exact mails have shown
+                                                               it: the share of mail that is written later than that
     began only after writing: it wrote the mail only if        0.01, and by its age as above, counted back from
       the Date is wrong, and then it wrote it before receipt   receipt
     several holdings of one visit                              the greatest of them
@@ -26,12 +27,18 @@ The method names the rule and its version; a stored attribution is never compute
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from relay.core.model import Attribution, AttributionState, Candidate, Holding
 
 POOL_METHOD = "pool/1"
+#: As pool/1, but earlier holders weigh by the delays that this server's own exact mail had.
+LEARNED_METHOD = "pool/2"
+THREAD_METHOD = "thread/1"
+SENDER_METHOD = "sender/1"
 PLUS_METHOD = "plus/1"
 UNIQUE_METHOD = "unique/1"
 STATIC_METHOD = "static/1"
@@ -40,6 +47,8 @@ STATIC_METHOD = "static/1"
 DATE_REACH = 5 * 86400.0
 #: Seconds after which an ended lease weighs half.
 HALF_LIFE = 3600.0
+#: Exact mails from which on their delays say more than the half-life.
+ENOUGH_DELAYS = 200
 #: log2 of the chance that a sender's Date is wrong by more than the gap between two leases: one in a hundred.
 LATER_LOG2 = math.log2(0.01)
 #: A visit number has at most this many digits (20 hold any unsigned 64-bit number of another counter).
@@ -63,14 +72,48 @@ def written_at(date: float | None, received: float) -> float:
     return min(max(date, received - DATE_REACH), received)
 
 
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """How long after the end of its lease mail to an address is still written: the ages in seconds of exact mails,
+    sorted; 0 and less is mail that was written while the address was held."""
+
+    ages: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, ages: Iterable[float]) -> Delays:
+        return cls(tuple(sorted(ages)))
+
+    @property
+    def learned(self) -> bool:
+        return len(self.ages) >= ENOUGH_DELAYS
+
+    def log2_weight(self, age: float) -> float:
+        """log2 of the share of mail written later than ``age`` seconds after the end of the lease, never nothing."""
+        if not self.learned:
+            return -max(0.0, age) / HALF_LIFE
+        if age <= 0:
+            return 0.0
+        later = len(self.ages) - bisect_right(self.ages, age)
+        return math.log2((later + 0.5) / (len(self.ages) + 1))
+
+
+#: Nothing is known of delays yet: the half-life counts.
+NO_DELAYS = Delays()
+
+
 def attribute_pool(
-    holdings: Sequence[Holding], written: float, received: float, window: float = 86400.0
+    holdings: Sequence[Holding],
+    written: float,
+    received: float,
+    window: float = 86400.0,
+    delays: Delays = NO_DELAYS,
 ) -> Attribution:
     """Attribute a mail to a pool address. ``holdings`` are all that is known of that address, in any order.
 
     ``written`` comes from ``written_at``, ``window`` is the time in seconds before writing within which no other
     visit may have held the address. Linear in the holdings, but for the sorting of the candidates.
     """
+    method = LEARNED_METHOD if delays.learned else POOL_METHOD
     last: Holding | None = None  # the newest that began before the mail was written
     logs: dict[int, float] = {}  # visit: log2 of its weight; logarithms, so that no weight underflows to nothing
     for holding in holdings:
@@ -79,20 +122,20 @@ def attribute_pool(
         if holding.start <= written and (last is None or (holding.start, holding.end) > (last.start, last.end)):
             last = holding
         if holding.end >= written - window:
-            logs[holding.visit] = max(_log_weight(holding, written, received), logs.get(holding.visit, -1e300))
+            logs[holding.visit] = max(_log_weight(holding, written, received, delays), logs.get(holding.visit, -1e300))
     if last is not None and last.visit not in logs:
-        logs[last.visit] = _log_weight(last, written, received)
+        logs[last.visit] = _log_weight(last, written, received, delays)
     if not logs:
-        return Attribution(AttributionState.NONE, POOL_METHOD)
+        return Attribution(AttributionState.NONE, method)
     if len(logs) == 1:
-        return Attribution(AttributionState.EXACT, POOL_METHOD, visit=next(iter(logs)))
-    return Attribution(AttributionState.LIKELY, POOL_METHOD, candidates=_candidates(logs))
+        return Attribution(AttributionState.EXACT, method, visit=next(iter(logs)))
+    return Attribution(AttributionState.LIKELY, method, candidates=_candidates(logs))
 
 
-def _log_weight(holding: Holding, written: float, received: float) -> float:
+def _log_weight(holding: Holding, written: float, received: float, delays: Delays) -> float:
     if holding.start <= written:
-        return -max(0.0, written - holding.end) / HALF_LIFE
-    return LATER_LOG2 - max(0.0, received - holding.end) / HALF_LIFE
+        return delays.log2_weight(written - holding.end)
+    return LATER_LOG2 + delays.log2_weight(received - holding.end)
 
 
 def _candidates(logs: dict[int, float]) -> tuple[Candidate, ...]:
@@ -125,6 +168,16 @@ def attribute_unique(visit: int | None) -> Attribution:
 def attribute_static() -> Attribution:
     """Attribute a mail to a static substitute: its label is certain, and there is no visit behind it."""
     return Attribution(AttributionState.EXACT, STATIC_METHOD)
+
+
+def attribute_thread(visit: int) -> Attribution:
+    """Attribute a mail that no binding explains, but that answers a message of this visit (RFC 5322 §3.6.4)."""
+    return Attribution(AttributionState.INFERRED, THREAD_METHOD, visit=visit)
+
+
+def attribute_sender(visit: int) -> Attribution:
+    """Attribute a mail that no binding explains to the visit that its sender's last attributed mail came from."""
+    return Attribution(AttributionState.INFERRED, SENDER_METHOD, visit=visit)
 
 
 def best(attributions: Sequence[Attribution]) -> int:

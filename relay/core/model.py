@@ -18,6 +18,14 @@ class Method(StrEnum):
     UNIQUE = "unique"
 
 
+class IpDetail(StrEnum):
+    """How much of a visitor's IP address is kept."""
+
+    FULL = "full"
+    NETWORK = "network"  # the first 24 bits of IPv4, 48 of IPv6; the rest is zero
+    NONE = "none"
+
+
 class RouteKind(StrEnum):
     """What sort of address a route's substitute is."""
 

@@ -7,13 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select, text
 
 from relay.core.address import parse
 from relay.core.model import Address, Method
+from relay.core.site import SiteSettings
 from relay.core.source import host_of
 from relay.store.engine import Reader
 from relay.store.schema import routes, sites, targets, webhooks
+
+_POOL_SIZE = (
+    select(func.count())
+    .where(routes.c.target_id == targets.c.id, text("routes.kind = 'pool' AND routes.retired_at IS NULL"))
+    .scalar_subquery()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,8 @@ class TargetView:
     lease: float
     forward_to: str | None
     next_hop: str | None
+    additional: bool
+    pool_size: int  # live addresses that are leased
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,10 @@ class WebhookView:
 
 @dataclass(frozen=True, slots=True)
 class SiteView:
-    """A live site with its targets and webhooks. ``own_hosts`` are the hosts of its origins, lower case."""
+    """A live site with its targets and webhooks.
+
+    ``own_hosts`` are the hosts of its origins in lower case; of a wildcard the domain itself and "*." before it.
+    """
 
     id: int
     name: str
@@ -53,6 +65,7 @@ class SiteView:
     bots: str
     visit_timeout: float
     conditions: Mapping[str, Any]
+    settings: SiteSettings
     declared: bool
     own_hosts: frozenset[str]
     targets: tuple[TargetView, ...]
@@ -82,6 +95,7 @@ class Directory:
                 sites.c.bots,
                 sites.c.visit_timeout,
                 sites.c.conditions,
+                sites.c.settings,
                 sites.c.declared,
             )
             .where(sites.c.removed_at.is_(None))
@@ -106,12 +120,25 @@ class Directory:
                 targets.c.lease,
                 targets.c.forward_to,
                 targets.c.next_hop,
+                targets.c.additional,
+                _POOL_SIZE,
             )
             .where(targets.c.removed_at.is_(None))
             .order_by(targets.c.id)
         ):
-            site_id, target_id, address, method, *rest = row
-            found.setdefault(site_id, []).append(TargetView(target_id, parse(address), Method(method), *rest))
+            site_id, target_id, address, method, domain, lease, forward_to, next_hop, additional, pool_size = row
+            view = TargetView(
+                id=target_id,
+                address=parse(address),
+                method=Method(method),
+                domain=domain,
+                lease=lease,
+                forward_to=forward_to,
+                next_hop=next_hop,
+                additional=bool(additional),
+                pool_size=pool_size,
+            )
+            found.setdefault(site_id, []).append(view)
         return found
 
     async def _webhooks(self) -> dict[int, list[WebhookView]]:
@@ -150,9 +177,10 @@ class Directory:
 
 
 def _site(row: tuple[Any, ...], of_site: list[TargetView], hooks: list[WebhookView]) -> SiteView:
-    site_id, name, key, origins, tracking, send_to_crm, bots, visit_timeout, conditions, declared = row
+    site_id, name, key, origins, tracking, send_to_crm, bots, visit_timeout, conditions, settings, declared = row
     origin_list = tuple(json.loads(origins))
-    hosts = frozenset(filter(None, (host_of(origin.replace("*.", "")) for origin in origin_list)))
+    hosts = {host_of(origin.replace("*.", "")) for origin in origin_list}
+    wild = {f"*.{host_of(origin.replace('*.', ''))}" for origin in origin_list if "*." in origin}
     return SiteView(
         id=site_id,
         name=name,
@@ -163,8 +191,9 @@ def _site(row: tuple[Any, ...], of_site: list[TargetView], hooks: list[WebhookVi
         bots=bots,
         visit_timeout=visit_timeout,
         conditions=json.loads(conditions),
+        settings=SiteSettings.from_json(settings),
         declared=bool(declared),
-        own_hosts=hosts,
+        own_hosts=frozenset(filter(None, hosts | wild)),
         targets=tuple(of_site),
         webhooks=tuple(hooks),
         by_address={target.address.key: target for target in of_site},

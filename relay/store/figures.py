@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, case, func, select
+from sqlalchemy import and_, bindparam, case, func, select
 
+from relay.core.model import AttributionState
 from relay.store.engine import Reader, Statement
-from relay.store.schema import deliveries, messages, posts, visits
+from relay.store.schema import bindings, deliveries, messages, posts, visits
 
+_PERSON = func.coalesce(visits.c.device, "") != "bot"  # robots are given no address, and buy nothing
 _STARTS = Statement(
     select(visits.c.started_at)
-    .where(visits.c.site_id == bindparam("site"), visits.c.started_at >= bindparam("since"))
+    .where(visits.c.site_id == bindparam("site"), visits.c.started_at >= bindparam("since"), _PERSON)
     .order_by(visits.c.started_at.desc())
     .limit(bindparam("most"))
 )
@@ -38,6 +40,8 @@ _VISITS_BY_MARKER = Statement(
         visits.c.site_id == bindparam("site"),
         visits.c.started_at >= bindparam("since"),
         visits.c.started_at < bindparam("until"),
+        visits.c.erased_at.is_(None),
+        _PERSON,
     )
     .group_by(visits.c.marker)
 )
@@ -68,6 +72,47 @@ async def sources(reader: Reader, site_id: int, since: float, until: float) -> l
     }
     found = [Source(marker, came.get(marker, 0), *wrote.get(marker, (0, 0))) for marker in {*came, *wrote}]
     return sorted(found, key=lambda source: (-source.messages, -source.visits, source.marker or ""))
+
+
+#: Exact mails that delays are learned from: the latest, out of so many latest deliveries.
+DELAYS_LEARNED = 2000
+DELIVERIES_SEEN = 50_000
+
+_RECENT = (
+    select(deliveries.c.message_id, deliveries.c.route_id, deliveries.c.visit_id)
+    .where(
+        deliveries.c.id > select(func.coalesce(func.max(deliveries.c.id), 0) - DELIVERIES_SEEN).scalar_subquery(),
+        deliveries.c.attribution == AttributionState.EXACT.value,
+        deliveries.c.visit_id.is_not(None),
+        deliveries.c.route_id.is_not(None),
+    )
+    .order_by(deliveries.c.id.desc())
+    .limit(DELAYS_LEARNED)
+    .subquery()
+)
+# A visit that came back may have held the address several times: what counts is the last that began before writing.
+_DELAYS = Statement(
+    select(messages.c.written_at - func.max(bindings.c.ended_at))
+    .select_from(_RECENT)
+    .join(messages, messages.c.id == _RECENT.c.message_id)
+    .join(
+        bindings,
+        and_(
+            bindings.c.visit_id == _RECENT.c.visit_id,
+            bindings.c.route_id == _RECENT.c.route_id,
+            bindings.c.started_at <= messages.c.written_at,
+        ),
+    )
+    .group_by(messages.c.id, bindings.c.route_id)
+)
+
+
+async def delays(reader: Reader) -> list[float]:
+    """Seconds from the end of its lease to the writing of each of the latest exact mails; 0 or less: while it was held.
+
+    Plus addresses have no lease and so are not among them.
+    """
+    return [row[0] for row in await reader.run(_DELAYS)]
 
 
 @dataclass(frozen=True, slots=True)

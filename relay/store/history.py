@@ -11,9 +11,11 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     CompoundSelect,
+    FromClause,
     TextualSelect,
     and_,
     bindparam,
+    case,
     false,
     literal_column,
     or_,
@@ -216,10 +218,10 @@ def _in_state(state: str, sites_seen: frozenset[int] | None) -> list[ColumnEleme
     return [messages.c.state.in_([*worse, state]), *unfinished, *own]  # no message is better than one of its deliveries
 
 
-def _numbered(number: str, sites_seen: frozenset[int] | None) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+def _numbered(number: str, sites_seen: frozenset[int] | None) -> tuple[ColumnElement[bool], ...]:
     """The visits with this number. The sites are named even where all count: the index begins with them."""
     of_sites = select(sites.c.id).scalar_subquery() if sites_seen is None else sorted(sites_seen)
-    return visits.c.site_id.in_(of_sites), visits.c.number == number
+    return visits.c.site_id.in_(of_sites), visits.c.number == number, visits.c.erased_at.is_(None)
 
 
 async def one(reader: Reader, message_id: int, visible: frozenset[int] | None) -> MessageRow | None:
@@ -255,7 +257,10 @@ async def _candidate_numbers(reader: Reader, rows: Sequence[Row]) -> Mapping[int
     if not ids:
         return {}
     return {
-        row[0]: row[1] for row in await reader.all(select(visits.c.id, visits.c.number).where(visits.c.id.in_(ids)))
+        row[0]: row[1]
+        for row in await reader.all(
+            select(visits.c.id, visits.c.number).where(visits.c.id.in_(ids), visits.c.erased_at.is_(None))
+        )
     }
 
 
@@ -360,14 +365,29 @@ async def _dicts(reader: Reader, query: Any) -> tuple[dict[str, Any], ...]:
 
 async def visit(reader: Reader, number: str, visible: frozenset[int] | None) -> list[dict[str, Any]]:
     """The visits with this number: own numbers name one, another counter's one a site."""
+    hidden = ("id", "mark", "first_id", "touch_id", "erased_at")
+    first, touch = visits.alias(), visits.alias()
     query = (
-        select(*(column for column in visits.c if column.name not in ("id", "site_id")), sites.c.name.label("site"))
+        select(
+            *(column for column in visits.c if column.name not in hidden),
+            sites.c.name.label("site"),
+            _touched(first, visits.c.first_id).label("first_touch"),
+            _touched(touch, visits.c.touch_id).label("last_non_direct_touch"),
+        )
         .join(sites, sites.c.id == visits.c.site_id)
+        .outerjoin(first, first.c.id == visits.c.first_id)
+        .outerjoin(touch, touch.c.id == visits.c.touch_id)
         .where(*_numbered(number, visible))
         .order_by(visits.c.id)
         .limit(100)
     )
     return [row | {"params": json.loads(row["params"] or "{}")} for row in await _dicts(reader, query)]
+
+
+def _touched(other: FromClause, reference: ColumnElement[int]) -> ColumnElement[str | None]:
+    """The marker of the visit referred to; its own where there is none, or it is gone."""
+    own = or_(reference.is_(None), other.c.id.is_(None), other.c.erased_at.is_not(None))
+    return case((own, visits.c.marker), else_=other.c.marker)
 
 
 async def raw(reader: Reader, message_id: int) -> tuple[bytes | None, str | None] | None:

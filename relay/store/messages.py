@@ -10,65 +10,22 @@ from sqlalchemy import bindparam, select
 from sqlalchemy import insert as insert_into
 
 from relay.core import attribution as rules
-from relay.core.model import Attribution, AttributionState, DeliveryState, Holding, RouteKind
-from relay.core.visit import is_number
+from relay.core.model import Attribution, AttributionState, DeliveryState
+from relay.store.attribution import FIND_VISIT, attribute
+from relay.store.attribution import Evidence as Evidence
 from relay.store.engine import Statement, Tx
-from relay.store.routes import Route
-from relay.store.schema import bindings, bodies, deliveries, events, messages, paths, visits
+from relay.store.incoming import Incoming as Incoming
+from relay.store.incoming import Recipient as Recipient
+from relay.store.schema import bodies, deliveries, events, messages, paths
 
 #: Seconds within which the same bytes from the same sender to the same recipient are one mail resent.
 RESEND_WINDOW = 24 * 3600.0
-#: Latest holdings of a pool address that are looked at: six days of leases of 15 minutes are 576.
-HOLDINGS = 1000
 #: Seconds until a claim ends unless it is renewed.
 CLAIM = 600.0
 #: When a delivery that another one carries comes due: never.
 NEVER = 1e15
 #: State of a message without deliveries: a return to one of our own envelope addresses.
 COLLECTED = "collected"
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """A message as it was received; header fields as core/message.py read them."""
-
-    received_at: float
-    written_at: float
-    mail_from: str
-    sender: str
-    subject: str | None
-    message_id: str | None
-    in_reply_to: str | None
-    references: tuple[str, ...]
-    size: int
-    stored_size: int
-    data: bytes | None
-    file: str | None
-    cut: tuple[tuple[int, int], ...]
-    digest: bytes
-    ip: str
-    helo: str
-    tls: str | None
-    automatic: str | None
-    bounce: bool
-    bare_lf: int
-
-
-@dataclass(frozen=True, slots=True)
-class Recipient:
-    """One RCPT. ``next_hop`` is the target's own, sealed, or None for the configured one.
-
-    ``route`` is None for mail to the operator (postmaster, abuse).
-
-    ``forward_to`` is empty for a return path of ours: such mail is collected, it goes no further.
-    """
-
-    address: str
-    route: Route | None
-    tag: str | None
-    forward_to: str
-    next_hop: str | None
-    destination: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +89,6 @@ FIND_RESENT = Statement(
         messages.c.received_at > bindparam("after"),
     )
 )
-FIND_HOLDINGS = Statement(
-    select(bindings.c.visit_id, bindings.c.started_at, bindings.c.ended_at)
-    .where(bindings.c.route_id == bindparam("route"), bindings.c.started_at <= bindparam("until"))
-    .order_by(bindings.c.started_at.desc())
-    .limit(HOLDINGS)
-)
-FIND_NUMBER = Statement(
-    select(visits.c.id).where(visits.c.site_id == bindparam("site"), visits.c.number == bindparam("number"))
-)
-FIND_VISIT = Statement(select(visits.c.number, visits.c.marker).where(visits.c.id == bindparam("visit")))
 
 
 def accept(
@@ -151,14 +98,13 @@ def accept(
     *,
     claim: str | None,
     expires_at: float,
-    window: float,
+    evidence: Evidence,
     looped: bool = False,
 ) -> Accepted:
     """Write message, body, deliveries, paths and waiting events.
 
-    ``claim`` names the worker that gets the jobs in memory; None leaves the deliveries to whoever polls. ``window``
-    is the attribution window of pool addresses in seconds. ``looped``: our own copy came back, which is kept and shown
-    but neither forwarded nor posted.
+    ``claim`` names the worker that gets the jobs in memory; None leaves the deliveries to whoever polls. ``looped``:
+    our own copy came back, which is kept and shown but neither forwarded nor posted.
     """
     resent = _resent(tx, incoming)
     fresh = [recipient for recipient in recipients if recipient.address not in resent]
@@ -170,11 +116,11 @@ def accept(
         return Accepted(next(iter(resent.values()))[0], (), True)
     delivered = [recipient for recipient in fresh if recipient.forward_to]
     state = DeliveryState.LOOPED.value if looped else DeliveryState.QUEUED.value
+    found = [attribute(tx, recipient, incoming, evidence) for recipient in delivered]
     message_id = _message(tx, incoming, state if delivered else COLLECTED)
     for recipient in fresh:
         if not recipient.forward_to:
             _path(tx, message_id, None, recipient.address, "collected", incoming)
-    found = [_attribute(tx, recipient, incoming, window) for recipient in delivered]
     shipment = _Shipment(tx, message_id, incoming, state, None if looped else claim, expires_at)
     chosen: dict[int, list[tuple[int, int]]] = {}  # by site: (recipient, delivery)
     for group in _by_mailbox(delivered):
@@ -247,23 +193,6 @@ def _path(tx: Tx, message_id: int, delivery_id: int | None, address: str, kind: 
         received_at=incoming.received_at,
         ip=incoming.ip,
     )
-
-
-def _attribute(tx: Tx, recipient: Recipient, incoming: Incoming, window: float) -> Attribution:
-    route = recipient.route
-    if route is None or not route.attributed:
-        return Attribution(AttributionState.NONE, "retired/1" if route else "operator/1")
-    if route.kind is RouteKind.STATIC:
-        return rules.attribute_static()
-    if route.kind is RouteKind.BASE:
-        if recipient.tag is None or not is_number(recipient.tag):
-            return Attribution(AttributionState.NONE, "plus/1")
-        row = tx.one(FIND_NUMBER, site=route.site_id, number=recipient.tag)
-        return rules.attribute_plus(recipient.tag, row[0] if row else None)
-    rows = tx.all(FIND_HOLDINGS, route=route.id, until=incoming.received_at)
-    if route.kind is RouteKind.UNIQUE:
-        return rules.attribute_unique(rows[0][0] if rows else None)
-    return rules.attribute_pool([Holding(*row) for row in rows], incoming.written_at, incoming.received_at, window)
 
 
 def _by_mailbox(recipients: Sequence[Recipient]) -> list[list[int]]:

@@ -11,8 +11,10 @@ from relay.core.attribution import Fill, stated_visit
 from relay.core.mime import Part
 from relay.core.model import Attribution, AttributionState, Candidate
 from relay.core.payload import PayloadMessage, PayloadVisit
+from relay.core.site import SiteSettings, Touch
+from relay.core.source import Params
 from relay.store.engine import Row, Statement, Tx
-from relay.store.schema import deliveries, events, messages, posts, routes, texts, visits, webhooks
+from relay.store.schema import deliveries, events, messages, posts, routes, sites, texts, visits, webhooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,11 @@ _POST = Statement(
         deliveries.c.claimed_number,
         deliveries.c.candidates,
         routes.c.label,
+        sites.c.settings,
     )
     .join(events, events.c.id == posts.c.event_id)
     .join(webhooks, webhooks.c.id == posts.c.webhook_id)
+    .join(sites, sites.c.id == events.c.site_id)
     .join(messages, messages.c.id == events.c.message_id)
     .join(deliveries, deliveries.c.id == events.c.delivery_id)
     .outerjoin(texts, texts.c.message_id == messages.c.id)
@@ -83,8 +87,26 @@ _VISIT_FIELDS = (
     "utm_content",
     "google_client_id",
 )
+#: What a touch says of a visit: the rest, its place and its client ids, is always the stated visit's own.
+_SOURCE_FIELDS = (
+    "referrer",
+    "marker",
+    "landing_page",
+    "utm_source",
+    "utm_medium",
+    "utm_campaign",
+    "utm_term",
+    "utm_content",
+)
 _VISIT = Statement(
-    select(visits.c.params, *(visits.c[name] for name in _VISIT_FIELDS)).where(visits.c.id == bindparam("visit"))
+    select(visits.c.params, visits.c.first_id, visits.c.touch_id, *(visits.c[name] for name in _VISIT_FIELDS)).where(
+        visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None)
+    )
+)
+_SOURCE = Statement(
+    select(visits.c.params, *(visits.c[name] for name in _SOURCE_FIELDS)).where(
+        visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None)
+    )
 )
 
 
@@ -114,7 +136,7 @@ def post_job(tx: Tx, post_id: int, claim: str) -> PostJob:
             email_to=recipient,
         ),
         parts=tuple(Part(**part) for part in json.loads(attachments)) if attachments else (),
-        visit=_stated(tx, attribution, fill, row[20]),
+        visit=_stated(tx, attribution, fill, row[20], SiteSettings.from_json(row[21]).touch),
         attribution=attribution,
     )
 
@@ -130,7 +152,7 @@ def _attribution(columns: Row) -> Attribution:
     )
 
 
-def _stated(tx: Tx, attribution: Attribution, fill: Fill, label: str | None) -> PayloadVisit | None:
+def _stated(tx: Tx, attribution: Attribution, fill: Fill, label: str | None, touch: Touch) -> PayloadVisit | None:
     """The visit that may be stated as fact; a static substitute states its label as the marker, without a visit."""
     visit_id = stated_visit(attribution, fill)
     if visit_id is None:
@@ -139,7 +161,17 @@ def _stated(tx: Tx, attribution: Attribution, fill: Fill, label: str | None) -> 
     row = tx.one(_VISIT, visit=visit_id)
     if row is None:
         return None  # erased since
-    params: dict[str, str] = json.loads(row[0]) if row[0] else {}
-    first, second, third, fourth, fifth = (params.get(str(i)) for i in range(1, 6))
-    fields = dict(zip(_VISIT_FIELDS, row[1:], strict=True))
-    return PayloadVisit(**fields, params=(first, second, third, fourth, fifth))
+    params, first_id, touch_id, *values = row
+    fields = dict(zip(_VISIT_FIELDS, values, strict=True))
+    touched = {Touch.FIRST: first_id, Touch.LAST_NON_DIRECT: touch_id}.get(touch)
+    # The visit of that touch may be past its retention: then the stated visit's own source is all that is known.
+    if touched is not None and (source := tx.one(_SOURCE, visit=touched)):
+        params, *values = source
+        fields |= dict(zip(_SOURCE_FIELDS, values, strict=True))
+    return PayloadVisit(**fields, params=_params(params))
+
+
+def _params(text: str | None) -> Params:
+    values: dict[str, str] = json.loads(text) if text else {}
+    first, second, third, fourth, fifth = (values.get(str(i)) for i in range(1, 6))
+    return first, second, third, fourth, fifth

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, null, or_, select, update
 
 from relay.store import search
 from relay.store.engine import Statement, Tx
 from relay.store.queue import settle_message
-from relay.store.schema import bindings, bodies, deliveries, events, messages, paths, routes, visits
+from relay.store.schema import TRACED, bindings, bodies, deliveries, events, messages, paths, routes, visits
 
 #: Messages, visits or routes deleted in one transaction.
 BITE = 200
@@ -27,6 +27,7 @@ class Cut:
     messages: float
     visits: float
     routes: float
+    visitor_ip: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,12 @@ _OLD_VISITS = Statement(
     .where(visits.c.started_at < bindparam("before"), visits.c.last_seen_at < bindparam("before"))
     .limit(BITE)
 )
+_OLD_IPS = Statement(
+    select(visits.c.id)
+    .where(visits.c.started_at < bindparam("before"), visits.c.last_seen_at < bindparam("before"), TRACED)
+    .limit(BITE)
+)
+_FORGET_IP = Statement(update(visits).where(visits.c.id == bindparam("visit")), "ip user_agent")
 _LAST_ROUTES = Statement(
     select(routes.c.id)
     .join(bindings, bindings.c.route_id == routes.c.id)
@@ -139,19 +146,79 @@ def sweep(tx: Tx, cut: Cut, now: float) -> Swept:
     gone_visits = tx.all(_OLD_VISITS, before=cut.visits)
     for (visit_id,) in gone_visits:
         delete_visit(tx, visit_id, now)
+    old_ips = tx.all(_OLD_IPS, before=cut.visitor_ip)
+    for (visit_id,) in old_ips:
+        tx.run(_FORGET_IP, visit=visit_id, ip=None, user_agent=None)
     gone_routes = tx.all(_OLD_ROUTES, before=cut.routes)
     for (route_id,) in gone_routes:
         tx.run(_DELETE_ROUTE, route=route_id)
     files = tuple(row[1] for row in (*raw, *old) if row[1])
-    more = max(len(raw), len(old), len(gone_visits), len(gone_routes)) >= BITE
+    more = max(len(raw), len(old), len(gone_visits), len(old_ips), len(gone_routes)) >= BITE
     return Swept(files, bool(gone_routes or gone_visits), more)
 
 
 def delete_visit(tx: Tx, visit_id: int, now: float) -> None:
     """Forget a visit and its bindings; a unique address that was its own is retired, and goes on forwarding."""
+    _retire_unique(tx, visit_id, now)
+    tx.run(_DELETE_VISIT, visit=visit_id)
+
+
+def _retire_unique(tx: Tx, visit_id: int, now: float) -> None:
     for (route_id,) in tx.all(_LAST_ROUTES, visit=visit_id):
         tx.run(_RETIRE, route=route_id, retired_at=now)
-    tx.run(_DELETE_VISIT, visit=visit_id)
+
+
+_VISITS_BY_NUMBER = Statement(
+    select(visits.c.id, visits.c.first_id).where(
+        visits.c.site_id == bindparam("site"),
+        visits.c.number == bindparam("number"),
+        visits.c.erased_at.is_(None),
+    )
+)
+_OF_BROWSER = Statement(
+    select(visits.c.id).where(
+        or_(visits.c.id == bindparam("first"), visits.c.first_id == bindparam("first")), visits.c.erased_at.is_(None)
+    )
+)
+
+
+_HELD = Statement(select(bindings.c.id).where(bindings.c.visit_id == bindparam("visit")).limit(1))
+_KEPT = ("id", "site_id", "number", "own", "started_at", "last_seen_at", "erased_at")
+_BLANK = Statement(
+    update(visits)
+    .where(visits.c.id == bindparam("visit"))
+    .values(
+        number=bindparam("name"),
+        own=0,
+        erased_at=bindparam("now"),
+        **{column.name: null() for column in visits.c if column.name not in _KEPT},
+    )
+)
+_UNSTATE = Statement(update(deliveries).where(deliveries.c.visit_id == bindparam("visit")).values(visit_id=null()))
+
+
+def erase_visit(tx: Tx, site_id: int, number: str, now: float, *, browser: bool) -> int:
+    """Forget a visit, with ``browser`` all visits of its browser at the site; the number of visits forgotten.
+
+    Its messages stay, with nothing of the visit: whose they are is erased by sender. That somebody held a pool address
+    stays as well, without a name, until the visit would have gone by age: else a mail of that time would be stated as
+    the other holder's.
+    """
+    row = tx.one(_VISITS_BY_NUMBER, site=site_id, number=number)
+    if row is None:
+        return 0
+    visit_id, first_id = row
+    ids = {visit_id}
+    if browser:
+        ids |= {found for (found,) in tx.all(_OF_BROWSER, first=first_id or visit_id)}
+    for found in ids:
+        _retire_unique(tx, found, now)
+        if tx.one(_HELD, visit=found) is None:
+            tx.run(_DELETE_VISIT, visit=found)
+        else:
+            tx.run(_UNSTATE, visit=found)
+            tx.run(_BLANK, visit=found, name=f"-{found}", now=now)
+    return len(ids)
 
 
 def erase_message(tx: Tx, message_id: int, sites: Collection[int] | None = None) -> tuple[str, ...] | None:

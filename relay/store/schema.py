@@ -56,6 +56,7 @@ sites = Table(
     Column("bots", Text, nullable=False),
     Column("visit_timeout", Float, nullable=False),
     Column("conditions", Text, nullable=False),  # JSON map, core/conditions.py
+    Column("settings", Text, nullable=False, server_default=text("'{}'")),  # JSON map, core/site.py
     _flag("declared"),  # defined in relay.toml
     Column("declared_switches", Text),  # JSON: the switches relay.toml last asked for
     Column("created_at", Float, nullable=False),
@@ -74,6 +75,7 @@ targets = Table(
     Column("lease", Float, nullable=False),
     Column("forward_to", Text),
     Column("next_hop", Text),  # sealed with the instance key, since it may hold a login
+    _flag("additional"),  # shown only on pages that name it
     Column("created_at", Float, nullable=False),
     Column("removed_at", Float),
     sqlite_autoincrement=True,
@@ -93,7 +95,9 @@ visits = Table(
     Column("referrer", Text),
     Column("landing_page", Text),
     Column("domain", Text),
-    Column("marker", Text),
+    Column("mark", Text),  # the marker that the landing page's own address carries
+    Column("marker", Text),  # the visit's source, from whatever said it
+    Column("channel", Text),  # core/channel.py; NULL: counted before there were channels
     Column("utm_source", Text),
     Column("utm_medium", Text),
     Column("utm_campaign", Text),
@@ -101,10 +105,17 @@ visits = Table(
     Column("utm_content", Text),
     Column("params", Text),  # JSON map "1".."5"
     Column("google_client_id", Text),
+    Column("ym_uid", Text),
     Column("ip", Text),
     Column("city", Text),
     Column("country", Text),
     Column("user_agent", Text),
+    Column("device", Text),  # relay/agents.py
+    Column("browser", Text),
+    Column("os", Text),
+    Column("first_id", Integer),  # the browser's first visit, and its last one that was not direct: NULL for this one
+    Column("touch_id", Integer),  # no foreign keys: who looks finds them gone, and states this visit's own source
+    Column("erased_at", Float),  # all that is left is that somebody held its addresses: else the others would be exact
     UniqueConstraint("number", "site_id"),  # in this order it finds a number at any site, too
     sqlite_autoincrement=True,
 )
@@ -113,6 +124,11 @@ Index(
 )
 Index("ix_visits_started_at", visits.c.started_at)
 Index("ix_visits_site_id_started_at", visits.c.site_id, visits.c.started_at)
+_RETURNED = text("first_id IS NOT NULL")
+Index("ix_visits_first_id", visits.c.first_id, sqlite_where=_RETURNED, postgresql_where=_RETURNED)
+#: Visits that still name their visitor's address or browser.
+TRACED = text("(ip IS NOT NULL OR user_agent IS NOT NULL)")
+Index("ix_visits_traced", visits.c.started_at, sqlite_where=TRACED, postgresql_where=TRACED)
 
 routes = Table(
     "routes",
@@ -193,6 +209,8 @@ messages = Table(
 Index("ix_messages_digest", messages.c.digest)
 Index("ix_messages_sender", messages.c.sender)
 Index("ix_messages_received_at", messages.c.received_at)
+_NAMED = text("message_id IS NOT NULL")
+Index("ix_messages_message_id", messages.c.message_id, sqlite_where=_NAMED, postgresql_where=_NAMED)
 _WITH_RAW = text("raw_removed_at IS NULL")
 Index("ix_messages_with_raw", messages.c.received_at, sqlite_where=_WITH_RAW, postgresql_where=_WITH_RAW)
 _FILED = text("body_file IS NOT NULL")

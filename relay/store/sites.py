@@ -15,6 +15,7 @@ from sqlalchemy import bindparam, func, select, update
 from sqlalchemy import insert as insert_into
 
 from relay.core.model import Address, Method, RouteKind, fold
+from relay.core.site import SiteSettings
 from relay.core.substitute import pool_names
 from relay.store import events
 from relay.store import routes as route_verbs
@@ -35,6 +36,7 @@ class TargetDefinition:
     forward_to: str | None = None
     next_hop: str | None = None
     generate: int = 0  # pool addresses to have at ``domain`` besides, their names made up
+    additional: bool = False  # shown only on pages that name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class SiteDefinition:
     bots: str
     visit_timeout: float
     conditions: dict[str, Any] = field(default_factory=dict)
+    settings: SiteSettings = field(default_factory=SiteSettings)
     targets: tuple[TargetDefinition, ...] = ()
     statics: tuple[StaticDefinition, ...] = ()
     webhooks: tuple[WebhookDefinition, ...] = ()
@@ -89,11 +92,12 @@ _BY_NAME = Statement(
 _BY_KEY = Statement(select(sites.c.id, sites.c.name).where(sites.c.key == bindparam("key")))
 _INSERT = Statement(
     insert_into(sites),
-    "name key origins tracking send_to_crm bots visit_timeout conditions declared declared_switches created_at",
+    "name key origins tracking send_to_crm bots visit_timeout conditions settings declared declared_switches "
+    "created_at",
 )
 _UPDATE = Statement(
     update(sites).where(sites.c.id == bindparam("site")),
-    "key origins bots visit_timeout conditions declared declared_switches",
+    "key origins bots visit_timeout conditions settings declared declared_switches",
 )
 _SWITCHES = Statement(update(sites).where(sites.c.id == bindparam("site")), "tracking send_to_crm")
 _DECLARED = Statement(select(sites.c.name).where(sites.c.declared == 1, sites.c.removed_at.is_(None)))
@@ -107,9 +111,11 @@ _TARGETS = Statement(
         targets.c.site_id == bindparam("site"), targets.c.removed_at.is_(None)
     )
 )
-_INSERT_TARGET = Statement(insert_into(targets), "site_id address method domain lease forward_to next_hop created_at")
+_INSERT_TARGET = Statement(
+    insert_into(targets), "site_id address method domain lease forward_to next_hop additional created_at"
+)
 _UPDATE_TARGET = Statement(
-    update(targets).where(targets.c.id == bindparam("target")), "method domain lease forward_to next_hop"
+    update(targets).where(targets.c.id == bindparam("target")), "method domain lease forward_to next_hop additional"
 )
 _REMOVE_TARGET = Statement(update(targets).where(targets.c.id == bindparam("target")), "removed_at")
 _SUBSTITUTES = Statement(
@@ -184,6 +190,7 @@ def define(tx: Tx, definition: SiteDefinition, now: float, *, declared: bool = F
         "bots": definition.bots,
         "visit_timeout": definition.visit_timeout,
         "conditions": json.dumps(definition.conditions),
+        "settings": definition.settings.to_json(),
         "declared": int(declared),
         "declared_switches": wanted if declared else None,
     }
@@ -292,6 +299,7 @@ def _set_targets(tx: Tx, site_id: int, definition: SiteDefinition, now: float, *
             "lease": target.lease,
             "forward_to": target.forward_to,
             "next_hop": target.next_hop,
+            "additional": int(target.additional),
         }
         if address in ids:
             tx.run(_UPDATE_TARGET, target=ids[address], **values)

@@ -131,7 +131,7 @@ async def test_a_page_of_another_origin_gets_no_address(relay: World) -> None:
 
 
 async def test_a_letter_without_a_visit_is_forwarded_but_not_posted(relay: World) -> None:
-    content = letter("straight to the base address")
+    content = letter("straight to the base address", sender="stranger@customer.test")
     message = await relay.mail("sales@track.test", content)
     await relay.forwarded(message)
     state, reason = await relay.until(

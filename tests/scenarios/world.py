@@ -43,9 +43,9 @@ def letter(subject: str, text: str = "Hello,\r\nis it still to be had?\r\n", *fi
     return ("\r\n".join(head) + "\r\n\r\n" + text).encode()
 
 
-def unique_letter(*fields: str, text: str = "Hello\r\n") -> bytes:
+def unique_letter(*fields: str, text: str = "Hello\r\n", sender: str = "") -> bytes:
     """A letter that no other is equal to: the same bytes again would count as resent."""
-    return letter(f"letter {next(_numbers)}", text, *fields)
+    return letter(f"letter {next(_numbers)}", text, *fields, sender=sender)
 
 
 def target(address: str, method: str, **settings: Any) -> dict[str, Any]:
@@ -77,10 +77,14 @@ class World:
 
     # the page
 
-    async def bind(self, *addresses: str, expect: int = 200, origin: str = ORIGIN, **fields: Any) -> dict[str, Any]:
-        """POST /v1/bind as the script of a page does it."""
+    async def bind(
+        self, *addresses: str, expect: int = 200, origin: str = ORIGIN, forwarded_for: str = "", **fields: Any
+    ) -> dict[str, Any]:
+        """POST /v1/bind as the script of a page does it; ``forwarded_for`` is what a proxy says of the visitor."""
         body = {"site": "pk_example", "page": f"{ORIGIN}/", "referrer": None, "addresses": addresses, **fields}
         headers = {"Origin": origin, "Content-Type": "text/plain", "User-Agent": "Mozilla/5.0 Firefox/140.0"}
+        if forwarded_for:
+            headers["X-Forwarded-For"] = forwarded_for
         async with self.http.post(f"{self.daemon.url}/v1/bind", json=body, headers=headers) as response:
             answer: dict[str, Any] = await response.json(content_type=None)
             assert response.status == expect, answer

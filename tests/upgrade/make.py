@@ -14,16 +14,37 @@ import gzip
 import sqlite3
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from relay.core.model import OutcomeKind
-from relay.store import events, search, tokens
+from relay.core.channel import Channel, SourceRule
+from relay.core.model import Method, OutcomeKind
+from relay.core.site import SiteSettings, Touch
+from relay.store import events, retention, search, tokens
 from relay.store.events import PostResult
 from relay.store.migrate import HEAD
 from relay.store.store import DATABASE
-from tests.store_fixtures import OTHER, SHOP, TRACK, World, part, world
+from relay.store.visits import Visitor
+from tests.store_fixtures import DAY, OTHER, SHOP, TRACK, World, part, target_of, world
 
 DIRECTORY = Path(__file__).parent
+
+
+#: The two sites of the tests with what they may be told besides.
+SITES = (
+    replace(
+        SHOP,
+        settings=SiteSettings(
+            touch=Touch.LAST_NON_DIRECT,
+            cookie_domain="shop.example",
+            metrica=17,
+            rules=(SourceRule("partner_acme", Channel.REFERRAL, referrer="acme.example"),),
+        ),
+        targets=(*SHOP.targets, target_of(Method.PLUS, "press@example.com", additional=True)),
+    ),
+    OTHER,
+)
+VISITOR = Visitor("192.0.2.8", "New York", "USA", "Mozilla/5.0", "mobile", "Firefox", "Android")
 
 
 async def fill(w: World) -> None:
@@ -44,12 +65,36 @@ async def fill(w: World) -> None:
     await w.finish(held.jobs[0], OutcomeKind.PERMANENT)
     await w.extract(held.message_id)
     await w.accept(f"help@{TRACK}", body=b"not read yet", claim=None)
+    await returned(w)
     await w.store.write(search.index)
+
+
+async def returned(w: World) -> None:
+    """Three visits of one browser, a letter that is inferred, and a visit that was erased but held an address."""
+    marks = "&".join(f"utm_{name}={name}" for name in ("source", "medium", "campaign", "term", "content"))
+    page = f"https://www.shop.example/?rs=mail_1&{marks}&roistat_param_1=one"
+    bound = await w.bind(asked=(), page=page, referrer="https://news.example/", visitor=VISITOR, ym_uid="17")
+    first = bound.visit
+    w.pass_time(15 * DAY)
+    second, plus = await w.shown("help@example.com", number=first)
+    third, _ = await w.shown(number=second, page="https://www.shop.example/?rs=mail_2")
+    for address, answered in ((plus, None), (f"help@{TRACK}", "2@example.net")):
+        await w.accept(
+            address,
+            body=address.encode(),
+            claim=None,
+            in_reply_to=answered,
+            sender="bob@example.net",
+            mail_from="bob@example.net",
+            message_id="2@example.net",
+        )
+    shop = w.site().id
+    await w.store.write(lambda tx: retention.erase_visit(tx, shop, third, w.now, browser=False))
 
 
 async def make(path: Path) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        async with world(Path(directory), SHOP, OTHER) as w:
+        async with world(Path(directory), *SITES) as w:
             await fill(w)
         plain = Path(directory) / "plain.db"
         with contextlib.closing(sqlite3.connect(Path(directory) / DATABASE)) as database:

@@ -1,0 +1,120 @@
+"""Whose visit a message came from, by what the database knows of it (core/attribution.py has the rules)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, select
+
+from relay.core import attribution as rules
+from relay.core.model import Attribution, AttributionState, Holding, RouteKind
+from relay.core.visit import is_number
+from relay.store.engine import Statement, Tx
+from relay.store.incoming import Incoming, Recipient
+from relay.store.routes import Route
+from relay.store.schema import bindings, deliveries, messages, visits
+
+#: Latest holdings of a pool address that are looked at: six days of leases of 15 minutes are 576.
+HOLDINGS = 1000
+#: References of a message that are looked up, the latest first; a thread of thousands is still known by these.
+THREAD_REACH = 20
+#: Latest messages of a sender that are looked at.
+SENDER_REACH = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What attribution goes by besides the bindings. ``window``: seconds without another holder of a pool address for
+    an exact match; ``known_sender``: seconds for which a sender's visit explains a mail that nothing else does."""
+
+    window: float
+    known_sender: float = 90 * 86_400.0
+    delays: rules.Delays = rules.NO_DELAYS
+
+
+FIND_HOLDINGS = Statement(
+    select(bindings.c.visit_id, bindings.c.started_at, bindings.c.ended_at)
+    .where(bindings.c.route_id == bindparam("route"), bindings.c.started_at <= bindparam("until"))
+    .order_by(bindings.c.started_at.desc())
+    .limit(HOLDINGS)
+)
+FIND_NUMBER = Statement(
+    select(visits.c.id).where(visits.c.site_id == bindparam("site"), visits.c.number == bindparam("number"))
+)
+# A visit is stated only for exact and inferred deliveries, so each of these is one of the two.
+FIND_ANSWERED = Statement(
+    select(deliveries.c.visit_id)
+    .join(messages, messages.c.id == deliveries.c.message_id)
+    .where(
+        messages.c.message_id == bindparam("answered"),
+        deliveries.c.site_id == bindparam("site"),
+        deliveries.c.visit_id.is_not(None),
+    )
+    .order_by(deliveries.c.id.desc())
+    .limit(1)
+)
+_LATEST = (
+    select(messages.c.id)
+    .where(messages.c.sender == bindparam("sender"), messages.c.received_at > bindparam("after"))
+    .order_by(messages.c.id.desc())
+    .limit(SENDER_REACH)
+)
+FIND_KNOWN_SENDER = Statement(
+    select(deliveries.c.visit_id)
+    .where(
+        deliveries.c.message_id.in_(_LATEST),
+        deliveries.c.site_id == bindparam("site"),
+        deliveries.c.attribution == AttributionState.EXACT.value,  # else one visit would explain a sender for ever
+        deliveries.c.visit_id.is_not(None),
+    )
+    .order_by(deliveries.c.id.desc())
+    .limit(1)
+)
+FIND_VISIT = Statement(
+    select(visits.c.number, visits.c.marker).where(visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None))
+)
+
+
+def attribute(tx: Tx, recipient: Recipient, incoming: Incoming, evidence: Evidence) -> Attribution:
+    """What the address says; where it says nothing, what the thread or the sender does."""
+    route = recipient.route
+    if route is None or not route.attributed:
+        return Attribution(AttributionState.NONE, "retired/1" if route else "operator/1")
+    found = _by_address(tx, route, recipient.tag, incoming, evidence)
+    if found.visit is not None and tx.one(FIND_VISIT, visit=found.visit) is None:
+        found = Attribution(AttributionState.NONE, "erased/1")
+    if found.state is not AttributionState.NONE:
+        return found
+    return _inferred(tx, route.site_id, incoming, evidence) or found
+
+
+def _by_address(tx: Tx, route: Route, tag: str | None, incoming: Incoming, evidence: Evidence) -> Attribution:
+    """What the substitute that the mail was sent to says of its visit."""
+    if route.kind is RouteKind.STATIC:
+        return rules.attribute_static()
+    if route.kind is RouteKind.BASE:
+        if tag is None or not is_number(tag):
+            return Attribution(AttributionState.NONE, rules.PLUS_METHOD)
+        row = tx.one(FIND_NUMBER, site=route.site_id, number=tag)
+        return rules.attribute_plus(tag, row[0] if row else None)
+    rows = tx.all(FIND_HOLDINGS, route=route.id, until=incoming.received_at)
+    if route.kind is RouteKind.UNIQUE:
+        return rules.attribute_unique(rows[0][0] if rows else None)
+    holdings = [Holding(*row) for row in rows]
+    return rules.attribute_pool(holdings, incoming.written_at, incoming.received_at, evidence.window, evidence.delays)
+
+
+def _inferred(tx: Tx, site_id: int, incoming: Incoming, evidence: Evidence) -> Attribution | None:
+    """The visit of the message that this one answers, else of its sender's last attributed one, at the same site.
+
+    A bounce names no person: only its thread counts.
+    """
+    answered = (incoming.in_reply_to, *reversed(incoming.references[-THREAD_REACH:]))
+    for reference in dict.fromkeys(filter(None, answered)):
+        if row := tx.one(FIND_ANSWERED, answered=reference, site=site_id):
+            return rules.attribute_thread(row[0])
+    if incoming.bounce or not incoming.mail_from or not incoming.sender:
+        return None
+    after = incoming.received_at - evidence.known_sender
+    row = tx.one(FIND_KNOWN_SENDER, sender=incoming.sender, after=after, site=site_id)
+    return rules.attribute_sender(row[0]) if row else None

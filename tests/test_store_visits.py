@@ -1,0 +1,254 @@
+"""Visits of one browser: which one a page view belongs to, what they remember of each other, what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from relay.core.channel import Channel, Source
+from relay.store.schema import visits
+from relay.store.visits import Visitor
+from tests.store_fixtures import DAY, OTHER, SHOP, World, world
+
+HOME = "https://www.shop.example/"
+SEARCHED = "https://www.google.com/"
+#: A site with two domains, one of them with all its subdomains.
+TWO_DOMAINS = replace(SHOP, origins=("https://www.shop.example", "https://blog.example", "https://*.blog.example"))
+
+
+@pytest.fixture
+async def w(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path, TWO_DOMAINS, OTHER) as found:
+        yield found
+
+
+async def view(w: World, number: str | None = None, page: str = HOME, **changes: Any) -> str:
+    """The number of the visit that a page view without addresses belongs to."""
+    return (await w.bind(number=number, page=page, asked=(), **changes)).visit
+
+
+async def row(w: World, number: str, *names: str) -> tuple[Any, ...]:
+    (found,) = await w.rows(select(*(visits.c[name] for name in names)).where(visits.c.number == number))
+    return found
+
+
+async def touches(w: World) -> list[tuple[int, int | None, int | None]]:
+    """(visit, first, last that was not direct) by order of beginning; the visits are numbered from 1."""
+    found = await w.rows(select(visits.c.id, visits.c.first_id, visits.c.touch_id).order_by(visits.c.id))
+    return [(visit, first, touch) for visit, first, touch in found]
+
+
+DIRECT, ADS, MAIL = HOME, f"{HOME}?rs=ads_1", f"{HOME}?utm_source=news&utm_medium=email"
+
+
+class TestTouches:
+    @pytest.mark.parametrize(
+        ("pages", "expected"),
+        [
+            pytest.param([DIRECT], [(None, None)], id="a first direct visit knows no other"),
+            pytest.param([ADS], [(None, None)], id="nor does a first campaign"),
+            pytest.param([ADS, DIRECT], [(None, None), (1, 1)], id="direct after a campaign keeps it"),
+            pytest.param([ADS, DIRECT, DIRECT], [(None, None), (1, 1), (1, 1)], id="however often"),
+            pytest.param([DIRECT, DIRECT], [(None, None), (1, None)], id="direct only: none"),
+            pytest.param([DIRECT, ADS, DIRECT], [(None, None), (1, None), (1, 2)], id="a direct first is not the last"),
+            pytest.param([ADS, MAIL, DIRECT], [(None, None), (1, None), (1, 2)], id="a second campaign takes over"),
+            pytest.param(
+                [ADS, DIRECT, MAIL, DIRECT], [(None, None), (1, 1), (1, None), (1, 3)], id="also after a direct visit"
+            ),
+        ],
+    )
+    async def test_each_visit_knows_the_first_and_the_last_that_was_not_direct(
+        self, w: World, pages: list[str], expected: list[tuple[int | None, int | None]]
+    ) -> None:
+        number = None
+        for page in pages:
+            w.pass_time(15 * DAY)
+            number = await view(w, number, page)
+        assert [found[1:] for found in await touches(w)] == expected
+        assert len({await row(w, *seen, "first_visit") for seen in await w.rows(select(visits.c.number))}) == 1
+
+    async def test_a_reload_of_a_later_visit_changes_nothing(self, w: World) -> None:
+        first = await view(w, page=ADS)
+        second = await view(w, first, MAIL)
+        before = await touches(w)
+        assert await view(w, second, MAIL) == second
+        assert await touches(w) == before
+
+    async def test_with_the_first_visits_cookie_alone_that_one_is_known(self, w: World) -> None:
+        first = await view(w, page=ADS)
+        second = await view(w, None, first_visit=first)
+        assert await row(w, second, "first_visit") == (first,)
+        assert (await touches(w))[1][1:] == (1, 1)
+
+    async def test_a_first_visit_that_nobody_knows_is_kept_as_a_number(self, w: World) -> None:
+        number = await view(w, None, first_visit="1001")
+        assert await row(w, number, "first_visit", "first_id", "touch_id") == ("1001", None, None)
+
+    async def test_another_counters_new_number_goes_on_from_our_own_previous_visit(self, w: World) -> None:
+        own = await view(w, page=ADS)
+        assert await view(w, "9001", previous=own) == "9001"
+        assert await row(w, "9001", "own", "first_visit") == (0, own)
+        assert (await touches(w))[1][1:] == (1, 1)
+
+    async def test_another_counters_new_number_goes_on_from_its_own_last(self, w: World) -> None:
+        await view(w, "9001", page=ADS)
+        await view(w, "9002", previous="9001")
+        await view(w, "9003", previous="9002", page=MAIL)
+        assert [found[1:] for found in await touches(w)] == [(None, None), (1, 1), (1, None)]
+        assert await row(w, "9003", "first_visit") == ("9001",)
+
+    async def test_what_is_no_number_is_no_previous_visit(self, w: World) -> None:
+        await view(w, page=ADS)
+        await view(w, "9001", previous="no number", first_visit="neither")
+        assert (await touches(w))[1][1:] == (None, None)
+
+    async def test_visits_of_another_site_are_no_touches(self, w: World) -> None:
+        elsewhere = (await w.bind("other", asked=(), page="https://www.other.example/?rs=x")).visit
+        await view(w, "9001", previous=elsewhere, first_visit=elsewhere)
+        assert (await touches(w))[1][1:] == (None, None)
+        assert await row(w, "9001", "first_visit") == (elsewhere,)  # only as a number
+
+    async def test_a_visit_from_before_there_were_channels_is_a_touch(self, w: World) -> None:
+        old = await view(w)
+        await w.store.write(lambda tx: tx.sql("UPDATE visits SET channel = NULL"))
+        w.pass_time(15 * DAY)
+        await view(w, old)
+        assert (await touches(w))[1][1:] == (1, 1)
+
+
+class TestHandOver:
+    BLOG = "https://blog.example/post"
+
+    async def on_the_blog(self, w: World) -> str:
+        return await view(w, page=self.BLOG, referrer=SEARCHED)
+
+    async def test_a_link_between_the_sites_domains_goes_on_with_the_visit(self, w: World) -> None:
+        visit = await self.on_the_blog(w)
+        w.pass_time(600)
+        assert await view(w, page=f"{HOME}?roistat_visit={visit}", referrer=self.BLOG) == visit
+        assert await row(w, visit, "landing_page", "referrer", "last_seen_at") == (
+            "blog.example/post",
+            "www.google.com",
+            w.now,
+        )
+
+    async def test_from_a_subdomain_of_a_wildcard_too(self, w: World) -> None:
+        visit = await self.on_the_blog(w)
+        page = f"{HOME}?roistat_visit={visit}"
+        assert await view(w, page=page, referrer="https://m.blog.example/") == visit
+
+    async def test_it_replaces_the_visit_that_the_other_domains_cookie_names(self, w: World) -> None:
+        stale = await view(w)
+        visit = await self.on_the_blog(w)
+        assert await view(w, stale, page=f"{HOME}?roistat_visit={visit}", referrer=self.BLOG) == visit
+        assert len(await touches(w)) == 2
+
+    async def test_it_gets_the_address_of_its_visit(self, w: World) -> None:
+        visit, shown = await w.shown(page=self.BLOG)
+        assert await w.shown(page=f"{HOME}?roistat_visit={visit}", referrer=self.BLOG) == (visit, shown)
+
+    async def test_a_reload_of_that_page_is_still_the_same_visit_however_late(self, w: World) -> None:
+        visit = await self.on_the_blog(w)
+        page = f"{HOME}?roistat_visit={visit}"
+        await view(w, page=page, referrer=self.BLOG)
+        w.pass_time(DAY)
+        assert await view(w, visit, page=page, referrer=self.BLOG) == visit
+
+    async def test_a_shared_link_names_nobody(self, w: World) -> None:
+        visit = await self.on_the_blog(w)
+        page = f"{HOME}?roistat_visit={visit}"
+        assert await view(w, page=page, referrer="https://forum.example/") != visit
+        w.pass_time(301)
+        assert await view(w, page=page) != visit
+        w.pass_time(1500)
+        assert await view(w, page=page, referrer=self.BLOG) != visit
+
+    async def test_a_shared_link_does_not_begin_a_visit_for_who_has_one(self, w: World) -> None:
+        visit = await self.on_the_blog(w)
+        w.pass_time(DAY)
+        mine = await view(w)
+        assert await view(w, mine, page=f"{HOME}?roistat_visit={visit}") == mine
+
+    async def test_another_counters_number_comes_over_before_its_visit_was_seen_here(self, w: World) -> None:
+        assert await view(w, page=f"{HOME}?roistat_visit=4711", referrer=self.BLOG) == "4711"
+        assert await row(w, "4711", "own") == (0,)
+
+    async def test_a_new_campaign_in_such_a_link_begins_a_visit_of_the_same_browser(self, w: World) -> None:
+        visit = await self.on_the_blog(w)
+        second = await view(w, page=f"{HOME}?roistat_visit={visit}&rs=banner", referrer=self.BLOG)
+        assert second != visit
+        assert (await touches(w))[1][1:] == (1, None)
+
+
+class TestMarks:
+    async def test_a_visit_from_search_goes_on_over_reloads_and_inner_pages(self, w: World) -> None:
+        """Its marker is the referrer's, which no later page view repeats as a mark."""
+        visit = await view(w, referrer=SEARCHED)
+        assert await row(w, visit, "mark", "marker", "channel") == (None, "search_google", "search")
+        for page, referrer in ((HOME, SEARCHED), (f"{HOME}about", HOME), (f"{HOME}about", None), (HOME, SEARCHED)):
+            assert await view(w, visit, page, referrer=referrer) == visit
+        assert len(await touches(w)) == 1
+
+    async def test_a_visit_named_by_a_rule_or_a_cookie_goes_on_too(self, w: World) -> None:
+        source = Source("partner_acme", Channel.REFERRAL)
+        visit = await view(w, source=source)
+        assert await row(w, visit, "mark", "marker") == (None, "partner_acme")
+        assert await view(w, visit, source=source) == visit
+
+    async def test_a_rule_over_a_marked_page_keeps_the_pages_own_mark(self, w: World) -> None:
+        source = Source("agency_spring", Channel.ADS)
+        visit = await view(w, page=ADS, source=source)
+        assert await row(w, visit, "mark", "marker", "channel") == ("ads_1", "agency_spring", "ads")
+        w.pass_time(15 * DAY)
+        assert await view(w, visit, page=ADS, source=source) == visit
+
+    async def test_no_override_leaves_the_visit_as_it_is(self, w: World) -> None:
+        visit = await view(w, page=ADS)
+        back = "https://www.shop.example/paid?utm_source=bank&utm_nooverride=1"
+        assert await view(w, visit, page=back, referrer="https://bank.example/") == visit
+        assert await row(w, visit, "marker", "utm_source", "referrer") == ("ads_1", None, None)
+        w.pass_time(15 * DAY)
+        assert await view(w, visit, page=back, referrer="https://bank.example/") != visit
+
+    async def test_nothing_of_a_visit_is_ever_overwritten(self, w: World) -> None:
+        names = tuple(column.name for column in visits.c if column.name != "last_seen_at")
+        visit = await view(w, page=ADS, referrer=SEARCHED, google_client_id="1.2")
+        before = await row(w, visit, *names)
+        for changes in (
+            {
+                "google_client_id": "9.9",
+                "ym_uid": "9",
+                "params": {"1": "x"},
+                "visitor": Visitor("198.51.100.1", "Rome"),
+            },
+            {"source": Source("else", Channel.EMAIL)},
+            {"first_visit": "42", "previous": "43"},
+        ):
+            assert await view(w, visit, **changes) == visit
+        assert await row(w, visit, *names) == before
+
+
+async def test_what_is_known_of_the_visitor_is_stored(w: World) -> None:
+    known = {
+        "ip": "192.0.2.0",
+        "city": "New York",
+        "country": "USA",
+        "user_agent": "Mozilla/5.0",
+        "device": "mobile",
+        "browser": "Chrome Mobile",
+        "os": "Android",
+    }
+    visit = await view(w, visitor=Visitor(**known), ym_uid="1700", google_client_id="1.2")
+    assert await row(w, visit, *known, "ym_uid", "google_client_id") == (*known.values(), "1700", "1.2")
+
+
+async def test_a_visit_of_which_nothing_is_known_stores_nothing(w: World) -> None:
+    visit = await view(w, visitor=Visitor())
+    empty = {"city", "ip", "user_agent", "device", "browser", "os", "ym_uid", "mark", "marker", "params", "erased_at"}
+    assert set(await row(w, visit, *empty)) == {None}
+    assert await row(w, visit, "channel", "first_visit") == ("direct", visit)
