@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test unit scenarios faults browser bench soak lint format lock debian clean
+SCRIPT := webapi/script
+
+.PHONY: setup run test script script-test unit scenarios faults browser bench soak lint format lock debian clean
 
 setup: $(VENV)/.ready
 
@@ -21,7 +23,24 @@ run: setup
 debian:
 	@bash tests/debian.sh
 
-test: setup debian lint unit scenarios faults browser
+test: setup debian lint script-test unit scenarios faults browser
+
+# The website script, webapi/script/mailtrack.js, from its TypeScript. The built file is committed: nobody needs Node.js
+# to run the daemon.
+script: $(SCRIPT)/node_modules/.ready
+	cd $(SCRIPT) && npm run --silent build
+
+$(SCRIPT)/node_modules/.ready: $(SCRIPT)/package-lock.json
+	cd $(SCRIPT) && npm ci --silent
+	touch $@
+
+script-test:
+	@if node -e 'process.exit(+(parseInt(process.versions.node) < 20))' && npm --version >/dev/null; then \
+	  $(MAKE) --no-print-directory $(SCRIPT)/node_modules/.ready && \
+	  cd $(SCRIPT) && npm run --silent typecheck && npm test --silent; \
+	else \
+	  echo "NOT TESTED: types, units and build of the website script, React and Vue: they need Node.js 20 or newer, and npm"; \
+	fi
 
 unit: setup
 	$(BIN)/pytest -q -n 2 tests --ignore=tests/scenarios --ignore=tests/faults --ignore=tests/browser
@@ -61,4 +80,4 @@ lock: setup
 	  --custom-compile-command "make lock" pyproject.toml --group dev -c requirements/run.txt -o requirements/dev.txt
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(SCRIPT)/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -31,8 +31,13 @@ def test_the_wheel_carries_templates_script_and_migrations_and_no_tests(tmp_path
         "relay/demo/static/demo.js",
         "relay/store/migrations/versions/0001_first.py",
         "relay/py.typed",
+        "relay/data/sources/SearchEngines.yml",
+        "relay/data/sources/LICENSE",
         "webapi/script/mailtrack.js",
+        "webapi/script/mailtrack.d.ts",
     ):
         assert path in names
+    script = {name.removeprefix("webapi/script/") for name in names if name.startswith("webapi/script/")}
+    assert script == {"mailtrack.js", "mailtrack.d.ts"}
     assert {name.split("/")[0] for name in names} <= {"relay", "webapi", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
     assert not [name for name in names if "node_modules" in name or "__pycache__" in name]

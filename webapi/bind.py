@@ -81,8 +81,12 @@ class BindBody(Strict):
     previous: Annotated[
         Number | None, Field(description="The visit of our own cookie, where another counter's cookie has ``visit``.")
     ] = None
-    marker: Annotated[Param, Field(description="The marker that another counter's cookie holds.")] = None
-    ym_uid: Annotated[str, Field(max_length=64)] | None = None
+    marker: Annotated[
+        # As long as a cookie may be: what is stored of it is cut.
+        Annotated[str, Field(max_length=4096)] | None,
+        Field(description="The marker that another counter's cookie holds."),
+    ] = None
+    ym_uid: Annotated[str, Field(max_length=4096)] | None = None
     interacted: Annotated[bool, Field(description="Somebody has moved, scrolled or typed on the page.")] = False
     webdriver: Annotated[bool, Field(description="The browser says that a program steers it.")] = False
 

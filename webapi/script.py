@@ -85,7 +85,7 @@ async def render(store: Store, site: SiteView, api: str, *, consent: bool) -> Re
         "cookie": told.visit_cookie,
         "marker": told.marker_cookie,
         "domain": told.cookie_domain,
-        "credentials": told.server_cookies,
+        "credentials": "include" if told.server_cookies else None,
         "gpc": told.respect_gpc,
         "lazy": told.lease_on is LeaseOn.INTERACTION,
         "consent": consent,

@@ -31,11 +31,14 @@ def executable() -> str:
 
 
 @asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
-    """A running browser, ended with the context."""
+async def chromium(*, back_forward_cache: bool = False) -> AsyncIterator[Browser]:
+    """A running browser, ended with the context; Playwright's own choice is to keep no page for "back"."""
     path = executable()
+    without = ["--disable-back-forward-cache"] if back_forward_cache else []
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        browser = await playwright.chromium.launch(
+            executable_path=path, args=list(ARGUMENTS), ignore_default_args=without
+        )
         try:
             yield browser
         finally:

@@ -1,0 +1,23 @@
+/** window.mailtrack, and whether we may do anything at all. */
+import type { Mailtrack } from "../mailtrack";
+import type {} from "./settings";
+
+type Writable<T> = { -readonly [Key in keyof T]: T[Key] };
+
+/** The page's own object, if it made one before us: a queue, params, or {enabled: false}. */
+export const api = (window.mailtrack = window.mailtrack || {}) as Writable<Mailtrack>;
+
+/** Global Privacy Control: no consent undoes it. */
+export const refused = SETTINGS.gpc && navigator.globalPrivacyControl;
+
+export const consent = {
+  given: !SETTINGS.consent && document.currentScript?.dataset.consent !== "required",
+};
+
+/** Asked each time: pages switch these when they like, and another counter may bring its object after us. */
+export const on = () =>
+  consent.given &&
+  !refused &&
+  !document.prerendering &&
+  api.enabled &&
+  window.roistat?.emailtracking?.enabled !== false;

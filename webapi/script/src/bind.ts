@@ -1,0 +1,104 @@
+/** The request that says which visit this is and which addresses it shows: when, what, and what its answer means. */
+import type { Answer } from "../mailtrack";
+import { api, on } from "./api";
+import { tell } from "./events";
+import { fresh, lapsed, lease, onPage } from "./lease";
+import { scan } from "./page";
+import { keep, keptMapping, known, type Mapping } from "./visit";
+
+const enum Milliseconds {
+  Patience = 3000,
+  Retry = 60000,
+  AtMostEvery = 1000,
+}
+const enum Most {
+  Url = 4000,
+  Addresses = 50,
+}
+
+let busy = false;
+/** When the next bind is due; and before when there is none, whatever appears on the page. */
+let due = 0;
+let soonest = 0;
+let timer: number;
+/** A person has moved, typed or scrolled: not a machine that only loads pages. */
+let interacted: true | undefined;
+/** Mails of this visit, if it is known. */
+let mails: number;
+
+/**
+ * A page view begins, or something has been switched: shows what the tab remembers of this visit, or nothing when we
+ * are off, and binds as soon as may be.
+ */
+export function refresh() {
+  const mapping: Partial<Mapping> = (on() && keptMapping()) || {};
+  api.visit = mapping.visit || null;
+  mails = mapping.mails!;
+  lease({}, mapping.shown, mapping.end);
+  if (mapping.visit) scan();
+  due = 0;
+  check();
+}
+
+/** Puts back what has run out, and plans the next bind. Called whenever something may have changed, `person` by one. */
+export function check(person?: boolean) {
+  if (person) interacted = true;
+  if (lapsed()) scan();
+  clearTimeout(timer);
+  const early = document.readyState === "loading" || (SETTINGS.lazy && !interacted);
+  const unseen = document.hidden && soonest; // a page that opens in the background is bound once
+  if (busy || early || unseen || !on()) return;
+  timer = setTimeout(bind, Math.max(soonest, fresh ? 0 : due) - Date.now());
+}
+
+/** JSON.stringify leaves out what is undefined. */
+const question = (addresses: string[]) =>
+  JSON.stringify({
+    site: SETTINGS.site,
+    ...known(),
+    page: location.href.split("#")[0].slice(0, Most.Url),
+    referrer: document.referrer.slice(0, Most.Url),
+    addresses: addresses.slice(0, Most.Addresses),
+    params: api.params,
+    interacted,
+    webdriver: navigator.webdriver,
+  });
+
+async function bind() {
+  if (!on()) return;
+  busy = true;
+  soonest = due = Date.now() + Milliseconds.Retry; // unless it is answered
+  scan();
+  const asked = onPage;
+  try {
+    const stop = new AbortController();
+    setTimeout(() => stop.abort(), Milliseconds.Patience);
+    const response = await fetch(SETTINGS.api, {
+      method: "POST",
+      credentials: SETTINGS.credentials || "omit",
+      signal: stop.signal,
+      // A string goes as text/plain, for which no browser sends a preflight.
+      body: question(Object.keys(asked)),
+    });
+    const answer: Answer = await response.json();
+    const { visit, lease: seconds } = answer;
+    if (response.ok && on() && seconds > 0 && +visit > 0) {
+      const now = Date.now();
+      const end = now + seconds * 1000;
+      lease(asked, answer.addresses, end);
+      soonest = now + Milliseconds.AtMostEvery;
+      due = now + seconds * 500;
+      const before = visit === api.visit ? mails : Infinity; // of a visit that is new to us no mail is new
+      mails = answer.mails || 0;
+      api.visit = visit;
+      keep({ visit, mails, shown: api.addresses, end }, answer.first_visit);
+      tell("bind", answer);
+      if (mails > before) tell("mail", mails, "emailtracking");
+    }
+  } catch {
+    // Down, slow, blocked or talking nonsense: the page keeps its real addresses.
+  }
+  busy = false;
+  scan();
+  check();
+}

@@ -1,0 +1,101 @@
+/** The document: walks over it, and watches it. Text and attributes are edited, nodes never replaced. */
+import { on } from "./api";
+import { addTargets, startFinding, swapped } from "./lease";
+import { linkSwapper } from "./swap";
+
+// What visitors or scripts fill in, what nobody sees, and what the page excepts.
+const KEEP =
+  "head,script,style,noscript,input,textarea,select,[contenteditable]:not([contenteditable=false])," +
+  "[data-mailtrack-ignore]";
+const CLIPBOARD = "data-clipboard-text";
+const ADD = "data-mailtrack-add";
+
+const enum NodeType {
+  Element = 1,
+  Text = 3,
+}
+/** A mask of NodeFilter's. */
+const TEXTS = 4;
+
+// A framework that keeps writing the old text back wins: so many edits of a node in so many milliseconds, then peace.
+const enum Edits {
+  Most = 50,
+  Within = 10000,
+}
+let edits = new WeakMap<Node, number>();
+let editsSince = 0;
+
+const linkSwapped = linkSwapper(swapped);
+
+/** Whether the page keeps what is in here as it is. */
+export const kept = (element: Element | null) => element?.closest(KEEP);
+
+function edit(node: Text | Attr | null, element: Element | null, change: (value: string) => string) {
+  if (!node || kept(element)) return;
+  const value = change(node.nodeValue!);
+  if (value === node.nodeValue) return;
+  const now = Date.now();
+  if (now - editsSince > Edits.Within) {
+    edits = new WeakMap();
+    editsSince = now;
+  }
+  const count = edits.get(node) || 0;
+  edits.set(node, count + 1);
+  if (count < Edits.Most) node.nodeValue = value;
+}
+
+function editAttributes(element: Element) {
+  add(...(element.getAttribute(ADD)?.match(/[^\s,]+/g) || []));
+  edit(element.getAttributeNode("href"), element, linkSwapped);
+  edit(element.getAttributeNode(CLIPBOARD), element, swapped);
+}
+
+function walk(root: Node) {
+  if (root.nodeType === NodeType.Element) editAttributes(root as Element);
+  if (root.firstChild)
+    (root as Element).querySelectorAll(`[href*="mailto:" i],[${CLIPBOARD}],[${ADD}]`).forEach(editAttributes);
+  // No NodeIterator: until it is collected, each removal of a node costs the document something for it.
+  const walker = document.createTreeWalker(root, TEXTS);
+  for (let node: Node | null = root; node; node = walker.nextNode())
+    if (node.nodeType === NodeType.Text && node.nodeValue!.includes("@"))
+      edit(node as Text, node.parentElement, swapped);
+}
+
+let observer: MutationObserver;
+
+/** From the next scan on, what is added or changed is looked at, and then `then` is called. */
+export function watch(then: () => void) {
+  observer = new MutationObserver((changes) => {
+    const changed = new Set<Node | null>();
+    for (const { type, target, addedNodes } of changes) {
+      if (type === "attributes") editAttributes(target as Element);
+      else if (type === "characterData") changed.add(target);
+      else addedNodes.forEach((node) => changed.add(node));
+    }
+    // The parser reports a table, then its rows, then their cells: the walk over the table has seen them all.
+    changed.forEach((node) => {
+      if (!changed.has(node!.parentNode)) walk(node!);
+    });
+    observer.takeRecords(); // our own edits
+    then();
+  });
+}
+
+/** The whole page: shows what is to be shown now, and finds what stands there. */
+export function scan() {
+  startFinding();
+  // To observe again changes nothing.
+  observer.observe(document, {
+    childList: true,
+    characterData: true,
+    attributeFilter: ["href", CLIPBOARD, ADD],
+    subtree: true,
+  });
+  walk(document);
+  observer.takeRecords(); // our own edits
+}
+
+/** Additional addresses to replace. */
+export function add(...addresses: string[]) {
+  if (addTargets(addresses) && on()) scan();
+}

@@ -1,0 +1,73 @@
+/** What the browser remembers of the visit: two cookies of ours, another counter's, and this tab's mapping. */
+import { attempt } from "./attempt";
+import type { Shown } from "./lease";
+
+const VISIT = "mailtrack_visit";
+const FIRST = "mailtrack_first";
+/** In the session's storage. */
+const KEY = "mailtrack";
+// Seconds.
+const FORTNIGHT = 1209600;
+const YEAR = 31536000;
+
+const NUMBER = "(\\d{1,20})";
+
+/** What later pages of the session show before their first bind answers. */
+export interface Mapping {
+  visit: string;
+  shown: Shown;
+  /** When its lease ends, in milliseconds since 1970. */
+  end: number;
+  /** Mails of this visit that the server had received. */
+  mails: number;
+}
+
+/** The part of a cookie's value that is the group of `value`; undefined if there is no such cookie. */
+export function cookie(name: string | undefined, value: string): string | undefined {
+  return name && `; ${document.cookie};`.match(`; ${name}=${value};`)?.[1];
+}
+
+const own = () => cookie(VISIT, NUMBER);
+const current = () => cookie(SETTINGS.cookie, NUMBER) || own();
+
+/** What a bind says about the browser; JSON leaves out what is not known. */
+export function known() {
+  return {
+    visit: current(),
+    previous: own(),
+    first_visit: cookie(FIRST, NUMBER),
+    google_client_id: cookie("_ga", "[^;]+\\.(\\d+\\.\\d+)"),
+    ym_uid: cookie("_ym_uid", "(\\d+)"),
+    marker: cookie(SETTINGS.marker, "([^;]+)"),
+  };
+}
+
+function write(name: string, value: string, seconds: number, domain?: string) {
+  document.cookie =
+    `${name}=${value}; path=/; max-age=${seconds}; SameSite=Lax` +
+    (location.protocol === "https:" ? "; Secure" : "") +
+    // A site may have pages elsewhere, too, where the browser would refuse the cookie.
+    (domain && ("." + location.hostname).endsWith("." + domain) ? "; Domain=" + domain : "");
+}
+
+export function keep(mapping: Mapping, first: string | null) {
+  write(VISIT, mapping.visit, FORTNIGHT, SETTINGS.domain);
+  if (first) write(FIRST, first, YEAR, SETTINGS.domain);
+  // Where storage is blocked or full, the next page waits for its bind.
+  attempt(() => (sessionStorage[KEY] = JSON.stringify(mapping)));
+}
+
+/** The mapping of this tab, if it is of the visit that the cookie says. */
+export const keptMapping = () =>
+  attempt<Mapping | undefined>(() => {
+    const mapping: Mapping = JSON.parse(sessionStorage[KEY]);
+    if (mapping.visit === current()) return mapping;
+  });
+
+export function forget() {
+  for (const name of [VISIT, FIRST]) {
+    write(name, "", 0, SETTINGS.domain);
+    write(name, "", 0); // from before the site had a cookie domain
+  }
+  attempt(() => delete sessionStorage[KEY]);
+}
