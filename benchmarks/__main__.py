@@ -1,4 +1,4 @@
-"""python -m benchmarks [mail | binds | memory] …: measure, print PASS or FAIL for every goal; exit 1 after a FAIL."""
+"""python -m benchmarks [mail | binds | memory | day] …: measure, print PASS or FAIL by goal; exit 1 after a FAIL."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import os
 import platform
 import sys
+import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import binds, mail, memory
+from benchmarks import binds, day, mail, memory
 from benchmarks.postfix import Postfix, PostfixFailed
 from benchmarks.processes import file_system
 from benchmarks.programs import LoadFailed
@@ -21,7 +22,7 @@ from benchmarks.workplace import Workplace, workplace
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("part", nargs="?", choices=("all", "mail", "binds", "memory"), default="all")
+    parser.add_argument("part", nargs="?", choices=("all", "mail", "binds", "memory", "day"), default="all")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each server in turn")
     parser.add_argument("--size", type=int, help="mail: only the workloads with this size in octets")
     parser.add_argument("--kept", action="store_true", help="mail: only the workloads with many messages a connection")
@@ -29,12 +30,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pipelining", action="store_true", help="mail: send the envelope in one piece")
     parser.add_argument("--plain", action="store_true", help="mail: large messages are all text, no attachment")
     parser.add_argument("--rate", type=float, default=0.0, help="mail: pace the client at so many messages a second")
-    parser.add_argument("--visits", type=int, default=100_000, help="mail: visits bound beforehand (at least 1000)")
+    parser.add_argument(
+        "--visits", type=int, default=100_000, help="mail: visits bound beforehand (at least 1000); day: of a day"
+    )
     parser.add_argument("--binds", type=int, default=20_000, help="binds: requests of a run")
+    parser.add_argument("--pools", type=_sizes, default=day.POOLS, help="day: pool sizes, with commas between them")
+    parser.add_argument("--writers", type=float, default=day.WRITERS, help="day: share of the visits that write")
+    parser.add_argument("--seed", type=int, default=day.SEED, help="day: what chance is drawn from")
     parser.add_argument("--without-postfix", action="store_true", help="mail: measure visit-relay alone")
     parser.add_argument("--directory", type=Path, help="where the run's temporary directory goes")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser.parse_args()
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(","))
 
 
 def workloads(wanted: argparse.Namespace) -> list[mail.Workload]:
@@ -76,6 +86,10 @@ def measure_mail(place: Workplace, wanted: argparse.Namespace) -> None:
 def main() -> int:
     wanted = arguments()
     report = Report()
+    if wanted.part == "day":  # a simulation: it needs no programs, and says nothing of this machine
+        directory = wanted.directory or Path(tempfile.gettempdir())
+        day.measure(report, wanted.visits, wanted.pools, wanted.writers, wanted.seed, directory, os.cpu_count() or 1)
+        return report.finish(wanted.json)
     try:
         with workplace(report, wanted.directory) as place:
             header(place)

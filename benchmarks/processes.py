@@ -71,6 +71,26 @@ def wait_until(condition: Callable[[], bool], patience: float, step: float = 0.0
     return True
 
 
+class Foreign:
+    """CPU cores that were busy while the block ran with what is neither the tree's nor this process's work."""
+
+    def __init__(self, root: int) -> None:
+        self.cores = 0.0
+        self._root = root
+        self._began = self._worked = 0.0
+
+    def _look(self) -> tuple[float, float]:
+        return time.monotonic(), machine_seconds() - cpu_seconds(self._root) - time.process_time()
+
+    def __enter__(self) -> Foreign:
+        self._began, self._worked = self._look()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        now, worked = self._look()
+        self.cores = max(0.0, worked - self._worked) / (now - self._began)
+
+
 class Watch:
     """The peak of a tree's memory while the block runs, looked at every ``step`` seconds."""
 

@@ -1,7 +1,9 @@
 """The real daemon, `python -m relay serve`, with everything on: history, search index, extraction, webhook.
 
 One site, whose target's substitutes are plus addresses of visits that were bound before, so every message has its
-visit and meets the default conditions for the CRM. Everything else is default, the log (a file) included.
+visit and meets the default conditions for the CRM; a second target has a unique address for each visit. Page views come
+by a proxy, as they do, so each has an address of its own; what one site may have in a minute is raised. Everything else
+is default, the log (a file) included. Places are looked up where this checkout has GeoIP databases (GEOIP).
 """
 
 from __future__ import annotations
@@ -26,8 +28,12 @@ PATIENCE = 60.0
 SITE_KEY = "pk_bench"
 ORIGIN = "https://www.crm.test"
 ADDRESS = "sales@crm.test"
+UNIQUE_ADDRESS = "offers@crm.test"
 #: Number of the first visit that is bound; message n has the plus address of one of the visits from here on.
 FIRST_VISIT = 1_000_000
+
+#: What `relay geoip install` has brought to the repository's own data folder.
+GEOIP = sorted((ROOT / "var" / "geoip").glob("*.mmdb"))
 
 CONFIG = """\
 hostname = "mx.track.test"
@@ -39,9 +45,14 @@ max_message_size = 60000000
 
 [http]
 listen = ["127.0.0.1:0"]
+trusted_proxies = ["127.0.0.1"]
+
+[geoip]
+files = {geoip}
 
 [limits]
 connections = 2000
+binds_per_site_per_minute = 10000000
 
 [forward]
 next_hop = "smtp://127.0.0.1:{next_hop}"
@@ -57,6 +68,11 @@ origins = ["{origin}"]
 [[site.target]]
 address = "{address}"
 method = "plus"
+domain = "track.test"
+
+[[site.target]]
+address = "{unique}"
+method = "unique"
 domain = "track.test"
 
 [[site.webhook]]
@@ -126,7 +142,15 @@ class Relay:
         root.mkdir(parents=True, exist_ok=True)
         self._config = root / "relay.toml"
         self._config.write_text(
-            CONFIG.format(next_hop=next_hop, webhook=webhook, key=SITE_KEY, origin=ORIGIN, address=ADDRESS)
+            CONFIG.format(
+                next_hop=next_hop,
+                webhook=webhook,
+                key=SITE_KEY,
+                origin=ORIGIN,
+                address=ADDRESS,
+                unique=UNIQUE_ADDRESS,
+                geoip=json.dumps([str(file) for file in GEOIP]),
+            )
         )
         self._database = root / "data" / "relay.db"
         self._log = root / "log"

@@ -110,6 +110,8 @@ class GeoIp:
         """City and country of an address; NOWHERE when no file knows it, or when it is none. Raises nothing."""
         if abs(self._clock() - self._checked) >= CHECK_EVERY:
             self._refresh()
+        if not self._files:
+            return NOWHERE
         address = address_of(ip)
         if address is None:
             return NOWHERE

@@ -42,7 +42,7 @@ class TestItem:
             "receivers": [substitute],
             "subject": "Offer",
             "visit": visit,
-            "attribution": {"state": "exact", "method": "pool/1", "candidates": []},
+            "attribution": {"state": "exact", "method": "pool/2", "candidates": []},
             "deal": {"id": None, "url": None},
             "state": "queued",
             "size": 28,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import socket
 import sys
@@ -12,14 +13,18 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import mail, processes
+from benchmarks import binds, day, mail, processes
 from benchmarks.programs import Figures, LoadFailed, Sink, compile_all, run_client
 from benchmarks.relay import Relay
 from benchmarks.report import Report
+from benchmarks.visitors import AGAIN, BEGIN, DAY, LEASE, Plan, plan
 from benchmarks.workplace import workplace
+from relay.core.attribution import Delays
+from relay.core.model import Candidate
 from tests.smtp_sink import SmtpSink
 
 pytestmark = [
@@ -162,6 +167,137 @@ def test_the_relay_is_measured_and_verified(tmp_path: Path) -> None:
     assert min(run.forwarded, run.accepted, run.finished or 0.0, run.cpu) > 0
     assert run.memory > 10_000_000
     assert run.drained is not None
+
+
+def test_binds_are_paced_timed_and_each_an_address_of_its_own(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        place = stack.enter_context(workplace(Report(), tmp_path))
+        relay = stack.enter_context(Relay(place.directory / "relay", place.next_hop.port, place.webhook.port))
+        paced = binds.bind(place, relay, 100, address=binds.UNIQUE_ADDRESS, rate=400.0)
+        assert relay.complaints() == []
+    assert (paced["bound"], paced["failed"]) == (100, 0)
+    assert paced["seconds"] >= 99 / 400
+    assert 0 < paced["latency_ms"]["p50"] <= paced["latency_ms"]["p99"]
+
+
+@pytest.fixture(scope="module")
+def visitors() -> Plan:
+    """A small site where one in eight writes."""
+    return plan(500, 0.12, seed=4)
+
+
+@pytest.fixture(scope="module")
+def tallies(visitors: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[day.Setup, day.Tally]:
+    """Too few addresses, enough for half an hour, a little more than for a day, and more than for all that come."""
+    wanted = [day.Setup(0), day.Setup(5), *(day.Setup(size, domain=False) for size in (5, 50, 575, 3500))]
+    return day.run(wanted, visitors, 4, tmp_path_factory.mktemp("day"), workers=1)
+
+
+@pytest.mark.parametrize(("visits", "days"), [(2000, 6), (20_001, 2)])
+def test_a_day_has_the_visits_and_mails_that_were_asked_for(visits: int, days: int) -> None:
+    found = plan(visits, 0.05, seed=4)
+    begins = [visit.binds[0] for visit in found.visits]
+    assert sum(BEGIN <= begin < BEGIN + DAY for begin in begins) == visits
+    assert len(begins) == days * visits
+    assert len(found.attendance) == 3 * visits
+    assert 0.8 < found.letters / (visits * 0.05 * (1 + AGAIN)) < 1.2
+    letters = [letter for visit in found.visits for letter in visit.letters]
+    assert all(BEGIN <= letter.received < BEGIN + DAY and letter.written < letter.received for letter in letters)
+
+
+def test_a_visible_page_keeps_its_lease(visitors: Plan) -> None:
+    gaps = [b - a for visit in visitors.visits for a, b in zip(visit.binds, visit.binds[1:], strict=False)]
+    assert min(gaps) > 0
+    assert sum(gap > LEASE / 2 + 1 for gap in gaps) < len(gaps) / 5  # the others were hidden for a while
+
+
+def test_every_mail_of_a_day_has_one_outcome(visitors: Plan, tallies: dict[day.Setup, day.Tally]) -> None:
+    for setup, tally in tallies.items():
+        assert tally.mails.total() == visitors.letters, setup
+        assert sum(tally.share(outcome) for outcome in day.OUTCOMES) == pytest.approx(1.0)
+        assert tally.pooled + tally.without == 500
+        assert len(tally.likely) == sum(tally.mails[f"likely, {place}"] for place in ("first", "listed", "missing"))
+
+
+def test_unique_addresses_attribute_every_mail_exactly_and_right(tallies: dict[day.Setup, day.Tally]) -> None:
+    assert tallies[day.Setup(0)].share("exact") == 1.0
+    # Nothing is learned from a Date that lies before the visit.
+    assert 0.9 * tallies[day.Setup(0)].mails.total() < tallies[day.Setup(0)].learned
+
+
+def test_more_addresses_leave_fewer_without_and_no_fewer_exact(tallies: dict[day.Setup, day.Tally]) -> None:
+    growing = [tallies[day.Setup(size, domain=False)] for size in (5, 50, 575, 3500)]
+    without, exact = [tally.without for tally in growing], [tally.share("exact") for tally in growing]
+    assert without == sorted(without, reverse=True)
+    assert without[0] > 0 == without[2]
+    assert exact == sorted(exact)
+    assert exact[0] == 0 < 0.9 < exact[3]
+    assert growing[0].mails["real address"] > 0 == growing[2].mails["real address"]
+
+
+def test_an_exhausted_pool_falls_back_on_what_is_exact(tallies: dict[day.Setup, day.Tally]) -> None:
+    with_domain = tallies[day.Setup(5)]
+    assert with_domain.mails["exact"] > 0 == with_domain.mails["real address"]
+    assert with_domain.without > 0
+
+
+@pytest.mark.parametrize(
+    ("stated", "outcome"),
+    [
+        (("exact", 7, None), "exact"),
+        (("exact", 8, None), "exact, WRONG"),
+        (("inferred", 8, None), "inferred, WRONG"),
+        (("likely", None, "[[7, 0.6], [8, 0.4]]"), "likely, first"),
+        (("likely", None, "[[8, 0.6], [7, 0.4]]"), "likely, listed"),
+        (("likely", None, "[[8, 0.6], [9, 0.4]]"), "likely, missing"),
+        (("none", None, None), "none"),
+    ],
+)
+def test_what_is_stated_is_judged_by_whose_mail_it_was(stated: tuple[Any, ...], outcome: str) -> None:
+    assert day.outcome_of(stated, 7) == outcome
+
+
+def test_late_mail_is_rarely_stated_as_somebody_elses(tallies: dict[day.Setup, day.Tally]) -> None:
+    """Every address is held about once a day, so what is written days later is written to its last holder's, too."""
+    assert tallies[day.Setup(575, domain=False)].share("exact, WRONG") < 0.02
+
+
+def test_a_day_is_the_same_for_the_same_seed(
+    visitors: Plan, tallies: dict[day.Setup, day.Tally], tmp_path: Path
+) -> None:
+    again = plan(500, 0.12, seed=4)
+    assert again == visitors != plan(500, 0.12, seed=5)
+    played = day.simulate(day.Setup(5), again, 4, tmp_path)
+    assert (played.mails, played.likely) == (tallies[day.Setup(5)].mails, tallies[day.Setup(5)].likely)
+
+
+def test_calibration_counts_by_what_was_stated() -> None:
+    found = day.Calibration()
+    rng = random.Random(1)
+    for _ in range(100):
+        stated = rng.choice([0.25, 0.75])
+        found.add([Candidate(1, stated), Candidate(2, 1 - stated)], truth=1)
+    assert [count for count, _, _ in found.bins if count] == [found.bins[2][0], found.bins[5][0]]
+    assert (found.total[0], found.total[2]) == (100, 100)
+    assert found.total[1] == pytest.approx(0.25 * found.bins[2][0] + 0.75 * found.bins[5][0])
+
+
+def test_likely_mails_are_weighed_by_other_delays(tallies: dict[day.Setup, day.Tally]) -> None:
+    cases = tallies[day.Setup(50, domain=False)].likely
+    prompt = Delays.of([-600.0] * 1000)  # everybody writes while the address is held
+    assert day.weighed(cases, prompt).bins[-1][0] > day.weighed(cases).bins[-1][0]
+    assert day.weighed(cases, learned=True).total[0] == 0
+
+
+def test_the_report_of_a_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report()
+    day.measure(report, 200, (5,), 0.05, 1, tmp_path, workers=1)
+    printed = capsys.readouterr().out
+    assert "seed 1" in printed
+    assert "(recommended)" in printed
+    assert "PASS  day: unique is exact and right: 100.00%" in printed
+    assert {setup["name"] for setup in report.figures["day"]["setups"]} >= {"unique", "pool 5"}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_promise_is_a_fail_and_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,9 +160,9 @@ class TestIntake:
         _, address = await w.shown("info@example.com", "example")
         assert address == f"p1@{DOMAIN}"
         method, (holder, earlier) = await self.shares(parts, address)
-        assert (method, holder > 0.99) == ("pool/1", True)
-        parts.intake.learn(Delays.of([-1.0] * 100 + [DAY] * 100))
+        assert (method, holder > 0.99) == ("pool/2", True)
+        parts.intake.learn(Delays.of([float(age) for age in range(-2000, 12 * 3600, 60)]))  # as much at any time
         method, (holder, earlier) = await self.shares(parts, address)
-        assert (method, round(earlier / holder, 2)) == ("pool/2", 0.5)
+        assert (method, round(earlier / holder, 1)) == ("pool/3", 1.0)
         parts.intake.learn(NO_DELAYS)
-        assert (await self.shares(parts, address))[0] == "pool/1"
+        assert (await self.shares(parts, address))[0] == "pool/2"

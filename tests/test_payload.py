@@ -82,8 +82,8 @@ def test_attachments_are_names_and_links() -> None:
 @pytest.mark.parametrize(
     "attribution",
     [
-        Attribution(AttributionState.NONE, "pool/1"),
-        Attribution(AttributionState.LIKELY, "pool/1"),
+        Attribution(AttributionState.NONE, "pool/2"),
+        Attribution(AttributionState.LIKELY, "pool/2"),
         Attribution(AttributionState.EXACT, "static/1"),
     ],
 )

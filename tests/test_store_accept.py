@@ -215,7 +215,7 @@ class TestAttribution:
         w.pass_time(60)
         (job,) = (await w.accept(leased)).jobs
         assert (job.visit, job.source) == (visit, "ads_1")
-        assert await attributions(w) == [("exact", "pool/1")]
+        assert await attributions(w) == [("exact", "pool/2")]
 
     async def test_two_visits_within_a_day_are_candidates_that_sum_to_one(self, w: World) -> None:
         _, leased = await w.shown()
@@ -237,7 +237,7 @@ class TestAttribution:
         w.pass_time(2 * DAY)
         (job,) = (await w.accept(leased, written_at=written)).jobs
         assert job.visit == visit
-        assert await attributions(w) == [("exact", "pool/1")]
+        assert await attributions(w) == [("exact", "pool/2")]
 
     async def test_a_plus_tag_that_we_issued_is_exact_and_any_other_number_claimed(self, w: World) -> None:
         visit, address = await w.shown("help@example.com")
@@ -298,7 +298,7 @@ class TestAttribution:
         other, again = await w.shown()
         assert again == leased
         assert other != visit
-        assert await attributions(w) == [("exact", "pool/1")]
+        assert await attributions(w) == [("exact", "pool/2")]
 
 
 async def test_mail_goes_to_forward_to_with_the_targets_own_next_hop(tmp_path: Path) -> None:

@@ -82,12 +82,12 @@ class TestThread:
     async def test_a_thread_of_another_site_says_nothing(self, w: World) -> None:
         await visit_of(w)
         ((_, method, visit),) = await letter(w, "other1@track.other.example", in_reply_to="q@example.org")
-        assert (method, visit) == ("pool/1", None)
+        assert (method, visit) == ("pool/2", None)
 
     async def test_each_site_infers_from_its_own_share_of_the_thread(self, w: World) -> None:
         visit = await visit_of(w)
         found = await letter(w, BASE, "other1@track.other.example", in_reply_to="q@example.org")
-        assert found == [("inferred", "thread/1", visit), ("none", "pool/1", None)]
+        assert found == [("inferred", "thread/1", visit), ("none", "pool/2", None)]
 
     async def test_an_unattributed_thread_says_nothing(self, w: World) -> None:
         await letter(w, BASE, message_id="q@example.org")
@@ -174,13 +174,13 @@ class TestUntouched:
 
     async def test_exact(self, w: World, answer: dict[str, Any]) -> None:
         visit, leased = await w.shown()
-        assert await letter(w, leased, **answer) == [("exact", "pool/1", visit)]
+        assert await letter(w, leased, **answer) == [("exact", "pool/2", visit)]
 
     async def test_likely(self, w: World, answer: dict[str, Any]) -> None:
         for _ in range(3):
             _, leased = await w.shown()
             w.pass_time(LEASE)
-        assert await letter(w, leased, **answer) == [("likely", "pool/1", None)]
+        assert await letter(w, leased, **answer) == [("likely", "pool/2", None)]
 
     async def test_what_nobody_ever_held_is_inferred(self, w: World, answer: dict[str, Any]) -> None:
         ((state, method, visit),) = await letter(w, f"info2@{TRACK}", **answer)

@@ -9,8 +9,9 @@ This is the busiest path of the web API: a page view each, durable before it is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated
 
 from aiohttp import web
@@ -23,10 +24,11 @@ from relay.agents import BOT, describe
 from relay.config import Limits
 from relay.core.address import AddressError, lookup_keys, parse
 from relay.core.attribution import NUMBER_DIGITS
+from relay.core.channel import Source, SourceRule
 from relay.core.classify import classify
 from relay.core.model import RouteKind
 from relay.core.privacy import kept_ip
-from relay.core.source import URL_LIMIT, clean, parse_page
+from relay.core.source import URL_LIMIT, PageMarks, clean, parse_page
 from relay.sources import referrers
 from relay.store import bindings
 from relay.store.directory import SiteView, TargetView
@@ -44,6 +46,8 @@ DEFAULT_LEASE = 900
 #: What the script remembers a browser by, and for how many seconds (webapi/script/src has the same).
 VISIT_COOKIE, VISIT_COOKIE_LIFE = "mailtrack_visit", 14 * 86_400
 FIRST_COOKIE, FIRST_COOKIE_LIFE = "mailtrack_first", 365 * 86_400
+#: Characters of page and referrer beyond which a page view is not remembered: they have marks that nobody else has.
+LONG = 300
 #: Seconds that a browser may remember the answer to a preflight.
 PREFLIGHT_AGE = 600
 
@@ -181,7 +185,7 @@ def _view(
 ) -> bindings.BindRequest:
     """What the store is told of a page view."""
     settings = site.settings
-    marks = parse_page(body.page)
+    marks, source = _arrival(site, body)
     visitor = describe(agent)
     place = context.geoip.place(address)
     return bindings.BindRequest(
@@ -193,7 +197,7 @@ def _view(
         previous=body.previous,
         first_visit=body.first_visit,
         marks=marks,
-        source=classify(marks, body.page, body.referrer, site.own_hosts, settings.rules, referrers(), body.marker),
+        source=source,
         referrer=body.referrer,
         params=_params(body.params) if body.params is not None else {},
         google_client_id=clean(body.google_client_id),
@@ -223,6 +227,22 @@ def _view(
         interacted=body.interacted,
         count_mails=settings.counts_mails,
     )
+
+
+def _arrival(site: SiteView, body: BindBody) -> tuple[PageMarks, Source]:
+    """What the page's address says, and where the page view came from."""
+    page, referrer, marker, rules = body.page or "", body.referrer or "", body.marker, site.settings.rules
+    # Most page views are of few pages from few places. Rules are not hashed for each of them.
+    arrive = _arrived.__wrapped__ if rules or len(page) + len(referrer) > LONG or marker else _arrived
+    return arrive(page, referrer, site.own_hosts, rules, marker)
+
+
+@lru_cache(maxsize=4096)
+def _arrived(
+    page: str, referrer: str, own_hosts: Collection[str], rules: Sequence[SourceRule], marker: str | None
+) -> tuple[PageMarks, Source]:
+    marks = parse_page(page)
+    return marks, classify(marks, page, referrer, own_hosts, rules, referrers(), marker)
 
 
 def _set_cookies(headers: CIMultiDict[str], domain: str | None, bound: bindings.Bound, *, secure: bool) -> None:

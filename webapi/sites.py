@@ -163,20 +163,20 @@ async def retire_substitute(call: Call) -> None:
 async def recommend(call: Call) -> Recommendation:
     site = _site(call)
     store = call.context.store
-    starts = await figures.visit_starts(store.reader, site.id, call.context.clock() - ATTENDANCE, MOST_VISITS)
+    stays = await figures.stays(store.reader, site.id, call.context.clock() - ATTENDANCE, MOST_VISITS)
     pools = []
     for target in site.targets:
         if target.method is not Method.POOL:
             continue
         rows = await store.sites.substitutes(target.id)
         size = sum(row["kind"] == RouteKind.POOL.value for row in rows)
-        pools.append(_pool(str(target.address), size, await _recommended(starts, target.lease)))
-    return Recommendation(visits=len(starts), pools=pools or [_pool("", 0, await _recommended(starts, 900.0))])
+        pools.append(_pool(str(target.address), size, await _recommended(stays, target.lease)))
+    return Recommendation(visits=len(stays), pools=pools or [_pool("", 0, await _recommended(stays, 900.0))])
 
 
-async def _recommended(starts: list[float], lease: float) -> sizing.Recommendation:
+async def _recommended(stays: list[sizing.Stay], lease: float) -> sizing.Recommendation:
     # Off the loop: with many visits the replay takes a second.
-    return await asyncio.to_thread(sizing.recommend, starts, lease)
+    return await asyncio.to_thread(sizing.recommend, stays, lease)
 
 
 def _pool(address: str, addresses: int, found: sizing.Recommendation) -> Pool:

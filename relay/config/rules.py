@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from relay.config import fields
 from relay.config.outline import Placed, SiteOutline, Table, TargetOutline, read, sites, table, tables
 from relay.config.problems import Problem
-from relay.core.attribution import DATE_REACH
+from relay.core.attribution import DATE_REACH, LATE_WINDOW
 from relay.core.model import Method, fold
 
 #: Local parts whose mail goes to ``operator`` at every domain of ours (RFC 5321 §4.5.1, RFC 2142 §2).
@@ -96,8 +96,11 @@ def _retention(raw: Table) -> Iterator[Problem]:
         yield Problem("retention.raw", "must not be longer than retention.messages: a body goes with its message")
     visits = read(fields.duration, section.get("visits"))
     window = read(fields.duration, table(raw, "attribution").get("window", "24h"))
-    if visits is not None and window is not None and visits < window + DATE_REACH:
-        text = "must be at least attribution.window and 5 days: without the earlier holders a guess would look exact"
+    if visits is not None and window is not None and visits < max(window, LATE_WINDOW) + DATE_REACH:
+        text = (
+            "must be at least 5 days and attribution.window, which counts as 5 days at least: "
+            "without the earlier holders a guess would look exact"
+        )
         yield Problem("retention.visits", text)
 
 

@@ -1,18 +1,17 @@
 """How many addresses a pool should have (PRODUCT.md, "recommended pool size").
 
-Enough visits: the last three days are played again. Every visit takes the address that was used longest ago and
-keeps it for one lease; a visit that finds every address leased gets none of its own. The smallest pool that leaves
-at most ``share`` of the visits without is the answer. All leases are equally long, so the least recently used
-address is always the one whose lease ends first: a queue is the whole pool.
+Enough visits: the last three days are played again. Every visit takes a free address and keeps it until one lease
+after it was seen last; a visit that finds every address leased gets none of its own. The smallest pool that leaves at
+most ``share`` of the visits without is the answer.
 
 Few visits: a replay would mirror chance. Erlang's loss formula says what share of random arrivals at the rate of
-the busiest hour finds every address leased; it holds for any distribution of holding times.
+the busiest hour finds every address leased; it holds for any distribution of holding times, so their mean is enough.
 """
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +21,9 @@ REPLAY_VISITS = 200
 #: No pool is recommended smaller: addresses cost little, a crowded pool costs certainty.
 MINIMUM = 5
 HOUR = 3600.0
+
+#: When a visit began and when it was seen last, in seconds.
+Stay = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ def erlang_b(offered: float, servers: int) -> float:
     return blocking
 
 
-def recommend(visits: Sequence[float], lease: float, share: float = 0.005) -> Recommendation:
-    """Recommend a pool for ``visits`` (start times of the last three days, any order) and a lease in seconds.
+def recommend(visits: Sequence[Stay], lease: float, share: float = 0.005) -> Recommendation:
+    """Recommend a pool for ``visits`` (those of the last three days, in any order) and a lease in seconds.
 
     ``share`` is the share of visits that may find no address. ValueError when lease or share make no sense.
     """
@@ -60,17 +62,18 @@ def recommend(visits: Sequence[float], lease: float, share: float = 0.005) -> Re
         raise ValueError("lease must be longer than 0 s")
     if not 0 < share < 1:
         raise ValueError("share must lie between 0 and 1")
-    starts = sorted(visits)
-    peak = _most_within(starts, HOUR)
-    if len(starts) < REPLAY_VISITS:
-        offered = peak * lease / HOUR
+    held = sorted((began, max(began, seen) + lease) for began, seen in visits)
+    peak = _most_within([began for began, _ in held], HOUR)
+    if len(held) < REPLAY_VISITS:
+        mean = sum(end - began for began, end in held) / len(held) if held else lease
+        offered = peak * mean / HOUR
         size = max(MINIMUM, _erlang_size(offered, share))
         return Recommendation(size, erlang_b(offered, size), peak, "erlang-b")
-    allowed = int(share * len(starts))
-    enough = _most_within(starts, lease)  # as many addresses as visits at once: nobody goes without
-    size = bisect_left(range(enough), -allowed, lo=1, key=lambda pool: -_without_address(starts, lease, pool))
+    allowed = int(share * len(held))
+    enough = _most_at_once(held)  # nobody goes without
+    size = bisect_left(range(enough), -allowed, lo=1, key=lambda pool: -_without_address(held, pool))
     size = max(MINIMUM, size)
-    return Recommendation(size, _without_address(starts, lease, size) / len(starts), peak, "replay")
+    return Recommendation(size, _without_address(held, size) / len(held), peak, "replay")
 
 
 def _erlang_size(offered: float, share: float) -> int:
@@ -91,15 +94,26 @@ def _most_within(starts: Sequence[float], span: float) -> int:
     return most
 
 
-def _without_address(starts: Sequence[float], lease: float, pool: int) -> int:
-    """How many visits find every one of ``pool`` addresses leased."""
-    begun: deque[float] = deque()
+def _most_at_once(held: Sequence[Stay]) -> int:
+    ends: list[float] = []
+    most = 0
+    for began, end in held:
+        while ends and ends[0] <= began:
+            heapq.heappop(ends)
+        heapq.heappush(ends, end)
+        most = max(most, len(ends))
+    return most
+
+
+def _without_address(held: Sequence[Stay], pool: int) -> int:
+    """How many visits find every one of ``pool`` addresses leased. ``held`` is sorted; an end is free again."""
+    ends: list[float] = []
     without = 0
-    for start in starts:
-        while begun and begun[0] <= start - lease:
-            begun.popleft()
-        if len(begun) < pool:
-            begun.append(start)
+    for began, end in held:
+        while ends and ends[0] <= began:
+            heapq.heappop(ends)
+        if len(ends) < pool:
+            heapq.heappush(ends, end)
         else:
             without += 1
     return without

@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from sqlalchemy import and_, bindparam, case, func, select
 
 from relay.core.model import AttributionState
+from relay.core.sizing import Stay
 from relay.store.engine import Reader, Statement
 from relay.store.schema import bindings, deliveries, messages, posts, visits
 
 _PERSON = func.coalesce(visits.c.device, "") != "bot"  # robots are given no address, and buy nothing
-_STARTS = Statement(
-    select(visits.c.started_at)
+_STAYS = Statement(
+    select(visits.c.started_at, visits.c.last_seen_at)
     .where(visits.c.site_id == bindparam("site"), visits.c.started_at >= bindparam("since"), _PERSON)
     .order_by(visits.c.started_at.desc())
     .limit(bindparam("most"))
 )
 
 
-async def visit_starts(reader: Reader, site_id: int, since: float, most: int) -> list[float]:
-    """When the latest visits of a site began, newest first; at most ``most`` of those since then."""
-    return [row[0] for row in await reader.run(_STARTS, site=site_id, since=since, most=most)]
+async def stays(reader: Reader, site_id: int, since: float, most: int) -> list[Stay]:
+    """When the latest visits of a site began and were seen last, newest first; at most ``most`` of those since then."""
+    return [(row[0], row[1]) for row in await reader.run(_STAYS, site=site_id, since=since, most=most)]
 
 
 @dataclass(frozen=True, slots=True)
