@@ -37,7 +37,7 @@ $(SCRIPT)/node_modules/.ready: $(SCRIPT)/package-lock.json
 script-test:
 	@if node -e 'process.exit(+(parseInt(process.versions.node) < 20))' && npm --version >/dev/null; then \
 	  $(MAKE) --no-print-directory $(SCRIPT)/node_modules/.ready && \
-	  cd $(SCRIPT) && npm run --silent typecheck && npm test --silent; \
+	  cd $(SCRIPT) && npm run --silent typecheck && npm test --silent && npm run --silent build -- node_modules/.built.js; \
 	else \
 	  echo "NOT TESTED: types, units and build of the website script, React and Vue: they need Node.js 20 or newer, and npm"; \
 	fi

@@ -77,7 +77,12 @@ def show(config_file: Path, name: str, wants_json: bool) -> None:
             ("tracking", _switch(view.tracking)),
             ("send to CRM", _switch(view.send_to_crm)),
             ("bots", view.bots),
+            ("addresses on", view.settings.lease_on.value),
+            ("reserve", f"{view.settings.reserve} % of a pool"),
             ("visit timeout", format_duration(view.visit_timeout)),
+            ("touch", view.settings.touch.value),
+            ("cookie domain", view.settings.cookie_domain),
+            ("own sources", ", ".join(rule.marker for rule in view.settings.rules) or None),
             ("conditions", ", ".join(name for name, on in view.conditions.items() if on)),
             ("defined in", "relay.toml" if view.declared else "the database"),
         ]
