@@ -32,7 +32,7 @@ from sqlalchemy import bindparam, select
 from benchmarks.report import Report
 from benchmarks.visitors import BEGIN, DAY, HOUR, LEASE, Letter, Plan, plan
 from relay.core.address import lookup_keys, parse
-from relay.core.attribution import ENOUGH_DELAYS, Delays, attribute_pool, written_at
+from relay.core.attribution import ENOUGH_DELAYS, LATE_WINDOW, Delays, attribute_pool, written_at
 from relay.core.channel import Channel, Source
 from relay.core.model import Address, Candidate, Holding, Method
 from relay.core.sizing import Recommendation, recommend
@@ -216,9 +216,8 @@ class Player:
         outcome = outcome_of(stated, row[0])
         self.tally.mails[outcome] += 1
         if outcome.startswith("likely"):
-            rows = self._tx.all(attribution.FIND_HOLDINGS, route=route.id, until=letter.received)
-            holdings = tuple(Holding(*held) for held in rows)
-            case = Likely(holdings, message.written_at, letter.received, row[0], self._learned)
+            held = attribution.holdings(self._tx, route.id, message.written_at - LATE_WINDOW, letter.received)
+            case = Likely(tuple(held), message.written_at, letter.received, row[0], self._learned)
             self.tally.likely.append(case)
 
     async def _learn(self, now: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
@@ -51,21 +51,35 @@ async def looked(w: World) -> Delays:
     return delays
 
 
-@pytest.mark.parametrize("target", ["sales@example.com", "jobs@example.com"])
-async def test_delays_are_counted_from_the_end_of_the_lease(w: World, target: str) -> None:
-    _, address = await w.shown(target)
-    await letters(w, address, [NOW + 1, NOW + LEASE, NOW + LEASE + HOUR])
-    assert await looked(w) == Delays.of([1 - LEASE, 0.0, HOUR])
+async def letters_of_visits(w: World, ages: Iterable[float], target: str = "jobs@example.com") -> None:
+    """A letter of a new visit each, so many seconds after the end of its lease."""
+    for age in ages:
+        _, address = await w.shown(target)
+        await letters(w, address, [NOW + LEASE + age])
+
+
+@pytest.mark.parametrize(
+    ("target", "ages"), [("sales@example.com", [1 - LEASE, HOUR]), ("jobs@example.com", [1 - LEASE, 0.0, HOUR])]
+)
+async def test_delays_are_counted_from_the_end_of_the_lease(w: World, target: str, ages: list[float]) -> None:
+    await letters_of_visits(w, ages, target)
+    assert await looked(w) == Delays.of(ages)
 
 
 async def test_two_hundred_exact_mails_are_learned_from(w: World) -> None:
-    _, address = await w.shown()
-    await letters(w, address, [NOW + LEASE + minute * 60.0 for minute in range(ENOUGH_DELAYS - 1)])
+    await letters_of_visits(w, [minute * 60.0 for minute in range(ENOUGH_DELAYS - 1)])
     assert not (await looked(w)).learned
-    await letters(w, address, [NOW + LEASE + 10 * DAY])
+    await letters_of_visits(w, [10 * DAY])
     delays = await looked(w)
     assert delays.learned
     assert delays.ages == (*(minute * 60.0 for minute in range(ENOUGH_DELAYS - 1)), 10 * DAY)
+
+
+async def test_of_each_visit_only_its_latest_letter_is_learned_from(w: World) -> None:
+    """Who writes a thousand times shall not teach all others' delays."""
+    _, address = await w.shown("jobs@example.com")
+    await letters(w, address, [NOW + LEASE + age for age in (HOUR, DAY, 60.0)])
+    assert await looked(w) == Delays.of([60.0])
 
 
 async def test_a_visit_that_came_back_counts_from_its_last_lease_before_writing(w: World) -> None:
@@ -105,8 +119,7 @@ async def test_plus_static_likely_and_inferred_mail_is_not_counted(w: World) -> 
 
 
 async def test_only_the_latest_mail_is_learned_from(w: World) -> None:
-    _, address = await w.shown()
-    await letters(w, address, [NOW + LEASE + age for age in range(20)])
+    await letters_of_visits(w, map(float, range(20)))
     await w.store.write(lambda tx: tx.sql("UPDATE deliveries SET id = id + ? WHERE id > 10", [figures.DELIVERIES_SEEN]))
     assert await looked(w) == Delays.of(map(float, range(10, 20)))
 

@@ -181,7 +181,7 @@ async def test_a_change_of_the_site_shows_in_the_next_answer(api: Api) -> None:
 async def test_is_javascript_that_any_page_may_load_and_keep_for_a_while(api: Api) -> None:
     response, _ = await api.request("GET", PATH)
     assert response.headers["Content-Type"] == "text/javascript; charset=utf-8"
-    assert response.headers["Cache-Control"] == "public, max-age=300"
+    assert response.headers["Cache-Control"] == "public, max-age=300, stale-while-revalidate=86400"
     assert response.headers["Cross-Origin-Resource-Policy"] == "cross-origin"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert "Set-Cookie" not in response.headers

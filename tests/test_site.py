@@ -27,6 +27,10 @@ def test_what_an_older_version_did_not_know_has_its_default() -> None:
         assert asdict(read) == asdict(SiteSettings()) | {name: (tuple(value) if name == "rules" else value)}
 
 
+def test_what_a_newer_version_knows_is_left_out() -> None:
+    assert SiteSettings.from_json('{"reserve": 5, "colour": "blue"}') == SiteSettings(reserve=5)
+
+
 @pytest.mark.parametrize(
     ("settings", "counts"),
     [

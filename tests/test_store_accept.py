@@ -15,7 +15,7 @@ from sqlalchemy import select
 from relay.core.model import AttributionState, Method
 from relay.store import sites
 from relay.store.messages import COLLECTED, NEVER, Evidence, Recipient, accept
-from relay.store.schema import bodies, deliveries, events, messages, paths
+from relay.store.schema import bodies, deliveries, events, messages, paths, visits
 from tests.store_fixtures import (
     BODY,
     DAY,
@@ -230,6 +230,21 @@ class TestAttribution:
         shares = [share for _, share in json.loads(candidates)]
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) == pytest.approx(1, abs=1e-3)
+
+    async def test_a_holder_of_days_ago_counts_however_many_had_it_since(self, tmp_path: Path) -> None:
+        """Leases of five minutes: 2,880 holders in ten days."""
+        target = pool_target("sales@example.com", f"only@{TRACK}", domain=None, lease=300.0)
+        async with world(tmp_path, site("shop", target)) as w:
+            writer, leased = await w.shown()
+            written = w.now + 60
+            for _ in range(1200):
+                w.pass_time(300)
+                await w.shown()
+            await w.accept(leased, written_at=written)
+            ((state, candidates),) = await delivery_rows(w, "attribution", "candidates")
+            (first,) = await w.rows(select(visits.c.id).where(visits.c.number == writer))
+            assert state == "likely"
+            assert json.loads(candidates)[0][0] == first[0]
 
     async def test_it_is_resolved_for_the_time_the_mail_was_written(self, w: World) -> None:
         visit, leased = await w.shown()

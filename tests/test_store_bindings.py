@@ -303,6 +303,15 @@ class TestReserve:
         counted = await w.rows(select(counters.c.name, counters.c["count"]))
         assert counted == [("pool_reserved", 1)]
 
+    async def test_it_is_told_that_there_is_one_for_whoever_interacts(self, w: World) -> None:
+        requests = [w.request("shop", "sales@example.com", **changes) for changes in ({}, {}, {"interacted": True})]
+        found = []
+        for request in requests:
+            (asked,) = request.asked
+            kept = replace(request, asked=(replace(asked, reserve=1),))
+            found.append((await w.store.write(lambda tx: bind(tx, kept, w.now))).reserved)  # noqa: B023
+        assert found == [False, True, False]
+
     async def test_a_person_gets_the_last_address(self, w: World) -> None:
         await self.seen(w)
         assert (await self.seen(w, interacted=True))[1] == SECOND

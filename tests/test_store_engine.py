@@ -428,7 +428,7 @@ SMALL = ("sites", "webhooks")
 WAITING = ("ix_posts_waiting", "ix_deliveries_open", "ix_deliveries_held", "ix_texts_unindexed", "ix_routes_leasable")
 #: Done once after a change of the sites, when a target is removed, when the system's clock was set back; hourly, over
 #: the two thousand latest exact deliveries.
-SELDOM = ("routes.DOMAINS", "routes.RETIRE_TARGET", "clock._LEASES", "figures._DELAYS")
+SELDOM = ("routes.DOMAINS", "routes.RETIRE_TARGET", "clock._LEASES", "clock._HOLDERS", "figures._DELAYS")
 
 
 def test_no_statement_reads_a_whole_table_without_need() -> None:

@@ -94,7 +94,9 @@ class TestThread:
         await letter(w, CARD, message_id="q@example.org")  # exact, and without a visit
         assert await letter(w, BASE, in_reply_to="q@example.org", references=("q@example.org",)) == [NONE]
 
-    @pytest.mark.parametrize("changes", [{"bounce": True}, {"mail_from": ""}, {"sender": ""}])
+    @pytest.mark.parametrize(
+        "changes", [{"bounce": True}, {"mail_from": ""}, {"sender": ""}, {"automatic": "auto-submitted"}]
+    )
     async def test_a_bounce_is_known_by_its_thread(self, w: World, changes: dict[str, Any]) -> None:
         visit = await visit_of(w)
         assert await letter(w, BASE, in_reply_to="q@example.org", **changes) == [("inferred", "thread/1", visit)]
@@ -107,6 +109,11 @@ class TestKnownSender:
         w.pass_time(seconds)
         expected = ("inferred", "sender/1", visit) if known else NONE
         assert await letter(w, BASE, sender="ann@example.org") == [expected]
+
+    async def test_an_automatic_sender_is_nobody_in_particular(self, w: World) -> None:
+        """A form mailer writes for many people under one address."""
+        await visit_of(w)
+        assert await letter(w, BASE, sender="ann@example.org", automatic="auto-submitted") == [NONE]
 
     async def test_for_no_time_at_all_is_never(self, w: World) -> None:
         await visit_of(w)

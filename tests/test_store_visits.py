@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import select
 
 from relay.core.channel import Channel, Source
-from relay.store.schema import visits
+from relay.store import clock, retention
+from relay.store.schema import deliveries, visits
 from relay.store.visits import Visitor
 from tests.store_fixtures import DAY, OTHER, SHOP, World, world
 
@@ -89,27 +90,27 @@ class TestTouches:
         number = await view(w, None, first_visit="1001")
         assert await row(w, number, "first_visit", "first_id", "touch_id") == ("1001", None, None)
 
-    async def test_another_counters_new_number_goes_on_from_our_own_previous_visit(self, w: World) -> None:
+    async def test_another_counters_new_number_goes_on_from_our_own_visits(self, w: World) -> None:
         own = await view(w, page=ADS)
-        assert await view(w, "9001", previous=own) == "9001"
+        assert await view(w, "9001", first_visit=own) == "9001"
         assert await row(w, "9001", "own", "first_visit") == (0, own)
         assert (await touches(w))[1][1:] == (1, 1)
 
     async def test_another_counters_new_number_goes_on_from_its_own_last(self, w: World) -> None:
         await view(w, "9001", page=ADS)
-        await view(w, "9002", previous="9001")
-        await view(w, "9003", previous="9002", page=MAIL)
+        await view(w, "9002", first_visit="9001")
+        await view(w, "9003", first_visit="9001", page=MAIL)
         assert [found[1:] for found in await touches(w)] == [(None, None), (1, 1), (1, None)]
         assert await row(w, "9003", "first_visit") == ("9001",)
 
-    async def test_what_is_no_number_is_no_previous_visit(self, w: World) -> None:
+    async def test_what_is_no_number_is_no_first_visit(self, w: World) -> None:
         await view(w, page=ADS)
-        await view(w, "9001", previous="no number", first_visit="neither")
+        await view(w, "9001", first_visit="no number")
         assert (await touches(w))[1][1:] == (None, None)
 
     async def test_visits_of_another_site_are_no_touches(self, w: World) -> None:
         elsewhere = (await w.bind("other", asked=(), page="https://www.other.example/?rs=x")).visit
-        await view(w, "9001", previous=elsewhere, first_visit=elsewhere)
+        await view(w, "9001", first_visit=elsewhere)
         assert (await touches(w))[1][1:] == (None, None)
         assert await row(w, "9001", "first_visit") == (elsewhere,)  # only as a number
 
@@ -227,7 +228,7 @@ class TestMarks:
                 "visitor": Visitor("198.51.100.1", "Rome"),
             },
             {"source": Source("else", Channel.EMAIL)},
-            {"first_visit": "42", "previous": "43"},
+            {"first_visit": "42"},
         ):
             assert await view(w, visit, **changes) == visit
         assert await row(w, visit, *names) == before
@@ -252,3 +253,54 @@ async def test_a_visit_of_which_nothing_is_known_stores_nothing(w: World) -> Non
     empty = {"city", "ip", "user_agent", "device", "browser", "os", "ym_uid", "mark", "marker", "params", "erased_at"}
     assert set(await row(w, visit, *empty)) == {None}
     assert await row(w, visit, "channel", "first_visit") == ("direct", visit)
+
+
+class TestOurOwnCookie:
+    async def test_the_last_visit_is_found_by_the_first_when_the_visits_cookie_has_run_out(self, w: World) -> None:
+        """It lives as long as the time-out, so who comes back later has nothing but the first visit's number."""
+        first = await view(w, page=ADS)
+        w.pass_time(DAY)
+        await view(w, first, MAIL, first_visit=first)
+        w.pass_time(15 * DAY)
+        await view(w, None, DIRECT, first_visit=first)
+        assert (await touches(w))[2] == (3, 1, 2)
+
+    async def test_a_number_that_was_erased_is_not_taken_for_another_counters(self, w: World) -> None:
+        erased = await view(w, page=ADS)
+        await w.store.write(lambda tx: retention.erase_visit(tx, w.site().id, erased, w.now, browser=True))
+        again = await view(w, erased, first_visit=erased, ours=True)
+        assert again != erased
+        assert await row(w, again, "own") == (1,)
+
+    async def test_a_number_of_a_counter_that_is_gone_ends_like_our_own(self, w: World) -> None:
+        await view(w, "9001", page=ADS)
+        assert await view(w, "9001", ADS, ours=True) == "9001"
+        assert await view(w, "9001", MAIL, ours=True) != "9001"
+
+    async def test_while_the_other_counter_has_a_cookie_it_decides(self, w: World) -> None:
+        await view(w, "9001", page=ADS)
+        assert await view(w, "9001", MAIL) == "9001"
+
+
+async def test_a_link_hands_no_visit_over_to_another_browser(w: World) -> None:
+    """The number of a visit in a link on the site's own forum: whoever follows it is somebody else."""
+    number = await view(w, page=ADS)
+    link = {"page": f"https://blog.example/?roistat_visit={number}", "referrer": HOME}
+    stranger = Visitor(user_agent="Mozilla/5.0 (another)")
+    assert await view(w, None, **link, visitor=stranger) != number
+    assert await view(w, None, **link) == number
+
+
+async def test_mail_to_what_was_shown_while_the_clock_ran_ahead_is_its_holders(w: World) -> None:
+    earlier, address = await w.shown()
+    w.pass_time(9 * DAY)
+    right = w.now
+    w.now = right + 3600.0  # the clock leaps, and the pool's other address is leased first
+    await w.shown()
+    holder, again = await w.shown()
+    assert again == address
+    await w.store.write(lambda tx: clock.set_back(tx, 3600.0, right))
+    w.now = right + 10
+    await w.accept(address)
+    (stated,) = await w.rows(select(visits.c.number).join(deliveries, deliveries.c.visit_id == visits.c.id))
+    assert stated == (holder,) != (earlier,)

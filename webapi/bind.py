@@ -13,10 +13,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated
+from urllib.parse import unquote
 
 from aiohttp import web
 from multidict import CIMultiDict
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import to_json
 
@@ -55,7 +56,14 @@ _BODY_TYPES = ("text/plain", JSON)
 _SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?").fullmatch
 
 Number = Annotated[str, Field(pattern=rf"^[0-9]{{1,{NUMBER_DIGITS}}}$")]
-Param = Annotated[str | None, Field(max_length=2048)]
+
+
+def _text(value: object) -> object:
+    """Pages write numbers as they like; what is stored is text."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Param = Annotated[str | None, Field(max_length=2048), BeforeValidator(_text)]
 
 
 class BindParams(Strict):
@@ -77,19 +85,19 @@ class BindBody(Strict):
     page: Annotated[str, Field(max_length=URL_LIMIT)] | None = None
     referrer: Annotated[str, Field(max_length=URL_LIMIT)] | None = None
     addresses: Annotated[
-        tuple[Annotated[str, Field(max_length=320)], ...],
-        Field(max_length=50, strict=False, description="Addresses as they stand on the page."),
+        tuple[str, ...],
+        Field(
+            max_length=50, strict=False, description="Addresses as they stand on the page; what is none is left out."
+        ),
     ] = ()
     params: BindParams | None = None
     google_client_id: Annotated[str, Field(max_length=256)] | None = None
-    previous: Annotated[
-        Number | None, Field(description="The visit of our own cookie, where another counter's cookie has ``visit``.")
-    ] = None
     marker: Annotated[
         # As long as a cookie may be: what is stored of it is cut.
         Annotated[str, Field(max_length=4096)] | None,
         Field(description="The marker that another counter's cookie holds."),
     ] = None
+    ours: Annotated[bool, Field(description="``visit`` stands in our own cookie, no other counter has one.")] = False
     ym_uid: Annotated[str, Field(max_length=4096)] | None = None
     interacted: Annotated[bool, Field(description="Somebody has moved, scrolled or typed on the page.")] = False
     webdriver: Annotated[bool, Field(description="The browser says that a program steers it.")] = False
@@ -102,6 +110,9 @@ class BindAnswer(BaseModel):
     first_visit: str | None
     lease: Annotated[int, Field(description="Seconds after which the page, while it is visible, binds again.")]
     addresses: dict[str, str]
+    reserved: bool | SkipJsonSchema[None] = Field(
+        default=None, description="An address is there for whoever interacts: bind again when somebody does."
+    )
     mails: int | SkipJsonSchema[None] = Field(
         default=None, description="Letters of this visit so far; only for sites that tell an analytics counter."
     )
@@ -131,11 +142,11 @@ async def bind(request: web.Request) -> web.Response:
     """Number the visit and lease its addresses."""
     context = request.app[CONTEXT]
     rates = request.app[RATES]
-    now = context.clock()
     client = client_of(request)
-    if not client.exempt and (wait := rates.views.take(client.bucket, now)):
+    if not client.exempt and (wait := rates.views.take(client.bucket, context.clock())):
         raise too_many(wait, "page views from this network")
     body = await _body(request, context.http.max_bind_body)
+    now = context.clock()  # a body may take its time; what comes of it begins when it is there
     site = context.store.sites.by_key.get(body.site)
     if site is None:
         raise not_found("site", "site")
@@ -165,6 +176,8 @@ async def bind(request: web.Request) -> web.Response:
         "lease": max(1, int(min((target.lease for target in asked.values()), default=DEFAULT_LEASE))),
         "addresses": {sent: shown[target.id] for sent, target in wanted.items() if target.id in shown},
     }
+    if bound.reserved:
+        document["reserved"] = True
     if bound.mails is not None:
         document["mails"] = bound.mails
     if site.settings.server_cookies:
@@ -194,7 +207,7 @@ def _view(
         visit_timeout=site.visit_timeout,
         own_hosts=site.own_hosts,
         number=body.visit,
-        previous=body.previous,
+        ours=body.ours,
         first_visit=body.first_visit,
         marks=marks,
         source=source,
@@ -231,15 +244,20 @@ def _view(
 
 def _arrival(site: SiteView, body: BindBody) -> tuple[PageMarks, Source]:
     """What the page's address says, and where the page view came from."""
-    page, referrer, marker, rules = body.page or "", body.referrer or "", body.marker, site.settings.rules
+    page, referrer, rules = body.page or "", body.referrer or "", site.settings.rules
     # Most page views are of few pages from few places. Rules are not hashed for each of them.
-    arrive = _arrived.__wrapped__ if rules or len(page) + len(referrer) > LONG or marker else _arrived
-    return arrive(page, referrer, site.own_hosts, rules, marker)
+    if rules or body.marker or len(page) + len(referrer) > LONG:
+        return _arrived(page, referrer, site.own_hosts, rules, unquote(body.marker or ""))
+    return _remembered(page, referrer, site.own_hosts)
 
 
 @lru_cache(maxsize=4096)
+def _remembered(page: str, referrer: str, own_hosts: Collection[str]) -> tuple[PageMarks, Source]:
+    return _arrived(page, referrer, own_hosts, (), "")
+
+
 def _arrived(
-    page: str, referrer: str, own_hosts: Collection[str], rules: Sequence[SourceRule], marker: str | None
+    page: str, referrer: str, own_hosts: Collection[str], rules: Sequence[SourceRule], marker: str
 ) -> tuple[PageMarks, Source]:
     marks = parse_page(page)
     return marks, classify(marks, page, referrer, own_hosts, rules, referrers(), marker)
@@ -312,13 +330,14 @@ async def _targets(store: Store, site: SiteView, addresses: tuple[str, ...]) -> 
     A static substitute is there on purpose and stays.
     """
     found: dict[str, TargetView] = {}
-    for index, sent in enumerate(addresses):
+    domains = await store.routes.domains()
+    for sent in addresses:
         try:
             address = parse(sent)
-        except AddressError as error:
-            raise Problem(400, f"addresses[{index}]: {error}", errors=((f"addresses[{index}]", str(error)),)) from None
+        except AddressError:
+            continue  # what stands on a page is anybody's text, and the others are addresses
         target = site.by_address.get(address.key)
-        if target is None and address.domain in await store.routes.domains():
+        if target is None and address.domain in domains:
             route = await store.routes.find(lookup_keys(address))
             if route is not None and route[0].site_id == site.id and route[0].kind is not RouteKind.STATIC:
                 target = next((target for target in site.targets if target.id == route[0].target_id), None)

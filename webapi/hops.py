@@ -20,6 +20,8 @@ from itertools import islice
 
 #: Hops that are read at most. No chain of proxies is that long; what a header has more is a client's invention.
 MOST = 32
+#: Characters of an element that is read; four parameters are not that long.
+LONGEST_ELEMENT = 500
 #: Characters of a hop; an address with brackets, zone and port is shorter.
 _LONGEST = 100
 
@@ -75,6 +77,8 @@ def _escaped(value: str, at: int) -> bool:
 def _node(element: str) -> str:
     """The ``for`` of one element; "" when it has none, several, or is malformed (RFC 7239 §4: once at most)."""
     found: str | None = None
+    if len(element) > LONGEST_ELEMENT:  # before it is read: its white space may be read in many ways
+        return ""
     at = 0
     while at < len(element):
         pair = _PAIR.match(element, at)

@@ -21,8 +21,10 @@ from webapi.operation import Operation, Parameters
 
 PATH = "/mailtrack.js"
 MEDIA_TYPE = "text/javascript; charset=utf-8"
-#: Seconds that browsers keep the script: a changed target shows within them.
+#: Seconds that browsers keep the script: a changed target shows within them, or one page view later. That it comes from
+#: the cache at once is what swaps the later pages of a session before they are drawn.
 KEPT_FOR = 300
+STALE_FOR = 86_400
 
 _SOURCE = files("webapi").joinpath("script/mailtrack.js").read_text("utf-8")
 _PLACE = "__MAILTRACK__"  # where the site's settings go
@@ -54,7 +56,7 @@ async def script(request: web.Request) -> web.Response:
     site = context.store.sites.by_key.get(request.query.get("site", ""))
     headers = {
         "Content-Type": MEDIA_TYPE,
-        "Cache-Control": f"public, max-age={KEPT_FOR}",
+        "Cache-Control": f"public, max-age={KEPT_FOR}, stale-while-revalidate={STALE_FOR}",
         "Cross-Origin-Resource-Policy": "cross-origin",
         "Vary": "Accept-Encoding",
     }

@@ -57,13 +57,23 @@ def _first(rules: Sequence[SourceRule], page_url: str | None, referrer: str | No
 
 def _marked_channel(page: PageMarks, referrers: Referrers) -> Channel:
     channel = medium_channel(page.utm_medium)
+    if channel in (None, Channel.SEARCH) and _is_assistant(page.utm_source, referrers):
+        return Channel.AI
     if channel is Channel.SEARCH and page.utm_source:
         # "organic" is also said of posts that nobody paid for.
-        kind = referrers.kinds.get(slug(page.utm_source))
-        return kind if kind in (Channel.SOCIAL, Channel.AI) else Channel.SEARCH
+        social = referrers.kinds.get(slug(page.utm_source)) is Channel.SOCIAL
+        return Channel.SOCIAL if social else Channel.SEARCH
     if channel is not None:
         return channel
     return Channel(page.click.partition("_")[0]) if page.click else Channel.CAMPAIGN
+
+
+def _is_assistant(utm_source: str | None, referrers: Referrers) -> bool:
+    """Assistants mark the links in their answers themselves, by their host or their name: utm_source=chatgpt.com."""
+    if not utm_source:
+        return False
+    found = referrers.find(f"https://{utm_source}/")
+    return referrers.kinds.get(slug(utm_source)) is Channel.AI or (found is not None and found.kind is Channel.AI)
 
 
 def _referred(referrer: str | None, host: str, referrers: Referrers) -> Source:

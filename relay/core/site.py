@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
@@ -56,13 +56,14 @@ class SiteSettings:
 
     @classmethod
     def from_json(cls, text: str) -> SiteSettings:
-        """What :meth:`to_json` wrote; what an older version did not know has its default."""
+        """What :meth:`to_json` wrote; what an older version did not know has its default, a newer one's is left out."""
         return _read(text)
 
 
 @lru_cache(maxsize=256)
 def _read(text: str) -> SiteSettings:
-    values: dict[str, Any] = json.loads(text)
+    known = {each.name for each in fields(SiteSettings)}
+    values: dict[str, Any] = {name: value for name, value in json.loads(text).items() if name in known}
     rules = tuple(_rule(rule) for rule in values.pop("rules", ()))
     for name, kind in (("lease_on", LeaseOn), ("touch", Touch)):
         if name in values:

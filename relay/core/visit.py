@@ -24,9 +24,8 @@ from relay.core.source import PageMarks, host_of, outside_host, strip_scheme
 
 #: Seconds without a sign of life after which a visit is over; the reference's cookie lives as long.
 TIMEOUT = 14 * 86400.0
-#: Seconds since a visit was seen within which a link between the site's domains hands it over; and without a referrer.
+#: Seconds since a visit was seen within which a link between the site's domains hands it over.
 HAND_OVER = 1800.0
-UNNAMED_HAND_OVER = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +91,17 @@ def is_handed_over(
 ) -> bool:
     """Whether ``roistat_visit`` in a page's address stands for this browser's visit on another domain of the site.
 
-    A link with a number in it is also copied, shared and found by search engines, and whoever follows it later is
-    somebody else. So it counts only when the browser comes from a page of the site on another host whose visit was seen
-    a moment ago; where a browser names no referrer, from a visit that was seen even less long ago. ``last_seen`` is
-    None for a visit that is not known: one of another counter that we meet here first.
+    A link with a number in it is also copied, shared, found by search engines and put before others on purpose, and
+    whoever follows it is somebody else. So it counts only when the browser says that it comes from a page of the site
+    on another host, and that visit was seen a moment ago; whoever names no referrer begins anew. ``last_seen`` is None
+    for a visit that is not known: one of another counter that we meet here first.
     """
-    if page.visit is None:
-        return False
-    seconds = None if last_seen is None else now - last_seen
     came_from = host_of(referrer)
-    if came_from is None:
-        return seconds is not None and seconds <= UNNAMED_HAND_OVER
-    if outside_host(referrer, None, own_hosts) is not None or came_from == page.host:
+    if page.visit is None or came_from is None or came_from == page.host:
         return False
-    return seconds is None or seconds <= HAND_OVER
+    if outside_host(referrer, None, own_hosts) is not None:
+        return False
+    return last_seen is None or now - last_seen <= HAND_OVER
 
 
 def visit_number(random: int) -> str:

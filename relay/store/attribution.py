@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, func, select
 
 from relay.core import attribution as rules
 from relay.core.model import Attribution, AttributionState, Holding, RouteKind
@@ -14,8 +14,8 @@ from relay.store.incoming import Incoming, Recipient
 from relay.store.routes import Route
 from relay.store.schema import bindings, deliveries, messages, visits
 
-#: Latest holdings of a pool address that are looked at: six days of leases of 15 minutes are 576.
-HOLDINGS = 1000
+#: Holdings of a pool address that are looked at, the latest: ten days of leases of 15 minutes are 960.
+HOLDINGS = 20_000
 #: References of a message that are looked up, the latest first; a thread of thousands is still known by these.
 THREAD_REACH = 20
 #: Latest messages of a sender that are looked at.
@@ -32,9 +32,23 @@ class Evidence:
     delays: rules.Delays = rules.NO_DELAYS
 
 
+_EARLIER = bindings.alias()
+# An address has one holder after the other, so whoever began last before ``since`` is the first that may count.
 FIND_HOLDINGS = Statement(
     select(bindings.c.visit_id, bindings.c.started_at, bindings.c.ended_at)
-    .where(bindings.c.route_id == bindparam("route"), bindings.c.started_at <= bindparam("until"))
+    .where(
+        bindings.c.route_id == bindparam("route"),
+        bindings.c.started_at <= bindparam("until"),
+        bindings.c.started_at
+        >= func.coalesce(
+            select(_EARLIER.c.started_at)
+            .where(_EARLIER.c.route_id == bindparam("route"), _EARLIER.c.started_at <= bindparam("since"))
+            .order_by(_EARLIER.c.started_at.desc())
+            .limit(1)
+            .scalar_subquery(),
+            0.0,
+        ),
+    )
     .order_by(bindings.c.started_at.desc())
     .limit(HOLDINGS)
 )
@@ -97,23 +111,29 @@ def _by_address(tx: Tx, route: Route, tag: str | None, incoming: Incoming, evide
             return Attribution(AttributionState.NONE, rules.PLUS_METHOD)
         row = tx.one(FIND_NUMBER, site=route.site_id, number=tag)
         return rules.attribute_plus(tag, row[0] if row else None)
-    rows = tx.all(FIND_HOLDINGS, route=route.id, until=incoming.received_at)
     if route.kind is RouteKind.UNIQUE:
-        return rules.attribute_unique(rows[0][0] if rows else None)
-    holdings = [Holding(*row) for row in rows]
-    return rules.attribute_pool(holdings, incoming.written_at, incoming.received_at, evidence.window, evidence.delays)
+        last = holdings(tx, route.id, incoming.received_at, incoming.received_at)
+        return rules.attribute_unique(last[0].visit if last else None)
+    since = incoming.written_at - max(evidence.window, rules.LATE_WINDOW)
+    held = holdings(tx, route.id, since, incoming.received_at)
+    return rules.attribute_pool(held, incoming.written_at, incoming.received_at, evidence.window, evidence.delays)
+
+
+def holdings(tx: Tx, route_id: int, since: float, until: float) -> list[Holding]:
+    """Who held an address from ``since`` to ``until``, and whoever held it last before; the latest first."""
+    return [Holding(*row) for row in tx.all(FIND_HOLDINGS, route=route_id, since=since, until=until)]
 
 
 def _inferred(tx: Tx, site_id: int, incoming: Incoming, evidence: Evidence) -> Attribution | None:
     """The visit of the message that this one answers, else of its sender's last attributed one, at the same site.
 
-    A bounce names no person: only its thread counts.
+    Bounces and automatic mail name no person: only their thread counts.
     """
     answered = (incoming.in_reply_to, *reversed(incoming.references[-THREAD_REACH:]))
     for reference in dict.fromkeys(filter(None, answered)):
         if row := tx.one(FIND_ANSWERED, answered=reference, site=site_id):
             return rules.attribute_thread(row[0])
-    if incoming.bounce or not incoming.mail_from or not incoming.sender:
+    if incoming.bounce or incoming.automatic or not incoming.mail_from or not incoming.sender:
         return None
     after = incoming.received_at - evidence.known_sender
     row = tx.one(FIND_KNOWN_SENDER, sender=incoming.sender, after=after, site=site_id)

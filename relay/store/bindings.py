@@ -50,7 +50,8 @@ class Bound:
     """``substitutes`` by target id; ``created`` are the keys of routes that did not exist before.
 
     ``fresh``: the visit began with this page view. ``leased``: it holds something that it did not hold before.
-    ``mails``: letters that are its own for certain, where counted.
+    ``reserved``: there is a free address for whoever interacts. ``mails``: letters that are its own for certain, where
+    counted.
     """
 
     visit: str
@@ -59,6 +60,7 @@ class Bound:
     created: tuple[tuple[str, str], ...] = ()
     fresh: bool = False
     leased: bool = False
+    reserved: bool = False
     mails: int | None = None
 
 
@@ -134,6 +136,7 @@ def bind(tx: Tx, request: BindRequest, now: float, random: Callable[[int], bytes
         tuple(leasing.created),
         fresh=visit.fresh,
         leased=leasing.leased,
+        reserved=leasing.reserved,
         mails=mails,
     )
 
@@ -149,6 +152,7 @@ class _Leasing:
     random: Callable[[int], bytes]
     created: list[tuple[str, str]] = field(default_factory=list)
     leased: bool = False
+    reserved: bool = False
 
     def substitute(self, asked: Asked) -> str | None:
         if asked.method is Method.PLUS:
@@ -167,6 +171,7 @@ class _Leasing:
             return None
         if self._is_reserved(asked):
             count(self.tx, self.request.site_id, "pool_reserved", self.now)
+            self.reserved = asked.domain is None or self.reserved  # else a unique address does as well
             return None
         route_id, domain, local = row
         self._hold(route_id, asked)

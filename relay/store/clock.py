@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BindParameter, bindparam, update
+from sqlalchemy import BindParameter, bindparam, select, update
 
 from relay.core.model import DeliveryState
 from relay.store.engine import Statement, Tx
-from relay.store.schema import deliveries, posts, routes
+from relay.store.schema import bindings, deliveries, posts, routes
 
 _OPEN = deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value])
 _LATER: BindParameter[float] = bindparam("now")
@@ -24,6 +24,15 @@ _LEASES = Statement(
     .where(routes.c.leased_until > bindparam("alive"), routes.c.kind == "pool", routes.c.retired_at.is_(None))
     .values(leased_until=routes.c.leased_until - _BY)
 )
+# Who was given an address meanwhile began later than now: mail would find nobody there.
+_HOLDERS = Statement(
+    update(bindings)
+    .where(
+        bindings.c.started_at > _LATER,
+        bindings.c.id.in_(select(routes.c.binding_id).where(routes.c.leased_until > bindparam("alive"))),
+    )
+    .values(started_at=_LATER, ended_at=bindings.c.ended_at - _BY)
+)
 
 
 def set_back(tx: Tx, by: float, now: float) -> None:
@@ -33,4 +42,5 @@ def set_back(tx: Tx, by: float, now: float) -> None:
     """
     tx.run(_DELIVERIES, now=now, by=by)
     tx.run(_POSTS, now=now, by=by)
+    tx.run(_HOLDERS, now=now, by=by, alive=now + by)
     tx.run(_LEASES, alive=now + by, by=by)

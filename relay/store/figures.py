@@ -79,15 +79,17 @@ async def sources(reader: Reader, site_id: int, since: float, until: float) -> l
 DELAYS_LEARNED = 2000
 DELIVERIES_SEEN = 50_000
 
+# One letter of each visit: who writes a thousand times shall not teach all others' delays.
 _RECENT = (
-    select(deliveries.c.message_id, deliveries.c.route_id, deliveries.c.visit_id)
+    select(func.max(deliveries.c.message_id).label("message_id"), deliveries.c.route_id, deliveries.c.visit_id)
     .where(
         deliveries.c.id > select(func.coalesce(func.max(deliveries.c.id), 0) - DELIVERIES_SEEN).scalar_subquery(),
         deliveries.c.attribution == AttributionState.EXACT.value,
         deliveries.c.visit_id.is_not(None),
         deliveries.c.route_id.is_not(None),
     )
-    .order_by(deliveries.c.id.desc())
+    .group_by(deliveries.c.visit_id)
+    .order_by(func.max(deliveries.c.id).desc())
     .limit(DELAYS_LEARNED)
     .subquery()
 )

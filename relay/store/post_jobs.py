@@ -91,6 +91,7 @@ _VISIT_FIELDS = (
 _SOURCE_FIELDS = (
     "referrer",
     "marker",
+    "domain",
     "landing_page",
     "utm_source",
     "utm_medium",

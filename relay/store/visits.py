@@ -35,9 +35,8 @@ class Visitor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageView:
-    """One page view of a site. ``number`` is the visit that the browser believes it is in; ``previous`` the one that
-    our own cookie still names where another counter has begun a new one. ``source`` is what a new visit came from.
-    """
+    """One page view of a site. ``number`` is the visit that the browser believes it is in; ``source`` is what a new
+    visit came from."""
 
     site_id: int
     visit_timeout: float
@@ -50,27 +49,36 @@ class PageView:
     params: dict[str, str]
     google_client_id: str | None
     visitor: Visitor = field(default_factory=Visitor)
-    previous: str | None = None
+    ours: bool = False  # ``number`` stood in our own cookie, not in another counter's
     ym_uid: str | None = None
 
 
-_FIND_VISIT = Statement(
-    select(
-        visits.c.id,
-        visits.c.own,
-        visits.c.first_visit,
-        visits.c.last_seen_at,
-        visits.c.first_id,
-        visits.c.touch_id,
-        visits.c.channel,
-        visits.c.mark,
-        visits.c.utm_source,
-        visits.c.utm_medium,
-        visits.c.utm_campaign,
-        visits.c.utm_term,
-        visits.c.utm_content,
-        visits.c.referrer,
-    ).where(visits.c.site_id == bindparam("site"), visits.c.number == bindparam("number"))
+_FIND = select(
+    visits.c.id,
+    visits.c.own,
+    visits.c.first_visit,
+    visits.c.last_seen_at,
+    visits.c.first_id,
+    visits.c.touch_id,
+    visits.c.channel,
+    visits.c.mark,
+    visits.c.utm_source,
+    visits.c.utm_medium,
+    visits.c.utm_campaign,
+    visits.c.utm_term,
+    visits.c.utm_content,
+    visits.c.referrer,
+    visits.c.user_agent,
+)
+_FIND_VISIT = Statement(_FIND.where(visits.c.site_id == bindparam("site"), visits.c.number == bindparam("number")))
+_LATEST_OF_BROWSER = Statement(
+    _FIND.where(
+        visits.c.site_id == bindparam("site"),
+        or_(visits.c.id == bindparam("first"), visits.c.first_id == bindparam("first")),
+        visits.c.erased_at.is_(None),
+    )
+    .order_by(visits.c.id.desc())
+    .limit(1)
 )
 _SEEN = Statement(update(visits).where(visits.c.id == bindparam("visit")), "last_seen_at")
 # Written so that each half has its index: a number of our own anywhere, or any number at this site.
@@ -105,13 +113,15 @@ def current(tx: Tx, view: PageView, now: float, random: Callable[[int], bytes]) 
     """The browser's own visit, or a new one (core/visit.py)."""
     given = view.number if view.number and is_number(view.number) else None
     row = None if given is None else _find(tx, view, given)
+    if row is None and view.ours:
+        given = None  # erased, or past its retention: not a number that somebody else is to give
     crossed = _crossed(tx, view, given, now)
     if crossed is not None:
         given, row = crossed
     if given is None:
-        return _new_visit(tx, view, _own_number(tx, view.site_id, random), True, _find(tx, view), now)
+        return _new_visit(tx, view, _own_number(tx, view.site_id, random), True, _latest(tx, view), now)
     if row is None:
-        return _new_visit(tx, view, given, False, _find(tx, view, view.previous), now)
+        return _new_visit(tx, view, given, False, _latest(tx, view), now)
     if is_new_visit(
         _marks(row),
         view.marks,
@@ -120,19 +130,24 @@ def current(tx: Tx, view: PageView, now: float, random: Callable[[int], bytes]) 
         row[3],
         now,
         view.visit_timeout,
-        foreign=not row[1],
+        foreign=not row[1] and not view.ours,  # what our cookie has kept of a counter that is gone, nobody renews
     ):
         return _new_visit(tx, view, _own_number(tx, view.site_id, random), True, row, now)
     tx.run(_SEEN, visit=row[0], last_seen_at=now)
     return Visit(row[0], given, row[2], False)
 
 
-def _find(tx: Tx, view: PageView, number: str | None = None) -> Row | None:
-    """The site's visit with this number, or with the number of the browser's first visit."""
-    wanted = number or view.first_visit
-    if wanted is None or not is_number(wanted):
+def _find(tx: Tx, view: PageView, number: str | None) -> Row | None:
+    """The site's visit with this number."""
+    if number is None or not is_number(number):
         return None
-    return tx.one(_FIND_VISIT, site=view.site_id, number=wanted)
+    return tx.one(_FIND_VISIT, site=view.site_id, number=number)
+
+
+def _latest(tx: Tx, view: PageView) -> Row | None:
+    """The latest visit of a browser that still knows its first one."""
+    first = _find(tx, view, view.first_visit)
+    return first and tx.one(_LATEST_OF_BROWSER, site=view.site_id, first=first[4] or first[0])
 
 
 def _crossed(tx: Tx, view: PageView, given: str | None, now: float) -> tuple[str, Row | None] | None:
@@ -141,6 +156,8 @@ def _crossed(tx: Tx, view: PageView, given: str | None, now: float) -> tuple[str
     if number is None or number == given:
         return None
     row = _find(tx, view, number)
+    if row is not None and row[14] != view.visitor.user_agent:
+        return None  # another browser's: its visit is not to be had by a link
     last_seen = None if row is None else row[3]
     if is_handed_over(view.marks, view.referrer, view.own_hosts, last_seen, now):
         return number, row

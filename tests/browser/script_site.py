@@ -30,6 +30,7 @@ class Site:
     url: str = ""
     pages: dict[str, str] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+    script_headers: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     #: The document of the answer, a status, a response, or what makes one of the request's body.
     answer: Any = field(default_factory=lambda: BOUND)
@@ -66,7 +67,7 @@ class Site:
         return text.replace("__MAILTRACK__", json.dumps(self.settings))
 
     async def script(self, request: web.Request) -> web.Response:
-        return web.Response(text=self.rendered(), content_type="text/javascript")
+        return web.Response(text=self.rendered(), content_type="text/javascript", headers=self.script_headers)
 
     async def page(self, request: web.Request) -> web.Response:
         content = self.pages.get(request.path)

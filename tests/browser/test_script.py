@@ -111,7 +111,7 @@ async def test_a_bind_says_what_the_page_and_the_browser_know(browser: Browser) 
                 {
                     "site": "pk_x",
                     "visit": "99",
-                    "previous": "12",
+                    "ours": False,
                     "first_visit": "3",
                     "page": f"{site.url}/?utm_source=x",
                     "referrer": f"{site.url}/from",
@@ -131,6 +131,7 @@ async def test_what_is_not_known_is_absent(browser: Browser) -> None:
         assert site.binds == [
             {
                 "site": "pk_x",
+                "ours": True,
                 "page": f"{site.url}/",
                 "referrer": "",
                 "addresses": [SALES],
@@ -445,7 +446,7 @@ async def test_a_page_that_changes_all_the_time_gets_no_long_tasks_and_no_binds_
         assert long <= 3  # other processes of a busy machine make some
 
 
-async def test_a_page_that_writes_the_real_address_back_each_time_wins_after_fifty_times(browser: Browser) -> None:
+async def test_a_page_that_writes_the_real_address_back_each_time_wins_in_the_end(browser: Browser) -> None:
     async with serving(f"<p>{SALES}</p>") as site, visiting(browser, site) as page:
         await page.clock.install()
         await page.goto("/")
@@ -460,7 +461,7 @@ async def test_a_page_that_writes_the_real_address_back_each_time_wins_after_fif
         }"""
         await page.evaluate(fight)
         await quiet(page)
-        assert 45 <= await page.evaluate("written") <= 51
+        assert 1000 < await page.evaluate("written") <= 5001
         assert await page.inner_text("p") == SALES
         assert len(site.binds) == 1
 

@@ -37,7 +37,7 @@ const { code } = await minify(bundle.outputFiles[0].text, {
 // One function, called with the site's settings, which stand last: the server puts them in the place of
 // __MAILTRACK__. Within, they are $.
 const body = code.replace(/\bSETTINGS\b/g, "$$");
-const text = `/*! visit-relay, Apache-2.0 */\n($=>{${body}})(__MAILTRACK__);\n`;
+const text = `/*! visit-relay */\n($=>{${body}})(__MAILTRACK__);\n`;
 writeFileSync(target, text);
 
 const bytes = Buffer.from(text);

@@ -17,6 +17,8 @@ export interface Answer {
   lease: number;
   /** What was sent → what is shown instead. An address that is missing stays as it is on the page. */
   addresses: Record<string, string>;
+  /** There is an address for this visit as soon as somebody interacts with the page. */
+  reserved?: true;
   /** Mails of this visit that have been received. */
   mails?: number;
 }

@@ -1,10 +1,10 @@
 /** The request that says which visit this is and which addresses it shows: when, what, and what its answer means. */
 import type { Answer } from "../mailtrack";
-import { api, on } from "./api";
+import { api, consent, on } from "./api";
 import { tell } from "./events";
 import { fresh, lapsed, lease, onPage } from "./lease";
 import { scan } from "./page";
-import { keep, keptMapping, known, type Mapping } from "./visit";
+import { forget, keep, keptMapping, known, type Mapping } from "./visit";
 
 const enum Milliseconds {
   Patience = 3000,
@@ -23,6 +23,8 @@ let soonest = 0;
 let timer: number;
 /** A person has moved, typed or scrolled: not a machine that only loads pages. */
 let interacted: true | undefined;
+/** There is an address for us as soon as a person shows. */
+let reserved: unknown;
 /** Mails of this visit, if it is known. */
 let mails: number;
 
@@ -43,6 +45,7 @@ export function refresh() {
 /** Puts back what has run out, and plans the next bind. Called whenever something may have changed, `person` by one. */
 export function check(person?: boolean) {
   if (person) interacted = true;
+  if (person && reserved) due = reserved = 0;
   if (lapsed()) scan();
   clearTimeout(timer);
   const early = document.readyState === "loading" || (SETTINGS.lazy && !interacted);
@@ -57,7 +60,7 @@ const question = (addresses: string[]) =>
     site: SETTINGS.site,
     ...known(),
     page: location.href.split("#")[0].slice(0, Most.Url),
-    referrer: document.referrer.slice(0, Most.Url),
+    referrer: document.referrer, // no browser sends more than 4096 characters of it
     addresses: addresses.slice(0, Most.Addresses),
     params: api.params,
     interacted,
@@ -68,9 +71,9 @@ async function bind() {
   if (!on()) return;
   busy = true;
   soonest = due = Date.now() + Milliseconds.Retry; // unless it is answered
-  scan();
-  const asked = onPage;
   try {
+    scan();
+    const asked = { ...onPage }; // what appears meanwhile is another question
     const stop = new AbortController();
     setTimeout(() => stop.abort(), Milliseconds.Patience);
     const response = await fetch(SETTINGS.api, {
@@ -81,17 +84,20 @@ async function bind() {
       body: question(Object.keys(asked)),
     });
     const answer: Answer = await response.json();
+    if (!consent.given) forget(); // the server may have set cookies after the visitor has refused
     const { visit, lease: seconds } = answer;
     if (response.ok && on() && seconds > 0 && +visit > 0) {
       const now = Date.now();
       const end = now + seconds * 1000;
+      reserved = answer.reserved;
       lease(asked, answer.addresses, end);
       soonest = now + Milliseconds.AtMostEvery;
       due = now + seconds * 500;
-      const before = visit === api.visit ? mails : Infinity; // of a visit that is new to us no mail is new
+      const renewed = visit === api.visit;
+      const before = renewed ? mails : Infinity; // of a visit that is new to us no mail is new
       mails = answer.mails || 0;
       api.visit = visit;
-      keep({ visit, mails, shown: api.addresses, end }, answer.first_visit);
+      keep({ visit, mails, shown: api.addresses, end }, answer.first_visit, renewed);
       tell("bind", answer);
       if (mails > before) tell("mail", mails, "emailtracking");
     }

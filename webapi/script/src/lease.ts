@@ -17,6 +17,10 @@ const real: Shown = {};
 /** What the last bind asked for. */
 let asked: Addresses = {};
 
+const enum Most {
+  Targets = 1000,
+}
+
 // What a walk over the page finds:
 /** targets, and substitutes whose target only the server knows; */
 export let onPage: Addresses = {};
@@ -37,12 +41,15 @@ const live = () => on() && Date.now() < end!;
 /** Something of ours stands on the page that should not any more. */
 export const lapsed = () => touched && !live();
 
-/** The first that is new, if any is. */
+/** Whether one of these was new. So many in all: a page may be full of what its visitors have written. */
 export function addTargets(list: string[]) {
-  const more = list.map((address) => address.toLowerCase()).filter((address) => !targets.includes(address));
-  targets.push(...more);
-  addresses = pattern(targets, SETTINGS.domains);
-  return more[0];
+  const before = targets.length;
+  for (const address of list) {
+    const lower = address.toLowerCase();
+    if (lower.includes("@") && targets.length < Most.Targets && !targets.includes(lower)) targets.push(lower);
+  }
+  if (targets.length > before || !addresses) addresses = pattern(targets, SETTINGS.domains);
+  return targets.length > before;
 }
 
 const put = replacer((address) => {

@@ -41,7 +41,9 @@ function callHooks() {
  */
 let awaited = true;
 function standIn() {
-  if (awaited && (!window.roistatProjectId || (!window.roistat && document.readyState === "complete"))) {
+  const state = document.readyState;
+  // Its tag may stand below ours.
+  if (awaited && state !== "loading" && (!window.roistatProjectId || (!window.roistat && state === "complete"))) {
     awaited = false;
     window.roistat = window.roistat || {};
     hooks.push("onRoistatModuleLoaded");

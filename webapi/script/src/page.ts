@@ -5,7 +5,7 @@ import { linkSwapper } from "./swap";
 
 // What visitors or scripts fill in, what nobody sees, and what the page excepts.
 const KEEP =
-  "head,script,style,noscript,input,textarea,select,[contenteditable]:not([contenteditable=false])," +
+  "head,script,style,noscript,input,textarea,select,[contenteditable]," +
   "[data-mailtrack-ignore]";
 const CLIPBOARD = "data-clipboard-text";
 const ADD = "data-mailtrack-add";
@@ -17,13 +17,13 @@ const enum NodeType {
 /** A mask of NodeFilter's. */
 const TEXTS = 4;
 
-// A framework that keeps writing the old text back wins: so many edits of a node in so many milliseconds, then peace.
+// A script that keeps writing the old text back wins: so many edits outside of a scan in so many milliseconds, then
+// peace. They are counted for the page, since what is written back may be a new node each time.
 const enum Edits {
-  Most = 50,
+  Most = 5000,
   Within = 10000,
 }
-let edits = new WeakMap<Node, number>();
-let editsSince = 0;
+let edits = 0;
 
 const linkSwapped = linkSwapper(swapped);
 
@@ -34,18 +34,15 @@ function edit(node: Text | Attr | null, element: Element | null, change: (value:
   if (!node || kept(element)) return;
   const value = change(node.nodeValue!);
   if (value === node.nodeValue) return;
-  const now = Date.now();
-  if (now - editsSince > Edits.Within) {
-    edits = new WeakMap();
-    editsSince = now;
-  }
-  const count = edits.get(node) || 0;
-  edits.set(node, count + 1);
-  if (count < Edits.Most) node.nodeValue = value;
+  if (!edits) setTimeout(() => (edits = 0), Edits.Within);
+  if (edits++ < Edits.Most) node.nodeValue = value;
 }
 
+/** Additional addresses that a walk came across. */
+let more: string[] = [];
+
 function editAttributes(element: Element) {
-  add(...(element.getAttribute(ADD)?.match(/[^\s,]+/g) || []));
+  more.push(...(element.getAttribute(ADD)?.match(/[^\s,]+/g) || []));
   edit(element.getAttributeNode("href"), element, linkSwapped);
   edit(element.getAttributeNode(CLIPBOARD), element, swapped);
 }
@@ -74,8 +71,10 @@ export function watch(then: () => void) {
     }
     // The parser reports a table, then its rows, then their cells: the walk over the table has seen them all.
     changed.forEach((node) => {
-      if (!changed.has(node!.parentNode)) walk(node!);
+      // What is out of the page again shows no ancestor that says to keep it as it is.
+      if (node!.isConnected && !changed.has(node!.parentNode)) walk(node!);
     });
+    add(...more);
     observer.takeRecords(); // our own edits
     then();
   });
@@ -91,11 +90,16 @@ export function scan() {
     attributeFilter: ["href", CLIPBOARD, ADD],
     subtree: true,
   });
+  edits = -Infinity;
   walk(document);
+  if (addTargets(more)) walk(document);
+  edits = 0;
+  more = [];
   observer.takeRecords(); // our own edits
 }
 
 /** Additional addresses to replace. */
 export function add(...addresses: string[]) {
+  more = [];
   if (addTargets(addresses) && on()) scan();
 }

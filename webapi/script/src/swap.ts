@@ -5,7 +5,7 @@ import { attempt } from "./attempt";
 const WORD = "\\p{L}\\p{M}\\p{N}_";
 const LOCAL = WORD + ".%+-";
 
-const either = (texts: string[]) => texts.map((text) => text.replace(/[.*+?^${}|/]/g, "\\$&")).join("|") || "(?!)";
+const either = (texts: string[]) => texts.map((text) => text.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&")).join("|") || "(?!)";
 
 /**
  * Finds the targets and every address at the domains, as group 2. A full stop or hyphen behind the address belongs to

@@ -1,11 +1,11 @@
 /** What the browser remembers of the visit: two cookies of ours, another counter's, and this tab's mapping. */
+import { api } from "./api";
 import { attempt } from "./attempt";
 import type { Shown } from "./lease";
 
+/** Name of the cookie, and of the mapping in the session's storage. */
 const VISIT = "mailtrack_visit";
 const FIRST = "mailtrack_first";
-/** In the session's storage. */
-const KEY = "mailtrack";
 // Seconds.
 const FORTNIGHT = 1209600;
 const YEAR = 31536000;
@@ -32,9 +32,11 @@ const current = () => cookie(SETTINGS.cookie, NUMBER) || own();
 
 /** What a bind says about the browser; JSON leaves out what is not known. */
 export function known() {
+  const other = cookie(SETTINGS.cookie, NUMBER);
   return {
-    visit: current(),
-    previous: own(),
+    // Another tab may have begun another visit meanwhile; this one goes on with its own.
+    visit: other || api.visit || own(),
+    ours: !other,
     first_visit: cookie(FIRST, NUMBER),
     google_client_id: cookie("_ga", "[^;]+\\.(\\d+\\.\\d+)"),
     ym_uid: cookie("_ym_uid", "(\\d+)"),
@@ -43,6 +45,8 @@ export function known() {
 }
 
 function write(name: string, value: string, seconds: number, domain?: string) {
+  // One from before the site had a cookie domain would be read first.
+  if (domain) write(name, "", 0);
   document.cookie =
     `${name}=${value}; path=/; max-age=${seconds}; SameSite=Lax` +
     (location.protocol === "https:" ? "; Secure" : "") +
@@ -50,24 +54,24 @@ function write(name: string, value: string, seconds: number, domain?: string) {
     (domain && ("." + location.hostname).endsWith("." + domain) ? "; Domain=" + domain : "");
 }
 
-export function keep(mapping: Mapping, first: string | null) {
-  write(VISIT, mapping.visit, FORTNIGHT, SETTINGS.domain);
-  if (first) write(FIRST, first, YEAR, SETTINGS.domain);
+/** `renewed`: the page's own visit goes on, and the cookie may name a later one of another tab. */
+export function keep(mapping: Mapping, first: string | null, renewed?: boolean) {
+  if (!renewed || own() === mapping.visit) {
+    write(VISIT, mapping.visit, FORTNIGHT, SETTINGS.domain);
+    if (first) write(FIRST, first, YEAR, SETTINGS.domain);
+  }
   // Where storage is blocked or full, the next page waits for its bind.
-  attempt(() => (sessionStorage[KEY] = JSON.stringify(mapping)));
+  attempt(() => (sessionStorage[VISIT] = JSON.stringify(mapping)));
 }
 
 /** The mapping of this tab, if it is of the visit that the cookie says. */
 export const keptMapping = () =>
   attempt<Mapping | undefined>(() => {
-    const mapping: Mapping = JSON.parse(sessionStorage[KEY]);
+    const mapping: Mapping = JSON.parse(sessionStorage[VISIT]);
     if (mapping.visit === current()) return mapping;
   });
 
 export function forget() {
-  for (const name of [VISIT, FIRST]) {
-    write(name, "", 0, SETTINGS.domain);
-    write(name, "", 0); // from before the site had a cookie domain
-  }
-  attempt(() => delete sessionStorage[KEY]);
+  for (const name of [VISIT, FIRST]) write(name, "", 0, SETTINGS.domain);
+  attempt(() => delete sessionStorage[VISIT]);
 }

@@ -48,22 +48,21 @@ describe("what a bind says of the browser", () => {
   const said = () => JSON.parse(JSON.stringify(known()));
 
   test("is nothing at first", () => {
-    expect(said()).toEqual({});
+    expect(said()).toEqual({ ours: true });
   });
 
   test("is our own visit and first visit", () => {
     jar = "mailtrack_visit=12; mailtrack_first=3; roistat_visit=99";
-    expect(said()).toEqual({ visit: "12", previous: "12", first_visit: "3" });
+    expect(said()).toEqual({ visit: "12", ours: true, first_visit: "3" });
   });
 
-  test("is another counter's visit, with ours as the previous one", () => {
+  test("is another counter's visit rather than ours", () => {
     settings.cookie = "roistat_visit";
     jar = "mailtrack_visit=12; roistat_visit=99";
-    expect(said()).toMatchObject({ visit: "99", previous: "12" });
+    expect(said()).toEqual({ visit: "99", ours: false });
     jar = "roistat_visit=99";
-    expect(said()).not.toHaveProperty("previous");
     jar = "mailtrack_visit=12; roistat_visit=abc";
-    expect(said()).toMatchObject({ visit: "12", previous: "12" });
+    expect(said()).toEqual({ visit: "12", ours: true });
   });
 
   test.each([
@@ -84,6 +83,16 @@ describe("what a bind says of the browser", () => {
 });
 
 describe("what is kept", () => {
+  test("of a visit that goes on leaves the cookie alone where another tab has begun another", () => {
+    jar = "mailtrack_visit=13";
+    keep(MAPPING, "3", true);
+    expect(written).toEqual([]);
+    jar = "mailtrack_visit=12";
+    keep(MAPPING, "3", true);
+    expect(written).toHaveLength(2);
+    expect(JSON.parse(sessionStorage.mailtrack_visit)).toEqual(MAPPING);
+  });
+
   test("are two cookies and the mapping of the session", () => {
     keep(MAPPING, "3");
     expect(written).toEqual([
@@ -124,7 +133,7 @@ describe("what is kept", () => {
 
   test.each(["", "{", "null", "[]", '"12"'])("may be garbage: %s", (text) => {
     jar = "mailtrack_visit=12";
-    sessionStorage.mailtrack = text;
+    sessionStorage.mailtrack_visit = text;
     expect(keptMapping()).toBe(undefined);
   });
 
@@ -145,10 +154,10 @@ describe("what is kept", () => {
     expect(sessionStorage).toEqual({});
     const gone = "=; path=/; max-age=0; SameSite=Lax; Secure";
     expect(written).toEqual([
-      `mailtrack_visit${gone}; Domain=example.com`,
       `mailtrack_visit${gone}`,
-      `mailtrack_first${gone}; Domain=example.com`,
+      `mailtrack_visit${gone}; Domain=example.com`,
       `mailtrack_first${gone}`,
+      `mailtrack_first${gone}; Domain=example.com`,
     ]);
   });
 });

@@ -1,0 +1,221 @@
+"""What happens to the website script while something else happens: late targets, other tabs, refusals, moved nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from playwright.async_api import Browser, Route
+
+from tests.browser.chromium import chromium
+from tests.browser.script_site import (
+    BOUND,
+    HELP,
+    SALES,
+    SHOWN,
+    bound,
+    cookies,
+    html,
+    opened,
+    quiet,
+    serving,
+    visiting,
+)
+
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+
+CRM = "x-sales@track.example.com"
+#: Notes what stood in the first paragraph when the first frame was drawn that has one.
+FIRST_FRAME = """<script>const watch = () => requestAnimationFrame(() => {
+  const first = document.querySelector('p');
+  if (first) window.painted = first.textContent; else watch();
+}); watch();</script>"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as browser:
+        yield browser
+
+
+async def test_a_target_that_appears_while_the_answer_is_on_its_way_is_asked_for_next(browser: Browser) -> None:
+    async with serving(f"<p>{SALES}</p>") as site, visiting(browser, site) as page:
+        footer_is_there = asyncio.Event()
+
+        async def answer(body: Any) -> Any:
+            await footer_is_there.wait()
+            shown = {address: f"x-{address.partition('@')[0]}@track.example.com" for address in body["addresses"]}
+            return web.json_response(BOUND | {"addresses": shown})
+
+        site.answer = answer
+        await page.goto("/")
+        await site.bound()
+        footer = f"Object.assign(document.createElement('footer'), {{textContent: '{HELP}'}})"
+        await page.evaluate(f"document.body.append({footer})")
+        await quiet(page)
+        footer_is_there.set()
+        await page.wait_for_function("document.querySelector('footer').textContent.startsWith('x-help@')")
+        assert await page.inner_text("p") == CRM
+        assert [body["addresses"] for body in site.binds] == [[SALES], [SALES, HELP]]
+
+
+async def test_what_was_out_of_the_page_is_not_edited_behind_the_back_of_what_keeps_it(browser: Browser) -> None:
+    """Editors put an element into the page, measure it, and put it where it belongs later."""
+    body = f"<p>{SALES}</p><div contenteditable></div><section data-mailtrack-ignore></section>"
+    async with serving(body) as site, opened(browser, site) as page:
+        await page.evaluate(
+            """async () => {
+              for (const box of document.querySelectorAll('div, section')) {
+                const element = Object.assign(document.createElement('b'), {textContent: 'sales@example.com'});
+                box.append(element);
+                element.remove();
+                await new Promise(done => setTimeout(done));
+                box.append(element);
+              }
+            }"""
+        )
+        await quiet(page)
+        assert [await page.inner_text(box) for box in ("div", "section")] == [SALES, SALES]
+
+
+async def test_a_cookie_from_before_there_was_a_cookie_domain_does_not_hide_the_new_one(browser: Browser) -> None:
+    async with serving(domain="example.test", api="/v1/bind") as site, visiting(browser, site) as page:
+        asked: list[Any] = []
+
+        async def served(route: Route) -> None:
+            if route.request.url.endswith("/bind"):
+                asked.append(route.request.post_data_json)
+                await route.fulfill(json=BOUND | {"visit": "222"})
+            elif route.request.url.endswith(".js"):
+                await route.fulfill(body=site.rendered(), content_type="text/javascript")
+            else:
+                await route.fulfill(body=html(SALES), content_type="text/html")
+
+        await page.route("https://www.example.test/**", served)
+        old = {"name": "mailtrack_visit", "value": "111", "url": "https://www.example.test"}
+        await page.context.add_cookies([old])  # type: ignore[list-item]
+        for path in ("?utm_source=new", "inner"):
+            await page.goto(f"https://www.example.test/{path}")
+            await bound(page)
+        assert [body["visit"] for body in asked] == ["111", "222"]
+
+
+@pytest.mark.parametrize("written", [f"({HELP})", f"({HELP}", f"[{HELP}\\", f"{HELP})"])
+async def test_brackets_round_an_additional_address_stop_nothing(browser: Browser, written: str) -> None:
+    async with serving(f"<p data-mailtrack-add='{written}'>{SALES}</p>") as site, opened(browser, site) as page:
+        assert await page.inner_text("p") == SHOWN
+
+
+async def test_a_person_gets_the_address_that_was_kept_from_a_page_nobody_had_touched(browser: Browser) -> None:
+    async with serving(f"<p>{SALES}</p>") as site, visiting(browser, site) as page:
+        site.answer = lambda body: BOUND if body.get("interacted") else BOUND | {"addresses": {}, "reserved": True}
+        await page.goto("/")
+        await bound(page)
+        assert await page.inner_text("p") == SALES
+        await page.mouse.move(50, 50)
+        await page.wait_for_function(f"document.querySelector('p').textContent === '{SHOWN}'")
+        assert len(site.binds) == 2
+
+
+async def test_a_tab_goes_on_with_its_own_visit_and_leaves_the_cookie_to_the_later_one(browser: Browser) -> None:
+    async with serving(f"<p>{SALES}</p>") as site, visiting(browser, site) as page:
+        await page.clock.install()
+        await page.goto("/")
+        await bound(page)
+        await page.evaluate("document.cookie = 'mailtrack_visit=999; path=/'")  # a second tab, from another campaign
+        await page.clock.run_for(460_000)
+        assert (await site.bound(2))["visit"] == BOUND["visit"]
+        await quiet(page)
+        assert (await cookies(page.context))["mailtrack_visit"] == "999"
+
+
+async def test_who_refuses_while_the_answer_is_on_its_way_keeps_no_cookie_of_it(browser: Browser) -> None:
+    async with serving(f"<p>{SALES}</p>", credentials="include") as site, visiting(browser, site) as page:
+        refused = asyncio.Event()
+
+        async def answer(body: Any) -> Any:
+            await refused.wait()
+            response = web.json_response(BOUND)
+            response.headers["Set-Cookie"] = f"mailtrack_visit={BOUND['visit']}; Path=/"
+            return response
+
+        site.answer = answer
+        await page.goto("/")
+        await site.bound()
+        await page.evaluate("mailtrack.consent(false)")
+        async with page.expect_event("requestfinished"):
+            refused.set()
+        await quiet(page)
+        assert await cookies(page.context) == {}
+        assert await page.inner_text("p") == SALES
+
+
+async def test_a_counter_whose_tag_stands_below_ours_calls_its_hook_alone(browser: Browser) -> None:
+    hook = "<script>calls = []; onRoistatModuleLoaded = () => calls.push(roistat.visit)</script>"
+    counter = "<script>roistatProjectId = 'x'; roistat = {visit: 5}; onRoistatModuleLoaded()</script>"
+    async with serving() as site:
+        site.pages["/"] = html(f"<p>{SALES}</p>{counter}", "", f"{hook}<script src='/mailtrack.js'></script>")
+        async with opened(browser, site) as page:
+            assert await page.evaluate("calls") == [5]
+
+
+async def test_on_later_pages_the_documented_tag_from_the_cache_mostly_swaps_before_the_first_frame(
+    browser: Browser,
+) -> None:
+    """An async script runs when the browser lets it; from the cache that is nearly always before anything is drawn."""
+    async with serving() as site:
+        site.script_headers = {"Cache-Control": "public, max-age=300"}
+        head = f"<script async src='/mailtrack.js?site=pk_x'></script>{FIRST_FRAME}"
+        site.pages["/"] = html(f"<p>{SALES}</p>", "", head)
+        async with opened(browser, site) as page:
+            painted = []
+            for _ in range(10):
+                await page.goto("/")
+                await page.wait_for_function("window.painted")
+                painted.append(await page.evaluate("window.painted"))
+            print(f"swapped before the first frame: {painted.count(SHOWN)} of 10")
+            assert painted.count(SHOWN) > 5
+
+
+@pytest.mark.parametrize(
+    "restore",
+    [
+        "box.textContent = 'sales@example.com'",
+        "box.innerHTML = '<b>sales@example.com</b>'",
+        "box.replaceChildren(Object.assign(document.createElement('b'), {textContent: 'sales@example.com'}))",
+    ],
+)
+async def test_another_script_that_writes_back_in_new_nodes_each_time_does_not_hang_the_page(
+    browser: Browser, restore: str
+) -> None:
+    async with serving(f"<p>{SALES}</p><div></div>") as site, opened(browser, site) as page:
+        fight = f"""() => {{
+            window.written = 0;
+            const box = document.querySelector('div');
+            new MutationObserver(() => {{
+                if (box.textContent === 'sales@example.com' || written > 20000) return;
+                written++;
+                {restore};
+            }}).observe(box, {{childList: true, characterData: true, subtree: true}});
+            box.textContent = 'sales@example.com';
+        }}"""
+        await page.evaluate(fight)
+        await quiet(page)
+        assert 1000 < await page.evaluate("written") <= 5001
+        assert await page.inner_text("div") == SALES
+
+
+async def test_a_page_full_of_additional_addresses_is_looked_over_once_more_and_not_once_each(
+    browser: Browser,
+) -> None:
+    many = "".join(
+        f"<i data-mailtrack-add='a{number}@example.com constructor __proto__'></i>" for number in range(1500)
+    )
+    async with serving(f"{many}<p>{SALES} constructor</p>") as site, visiting(browser, site) as page:
+        await page.goto("/", timeout=5000)
+        await bound(page)
+        assert await page.inner_text("p") == f"{SHOWN} constructor"
