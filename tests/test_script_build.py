@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from tests.missing import missing
 
 SCRIPT = Path(__file__).parents[1] / "webapi/script"
 BUILT = SCRIPT / "mailtrack.js"
@@ -19,9 +19,9 @@ GZIP, BROTLI = 3072, 2816
 
 def node(*arguments: str) -> str:
     if shutil.which("node") is None:
-        pytest.skip("NOT TESTED: whether mailtrack.js is current: no node on this machine (Node.js 20 or newer)")
+        missing("NOT TESTED: whether mailtrack.js is current: no node on this machine (Node.js 20 or newer)")
     if not (SCRIPT / "node_modules/esbuild").exists():
-        pytest.skip("NOT TESTED: whether mailtrack.js is current: no packages (make script)")
+        missing("NOT TESTED: whether mailtrack.js is current: no packages (make script)")
     return subprocess.run(["node", *arguments], cwd=SCRIPT, check=True, capture_output=True, text=True).stdout
 
 

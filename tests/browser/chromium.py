@@ -6,8 +6,9 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import pytest
 from playwright.async_api import Browser, async_playwright
+
+from tests.missing import missing
 
 #: No update checks, no background traffic: the only thing it talks to is what a test opens.
 ARGUMENTS = (
@@ -26,7 +27,7 @@ def executable() -> str:
     """Where Chromium is; skips the test, saying so, when there is none."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
-        pytest.skip("NOT TESTED IN A BROWSER: no chromium on this machine (apt install chromium)")
+        missing("NOT TESTED IN A BROWSER: no chromium on this machine (apt install chromium)")
     return path
 
 

@@ -7,9 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.browser.script_site import SCRIPT
+from tests.missing import missing
 
 PAGES = SCRIPT / "test/pages"
 
@@ -18,9 +17,9 @@ def esbuild() -> list[str]:
     """How to call it; skips the test, saying so, when Node.js or the script's packages are not there."""
     program = SCRIPT / "node_modules/esbuild/bin/esbuild"
     if shutil.which("node") is None:
-        pytest.skip("NOT TESTED BESIDE REACT AND VUE: no node on this machine (Node.js 20 or newer)")
+        missing("NOT TESTED BESIDE REACT AND VUE: no node on this machine (Node.js 20 or newer)")
     if not program.exists():
-        pytest.skip("NOT TESTED BESIDE REACT AND VUE: no packages (make script, or npm ci in webapi/script)")
+        missing("NOT TESTED BESIDE REACT AND VUE: no packages (make script, or npm ci in webapi/script)")
     return ["node", str(program)]
 
 
