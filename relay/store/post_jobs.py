@@ -70,23 +70,6 @@ _POST = Statement(
     .outerjoin(routes, routes.c.id == deliveries.c.route_id)
     .where(posts.c.id == bindparam("post"))
 )
-_VISIT_FIELDS = (
-    "number",
-    "first_visit",
-    "referrer",
-    "marker",
-    "city",
-    "country",
-    "ip",
-    "domain",
-    "landing_page",
-    "utm_source",
-    "utm_medium",
-    "utm_campaign",
-    "utm_term",
-    "utm_content",
-    "google_client_id",
-)
 #: What a touch says of a visit: the rest, its place and its client ids, is always the stated visit's own.
 _SOURCE_FIELDS = (
     "referrer",
@@ -99,6 +82,7 @@ _SOURCE_FIELDS = (
     "utm_term",
     "utm_content",
 )
+_VISIT_FIELDS = ("number", "first_visit", "city", "country", "ip", "google_client_id", *_SOURCE_FIELDS)
 _VISIT = Statement(
     select(visits.c.params, visits.c.first_id, visits.c.touch_id, *(visits.c[name] for name in _VISIT_FIELDS)).where(
         visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Browser, Route, expect
 
-from tests.browser.chromium import chromium
 from tests.browser.script_site import (
     BOUND,
     HELP,
@@ -43,12 +40,6 @@ FORM = """
 <a href="mailto:sales@example.com">x</a></li></ul><noscript>sales@example.com</noscript>
 <template><p>sales@example.com</p></template>
 <script type="application/ld+json">{"email": "sales@example.com"}</script><style>/* sales@example.com */</style>"""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as browser:
-        yield browser
 
 
 async def test_addresses_are_swapped_within_their_boundaries_in_text_links_and_copy_buttons(browser: Browser) -> None:

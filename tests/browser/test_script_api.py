@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from tests.browser.chromium import chromium
 from tests.browser.script_site import (
     BOUND,
     HELP,
@@ -30,12 +27,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 SCRIPT = "<script src='/mailtrack.js'></script>"
 PAGE = f"<p>{SALES}</p><a href='mailto:{SALES}' onclick='event.preventDefault()'>write</a>"
 INFO = "info@example.com"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as browser:
-        yield browser
 
 
 def after(code: str) -> str:

@@ -8,14 +8,11 @@ puts its own text back. In both the page ends with the addresses swapped, and wo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
-from tests.browser.chromium import chromium
 from tests.browser.script_pages import built, rendered
 from tests.browser.script_site import BOUND, HELP, SALES, SHOWN, Site, html, quiet, serving, visiting
 
@@ -26,12 +23,6 @@ HELPED = "help7@track.example.com"
 ANSWER = BOUND | {"addresses": {SALES: SHOWN, HELP: HELPED}}
 SCRIPT = "<script src='/mailtrack.js'></script>"
 APP = "<script src='/app.js'></script>"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as browser:
-        yield browser
 
 
 async def it_works_swapped(page: Page, site: Site) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Browser, Route
 
-from tests.browser.chromium import chromium
 from tests.browser.script_site import (
     BOUND,
     HELP,
@@ -34,12 +31,6 @@ FIRST_FRAME = """<script>const watch = () => requestAnimationFrame(() => {
   const first = document.querySelector('p');
   if (first) window.painted = first.textContent; else watch();
 }); watch();</script>"""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as browser:
-        yield browser
 
 
 async def test_a_target_that_appears_while_the_answer_is_on_its_way_is_asked_for_next(browser: Browser) -> None:
