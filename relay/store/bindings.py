@@ -15,10 +15,7 @@ from relay.core.model import Address, AttributionState, Method, RouteKind
 from relay.store import routes as route_verbs
 from relay.store.engine import Statement, Tx
 from relay.store.schema import bindings, counters, deliveries, routes
-from relay.store.visits import PageView, Visit, current
-
-#: Random names tried before giving up; with 60 random bits the second is not expected in the life of the product.
-TRIES = 20
+from relay.store.visits import TRIES, PageView, Visit, current
 
 
 @dataclass(frozen=True, slots=True)

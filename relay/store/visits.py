@@ -16,7 +16,7 @@ from relay.core.visit import VisitMarks, is_handed_over, is_new_visit, is_number
 from relay.store.engine import Row, Statement, Tx
 from relay.store.schema import visits
 
-#: Random names tried before giving up; with 50 random bits the second is not expected in the life of the product.
+#: Random names tried before giving up; with 50 random bits a second is not expected in the life of the product.
 TRIES = 20
 
 
@@ -53,23 +53,39 @@ class PageView:
     ym_uid: str | None = None
 
 
-_FIND = select(
-    visits.c.id,
-    visits.c.own,
-    visits.c.first_visit,
-    visits.c.last_seen_at,
-    visits.c.first_id,
-    visits.c.touch_id,
-    visits.c.channel,
-    visits.c.mark,
-    visits.c.utm_source,
-    visits.c.utm_medium,
-    visits.c.utm_campaign,
-    visits.c.utm_term,
-    visits.c.utm_content,
-    visits.c.referrer,
-    visits.c.user_agent,
-)
+class _Known(NamedTuple):
+    """A visit of the site as ``_FIND`` reads it."""
+
+    id: int
+    own: int
+    first_visit: str | None
+    last_seen_at: float
+    first_id: int | None
+    touch_id: int | None
+    channel: str | None
+    mark: str | None
+    utm_source: str | None
+    utm_medium: str | None
+    utm_campaign: str | None
+    utm_term: str | None
+    utm_content: str | None
+    referrer: str | None
+    user_agent: str | None
+
+    @property
+    def marks(self) -> VisitMarks:
+        return VisitMarks(
+            marker=self.mark,
+            utm_source=self.utm_source,
+            utm_medium=self.utm_medium,
+            utm_campaign=self.utm_campaign,
+            utm_term=self.utm_term,
+            utm_content=self.utm_content,
+            referrer=self.referrer,
+        )
+
+
+_FIND = select(*(visits.c[name] for name in _Known._fields))
 _FIND_VISIT = Statement(_FIND.where(visits.c.site_id == bindparam("site"), visits.c.number == bindparam("number")))
 _LATEST_OF_BROWSER = Statement(
     _FIND.where(
@@ -123,49 +139,49 @@ def current(tx: Tx, view: PageView, now: float, random: Callable[[int], bytes]) 
     if row is None:
         return _new_visit(tx, view, given, False, _latest(tx, view), now)
     if is_new_visit(
-        _marks(row),
+        row.marks,
         view.marks,
         view.referrer,
         view.own_hosts,
-        row[3],
+        row.last_seen_at,
         now,
         view.visit_timeout,
-        foreign=not row[1] and not view.ours,  # what our cookie has kept of a counter that is gone, nobody renews
+        foreign=not row.own and not view.ours,  # what our cookie has kept of a counter that is gone, nobody renews
     ):
         return _new_visit(tx, view, _own_number(tx, view.site_id, random), True, row, now)
-    tx.run(_SEEN, visit=row[0], last_seen_at=now)
-    return Visit(row[0], given, row[2], False)
+    tx.run(_SEEN, visit=row.id, last_seen_at=now)
+    return Visit(row.id, given, row.first_visit, False)
 
 
-def _find(tx: Tx, view: PageView, number: str | None) -> Row | None:
+def _find(tx: Tx, view: PageView, number: str | None) -> _Known | None:
     """The site's visit with this number."""
     if number is None or not is_number(number):
         return None
-    return tx.one(_FIND_VISIT, site=view.site_id, number=number)
+    return _known(tx.one(_FIND_VISIT, site=view.site_id, number=number))
 
 
-def _latest(tx: Tx, view: PageView) -> Row | None:
+def _latest(tx: Tx, view: PageView) -> _Known | None:
     """The latest visit of a browser that still knows its first one."""
     first = _find(tx, view, view.first_visit)
-    return first and tx.one(_LATEST_OF_BROWSER, site=view.site_id, first=first[4] or first[0])
+    return first and _known(tx.one(_LATEST_OF_BROWSER, site=view.site_id, first=first.first_id or first.id))
 
 
-def _crossed(tx: Tx, view: PageView, given: str | None, now: float) -> tuple[str, Row | None] | None:
+def _known(row: Row | None) -> _Known | None:
+    return None if row is None else _Known(*row)
+
+
+def _crossed(tx: Tx, view: PageView, given: str | None, now: float) -> tuple[str, _Known | None] | None:
     """The visit that a link from another of the site's domains hands over, with its row if it is known."""
     number = view.marks.visit
     if number is None or number == given:
         return None
     row = _find(tx, view, number)
-    if row is not None and row[14] != view.visitor.user_agent:
+    if row is not None and row.user_agent != view.visitor.user_agent:
         return None  # another browser's: its visit is not to be had by a link
-    last_seen = None if row is None else row[3]
+    last_seen = None if row is None else row.last_seen_at
     if is_handed_over(view.marks, view.referrer, view.own_hosts, last_seen, now):
         return number, row
     return None
-
-
-def _marks(row: Row) -> VisitMarks:
-    return VisitMarks(*row[7:14])
 
 
 def _own_number(tx: Tx, site_id: int, random: Callable[[int], bytes]) -> str:
@@ -176,11 +192,11 @@ def _own_number(tx: Tx, site_id: int, random: Callable[[int], bytes]) -> str:
     raise RuntimeError("no free visit number found")
 
 
-def _new_visit(tx: Tx, view: PageView, number: str, own: bool, before: Row | None, now: float) -> Visit:
+def _new_visit(tx: Tx, view: PageView, number: str, own: bool, before: _Known | None, now: float) -> Visit:
     """Count a visit; ``before`` is the row of an earlier visit of the same browser, the last one that is known."""
     marks, visitor = view.marks, view.visitor
     params = {str(i): value for i, value in enumerate(marks.params, 1) if value} | view.params
-    first = before[2] if before else view.first_visit
+    first = before.first_visit if before else view.first_visit
     first = first if first and is_number(first) else number
     visit_id = tx.insert(
         _INSERT_VISIT,
@@ -211,15 +227,14 @@ def _new_visit(tx: Tx, view: PageView, number: str, own: bool, before: Row | Non
         device=visitor.device,
         browser=visitor.browser,
         os=visitor.os,
-        first_id=None if before is None else before[4] or before[0],
+        first_id=None if before is None else before.first_id or before.id,
         touch_id=_touch(view.source, before),
     )
     return Visit(visit_id, number, first, True)
 
 
-def _touch(source: Source, before: Row | None) -> int | None:
+def _touch(source: Source, before: _Known | None) -> int | None:
     """The browser's last visit that was not direct, where it is not the new one."""
     if source.channel is not Channel.DIRECT or before is None:
         return None
-    touched: int | None = before[5] if before[6] == Channel.DIRECT.value else before[0]
-    return touched
+    return before.touch_id if before.channel == Channel.DIRECT.value else before.id
