@@ -35,7 +35,7 @@ import structlog
 from relay import background
 from relay.core.mime import MAX_HEADER, Extracted
 from relay.core.mimetext import headers_only
-from relay.extract_frames import CAREFUL, COUNT, IS_PATH, ITEM, READY, from_json
+from relay.extract_frames import CAREFUL, COUNT, HTML, IS_PATH, ITEM, READY, from_json
 
 log = structlog.get_logger()
 
@@ -59,6 +59,7 @@ class _Job:
     source: bytes | Path
     done: asyncio.Future[Extracted]
     alone: bool  # a file, or a message whose batch has killed a worker
+    html: bool
     careful: bool = False  # it has killed a worker alone
 
 
@@ -93,16 +94,17 @@ class Extractor:
             raise failed[0]
         self._tasks = [background.begin("reading", partial(self._run, w)) for w in workers if isinstance(w, _Worker)]
 
-    async def extract(self, source: bytes | Path) -> Extracted:
+    async def extract(self, source: bytes | Path, html: bool = False) -> Extracted:
         """Read one message in wire form: small ones as octets, large ones by the path of their file.
 
+        With ``html`` its HTML form is given too: see ``Extracted.html``.
         Never raises for what the message holds: see ``Extracted.partial``. Waits while WAITING others wait.
         Raises ExtractorClosed.
         """
         async with self._room:
             if self._closed:
                 raise ExtractorClosed
-            job = _Job(source, asyncio.get_running_loop().create_future(), alone=isinstance(source, Path))
+            job = _Job(source, asyncio.get_running_loop().create_future(), isinstance(source, Path), html)
             self._waiting.append(job)
             self._arrived.set()
             return await job.done
@@ -289,7 +291,9 @@ def _popen(channel: int, arguments: list[str]) -> subprocess.Popen[bytes]:
 
 
 def _flags(job: _Job) -> int:
-    return (IS_PATH if isinstance(job.source, Path) else 0) | (CAREFUL if job.careful else 0)
+    return (
+        (IS_PATH if isinstance(job.source, Path) else 0) | (CAREFUL if job.careful else 0) | (HTML if job.html else 0)
+    )
 
 
 def _size(job: _Job) -> int:

@@ -20,14 +20,15 @@ READY = b"R"
 COUNT = struct.Struct("!I")
 ITEM = struct.Struct("!BI")
 IS_PATH = 1
-CAREFUL = 2  # leave out what may have killed the last worker: the layout of HTML
+CAREFUL = 2  # leave out what may have killed the last worker: the layout of HTML, and the HTML form
+HTML = 4  # give the HTML form too
 
 
 def as_json(result: Extracted) -> bytes:
     attachments = [
         (p.index, p.name, p.type, p.size, p.inline, p.start, p.length, p.encoding) for p in result.attachments
     ]
-    answer = (result.subject, result.text, result.html_only, attachments, result.partial)
+    answer = (result.subject, result.text, result.html_only, attachments, result.partial, result.html)
     return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -36,11 +37,11 @@ _PART = [int, str, str, int, bool, int, int, str]
 
 def from_json(answer: bytes) -> Extracted:
     """Raises ValueError or TypeError for what ``as_json`` can't have written."""
-    subject, text, html_only, attachments, partial = json.loads(answer)
-    right = isinstance(subject, str | None) and isinstance(text, str | None)
+    subject, text, html_only, attachments, partial, html = json.loads(answer)
+    right = all(isinstance(form, str | None) for form in (subject, text, html))
     if not (right and isinstance(html_only, bool) and isinstance(partial, bool)):
         raise TypeError("an answer of another shape")
-    return Extracted(subject, text, html_only, tuple(map(_part, attachments)), partial)
+    return Extracted(subject, text, html_only, tuple(map(_part, attachments)), partial, html)
 
 
 def _part(fields: list[Any]) -> Part:

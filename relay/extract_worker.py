@@ -30,31 +30,31 @@ from inscriptis.css_profiles import CSS_PROFILES  # type: ignore[import-untyped]
 from inscriptis.model.config import ParserConfig  # type: ignore[import-untyped]
 
 from relay.core import mime
-from relay.core.charset import decode
-from relay.core.mime import MAX_HEADER, Extracted, Node, Octets, Part
+from relay.core.charset import codec, decode
+from relay.core.mime import MAX_HEADER, MAX_HTML, Extracted, Node, Octets, Part
 from relay.core.mimetext import file_name, headers_only, parameter_text, subject_text, unflow
 from relay.core.wire import Unstuffer, unstuff
-from relay.extract_frames import CAREFUL, COUNT, IS_PATH, ITEM, READY, as_json
+from relay.extract_frames import CAREFUL, COUNT, HTML, IS_PATH, ITEM, READY, as_json
 
 MAX_TEXT = 1_000_000  # octets of UTF-8
-MAX_HTML = 256 * 1024  # characters; inscriptis takes 0.1 to 0.5 ms for 1 KiB
 LAYOUT = 1.0  # seconds of CPU that the layout of one page may take; real pages take up to 0.1
 _MAX_TEXTS = 16  # text parts
 _MAX_ENCODED = 4 * 1024 * 1024  # octets of one text part that are decoded at all
 _SLICE = 1024 * 1024
 
 
-def extract(message: Octets, careful: bool = False) -> Extracted:
-    """Subject, text and attachments of an un-stuffed message.
+def extract(message: Octets, careful: bool = False, with_html: bool = False) -> Extracted:
+    """Subject, text and attachments of an un-stuffed message, ``with_html`` its HTML form too.
 
-    ``careful``: HTML is not laid out but only stripped of its tags, and the result is partial for it.
+    ``careful``: HTML is not laid out but only stripped of its tags, and never given; the result is partial for it.
     """
     tree = mime.walk(message)
     found = mime.bodies(tree.root)
     text = _Text(message, careful)
     shown, html_only = text.of(found)
+    form = text.html(found) if with_html and not careful else None
     attachments = tuple(_part(message, index, node, inline) for index, (node, inline) in enumerate(found.attachments))
-    return Extracted(subject_text(tree.subject), shown, html_only, attachments, tree.partial or text.cut)
+    return Extracted(subject_text(tree.subject), shown, html_only, attachments, tree.partial or text.cut, form)
 
 
 def _part(message: Octets, index: int, node: Node, inline: bool) -> Part:
@@ -76,10 +76,20 @@ class _Text:
         if not found.text:
             return None, False
         text = self._joined(found.text)
-        if text or found.html == found.text:
+        if _SEEN.search(text) or found.html == found.text:
             return text, all(node.type == "text/html" for node in found.text)
         from_html = self._joined(found.html)
         return from_html, bool(from_html)
+
+    def html(self, found: mime.Bodies) -> str | None:
+        """The HTML form as it was written, see ``Extracted.html``."""
+        nodes = [node for node in found.html if node.type == "text/html"]
+        if not nodes:
+            return None
+        pages = [self._page(node).replace("\r\n", "\n").replace("\r", "\n") for node in nodes[:_MAX_TEXTS]]
+        joined = "\n".join(pages).encode("utf-8", "replace").decode()  # what no UTF-8 can hold
+        self.cut = self.cut or len(nodes) > _MAX_TEXTS or len(joined) > MAX_HTML
+        return joined[:MAX_HTML]
 
     def _joined(self, nodes: Sequence[Node]) -> str:
         texts = [text for node in nodes[:_MAX_TEXTS] if (text := self._one(node))]
@@ -88,15 +98,9 @@ class _Text:
         return joined[:MAX_TEXT].decode("utf-8", "ignore")
 
     def _one(self, node: Node) -> str:
-        end = min(node.end, node.start + _MAX_ENCODED)
-        self.cut = self.cut or end < node.end
-        decoder = mime.PartDecoder(node.encoding)
-        octets = decoder.feed(self._message[node.start : end]) + decoder.flush()
-        label = node.parameters.get("charset")
-        charset = label.octets.partition(b" ")[0].decode("latin-1") if label else ""
         if node.type == "text/html":
-            return self._html(decode(octets, charset or _declared(octets)))
-        text = decode(octets, charset).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+            return self._html(self._page(node))
+        text = decode(self._octets(node), _label(node)).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
         self.cut = self.cut or len(text) > MAX_TEXT
         flow = node.parameters.get("format")
         if flow and flow.octets.lower() == b"flowed":
@@ -104,8 +108,17 @@ class _Text:
             text = unflow(text[:MAX_TEXT], delete_space is not None and delete_space.octets.lower() == b"yes")
         return text[:MAX_TEXT].strip("\n").rstrip()
 
+    def _page(self, node: Node) -> str:
+        octets, label = self._octets(node), _label(node)
+        return decode(octets, label if codec(label) else _declared(octets)).replace("\0", "")
+
+    def _octets(self, node: Node) -> bytes:
+        end = min(node.end, node.start + _MAX_ENCODED)
+        self.cut = self.cut or end < node.end
+        decoder = mime.PartDecoder(node.encoding)
+        return decoder.feed(self._message[node.start : end]) + decoder.flush()
+
     def _html(self, page: str) -> str:
-        page = page.replace("\0", "")
         if "data:" in page:
             page = _DATA_URL.sub("", page)  # a picture in the page would use up what we may read
         self.cut = self.cut or len(page) > MAX_HTML
@@ -118,19 +131,28 @@ class _Text:
         return _BLANK_LINES.sub("\n\n", lines).strip("\n")
 
 
+def _label(node: Node) -> str:
+    label = node.parameters.get("charset")
+    return label.octets.partition(b" ")[0].decode("latin-1") if label else ""
+
+
 _META_CHARSET = re.compile(rb"charset=[\"']?([A-Za-z0-9_.:-]{1,64})", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:[\w/+.-]{0,100};base64,[A-Za-z0-9+/=%\s]*")
 _TAG = re.compile(r"<[^<>]*>")
 _UNSHOWN = re.compile(r"<(?:style|script)\b", re.IGNORECASE)
 _SHOWN_AGAIN = re.compile(r"</(?:style|script)\s*>", re.IGNORECASE)
+_SEEN = re.compile(r"[^\s\u200b-\u200f\u2060\ufeff]")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _LOOKS = ParserConfig(css=CSS_PROFILES["strict"].copy())
 
 
 def _declared(octets: bytes) -> str:
-    """The charset an HTML page gives for itself in its first KiB, "" if none."""
+    """The charset an HTML page gives for itself in its first KiB, "" if none.
+
+    UTF-16 can't be meant where its name was found as ASCII (WHATWG HTML, "prescan a byte stream").
+    """
     match = _META_CHARSET.search(octets, 0, 1024)
-    return match[1].decode("ascii") if match else ""
+    return match[1].decode("ascii") if match and not match[1].lower().startswith(b"utf-16") else ""
 
 
 def _laid_out(page: str) -> str | None:
@@ -157,19 +179,19 @@ def _stripped(page: str) -> str:
     return html.unescape(_TAG.sub(" ", shown))
 
 
-def _read_file(path: Path, careful: bool) -> Extracted:
+def _read_file(path: Path, careful: bool, with_html: bool) -> Extracted:
     with path.open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
-            return extract(b"", careful)
+            return extract(b"", careful, with_html)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as wire:
             if wire[:1] != b"." and wire.find(b"\r\n.") < 0:
-                return extract(wire, careful)
+                return extract(wire, careful, with_html)
         # Into one buffer that grows in place: a list of slices, or the map of the file besides, would double it.
         unstuffer, message = Unstuffer(), BytesIO()
         while some := file.read(_SLICE):
             message.write(unstuffer.feed(some))
         message.write(unstuffer.flush())
-        return extract(message.getvalue(), careful)
+        return extract(message.getvalue(), careful, with_html)
 
 
 def _head(path: Path) -> bytes:
@@ -182,10 +204,10 @@ def _head(path: Path) -> bytes:
 
 def _answer(flags: int, body: bytes) -> bytes:
     """The answer for one message; what its reading raises makes it partial, never the others of its batch."""
-    careful = bool(flags & CAREFUL)
+    careful, with_html = bool(flags & CAREFUL), bool(flags & HTML)
     path = Path(os.fsdecode(body)) if flags & IS_PATH else None
     try:
-        return as_json(_read_file(path, careful) if path else extract(unstuff(body), careful))
+        return as_json(_read_file(path, careful, with_html) if path else extract(unstuff(body), careful, with_html))
     except MemoryError:
         raise  # the daemon tries it again in a fresh process
     except Exception as error:

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.core.charset import codec, decode, guess
+from tests.enquiries import CHINESE as CHINESE_LETTERS
+from tests.enquiries import OCTETS
 
 RUSSIAN = "Здравствуйте, хотел бы узнать о наличии товара и стоимости доставки в Казань. Спасибо!"
 JAPANESE = "こんにちは、製品の在庫と送料について教えてください。"
@@ -70,6 +72,69 @@ def test_unlabelled_text_is_recognised(text: str, charset: str, label: str) -> N
     assert decode(text.encode(charset), label) == text
 
 
+@pytest.mark.parametrize(("text", "charset"), OCTETS)
+def test_a_short_letter_without_a_label_is_recognised(text: str, charset: str) -> None:
+    if charset in ("koi8-r", "cp866"):
+        text = text.translate({ord("№"): "N", ord("«"): '"', ord("»"): '"'})  # these old charsets have none
+    octets = text.encode(charset)
+    assert decode(octets) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "charset", "label"),
+    [
+        (RUSSIAN, "utf-8", "windows-1251"),
+        (RUSSIAN, "utf-8", "koi8-r"),
+        ("Café", "utf-8", "iso-8859-1"),
+        (GERMAN, "utf-8", "windows-1252"),
+        (JAPANESE, "utf-8", "iso-2022-jp"),
+        (JAPANESE, "cp932", "iso-2022-jp"),
+        (JAPANESE, "euc_jp", "iso-2022-jp"),
+        (CHINESE, "gb18030", "utf-8"),
+        (CHINESE, "utf-8", "gb2312"),
+        (KOREAN, "utf-8", "us-ascii"),
+        ("漢字測試", "gb18030", "gb2312"),
+        ("Её", "cp1251", "windows-1251"),
+        ("联通", "gb18030", "gb2312"),
+    ],
+)
+def test_a_label_that_the_octets_belie_is_not_believed_and_another_one_is(text: str, charset: str, label: str) -> None:
+    assert decode(text.encode(charset), label) == text
+
+
+@pytest.mark.parametrize("text", CHINESE_LETTERS)
+def test_chinese_is_read_by_its_label_unless_it_is_utf_8(text: str) -> None:
+    assert decode(text.encode("gb18030"), "gb2312") == decode(text.encode(), "gb2312") == text
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        *((label, "cp1251") for label in ("cp-1251", "win-1251", "windows1251", "X-CP1251", "cp1251")),
+        *((label, "koi8-r") for label in ("koi8", "koi8r", "cskoi8r")),
+        *((label, "iso2022_jp_ext") for label in ("cp50220", "cp50221", "iso-2022-jp-ms", "csISO2022JP")),
+        *((label, "gb18030") for label in ("gb_2312-80", "x-gb2312", "cp936", "windows-936", "x-gbk", "GBK")),
+        *((label, "cp932") for label in ("windows-31j", "x-sjis", "ms932", "Shift-JIS")),
+        *((label, "cp949") for label in ("windows-949", "ks_c_5601-1987", "euc-kr")),
+        *((label, "big5hkscs") for label in ("x-big5", "cn-big5", "Big5")),
+    ],
+)
+def test_the_labels_of_old_mailers_are_known(label: str, name: str) -> None:
+    assert codec(label) == name
+
+
+@pytest.mark.parametrize(
+    "text", ["图纸.pdf", "图片", "Café", "né à", "Шум", "Ω μ", "é ж", "שלום", "Ёлка «Ель»", "naïf ×2", "Łódź"]
+)
+def test_a_word_of_two_scripts_is_no_utf_8_and_others_are(text: str) -> None:
+    charset = "gb18030" if "图" in text else "utf-8"
+    assert decode(text.encode(charset)) == text
+
+
+def test_a_single_accented_letter_at_the_end_is_not_lost() -> None:
+    assert decode("café".encode("cp1252")) == decode("café".encode("cp1252"), "iso-8859-1") == "café"
+
+
 def test_russian_that_is_wrongly_labelled_utf_8_is_recognised() -> None:
     assert decode(RUSSIAN.encode("cp1251"), "utf-8") == RUSSIAN
 
@@ -113,5 +178,5 @@ def test_no_octets_under_no_label_raise(octets: bytes, label: str) -> None:
 def test_guessing_looks_at_a_sample_only() -> None:
     octets = RUSSIAN.encode("koi8-r") * 100_000
     began = time.process_time()
-    assert guess(octets) == "koi8-r"
+    assert guess(octets) == "koi8-u"  # KOI8-R with the letters that Ukrainian has besides
     assert time.process_time() - began < 0.2

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from relay.core.mime import PartDecoder
+from relay.core.mime import MAX_HTML, PartDecoder
 from relay.core.wire import stuff
 from relay.extract import _popen
 from relay.extract_frames import CAREFUL, COUNT, IS_PATH, ITEM, READY, as_json, from_json
-from relay.extract_worker import MAX_HTML, MAX_TEXT, extract, serve
+from relay.extract_worker import MAX_TEXT, extract, serve
 from tests.corpora import corpus
 
 
@@ -172,10 +172,10 @@ def test_lone_surrogates_never_leave_the_worker() -> None:
         b"{}",
         b"[]",
         b"[1,null,false,[],false]",
-        b'["s","t",0,[],false]',
-        b'["s","t",false,5,false]',
-        b'["s","t",false,[[0,"a","a/b",1,false,0,1]],false]',
-        b'["s","t",false,[[0,["a"],"a/b",1,false,0,1,"7bit"]],false]',
+        b'["s","t",0,[],false,null]',
+        b'["s","t",false,5,false,null]',
+        b'["s","t",false,[[0,"a","a/b",1,false,0,1]],false,null]',
+        b'["s","t",false,[[0,["a"],"a/b",1,false,0,1,"7bit"]],false,null]',
         b"\xff",
     ],
 )
