@@ -4,67 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 import pytest
 
 from relay.core.mime import Part
-from relay.core.wire import stuff
+from relay.core.mimetext import safe_name
 from relay.extract_worker import extract
 from tests.corpora import corpus
-from tests.store_fixtures import NOW, TRACK
+from tests.file_fixtures import DOTTED, attachments, fetch, of_one_file, raw, received, stored
+from tests.store_fixtures import DAY, NOW
 from tests.webapi_fixtures import Api, serving
 from webapi import links
 from webapi.files import disposition, served_type
-
-CARD = f"card@{TRACK}"
-DOTTED = b".\r\n..two\r\nSubject: x\r\n\r\n.\r\n...\r\nend\r\n"
 
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
     async with serving(tmp_path) as found:
         yield found
-
-
-async def stored(api: Api, message: bytes, *, in_file: bool = False, **result: Any) -> int:
-    """Accept ``message`` (as received) and record its extraction; its id."""
-    wire = stuff(message)
-    changes: dict[str, Any] = {"body": wire, "size": len(message)}
-    if in_file:
-        name = hashlib.sha256(wire).hexdigest()
-        api.context.bodies.path(name).write_bytes(wire)
-        changes |= {"data": None, "file": name}
-    accepted = await api.w.accept(CARD, claim=None, **changes)
-    await api.w.extract(accepted.message_id, **result)
-    return accepted.message_id
-
-
-async def raw(api: Api, message_id: int) -> tuple[aiohttp.ClientResponse, bytes]:
-    return await api.request("GET", f"/v1/messages/{message_id}/raw", token=await api.token("viewer"))
-
-
-async def attachments(api: Api, message_id: int) -> list[dict[str, Any]]:
-    _, seen = await api.call("GET", f"/v1/messages/{message_id}", token=await api.token("viewer"))
-    found: list[dict[str, Any]] = seen["attachments"]
-    return found
-
-
-async def fetch(api: Api, url: str, method: str = "GET") -> tuple[aiohttp.ClientResponse, bytes]:
-    assert url.startswith(f"{api.url}/a/")
-    return await api.request(method, url.removeprefix(api.url))
-
-
-def of_one_file(octets: bytes, name: str = "offer.pdf", kind: str = "application/pdf") -> tuple[bytes, Part]:
-    """A message that has nothing but a file, and where the file lies in it."""
-    head = b"Subject: offer\r\nContent-Type: %s\r\nContent-Transfer-Encoding: base64\r\n\r\n" % kind.encode()
-    encoded = base64.encodebytes(octets).replace(b"\n", b"\r\n")
-    return head + encoded, Part(0, name, kind, len(octets), False, len(head), len(encoded), "base64")
 
 
 class TestRaw:
@@ -166,7 +127,14 @@ class TestAttachment:
         assert found == b"abc"
         assert response.headers["Content-Disposition"] == 'attachment; filename="offer.pdf"'
 
-    @pytest.mark.parametrize("kind", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml", "x/y"])
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            *("text/html", "image/svg+xml", "application/xhtml+xml", "text/xml", "application/xml", "x/y", ""),
+            *("text/javascript", "text/css", "multipart/related", "message/rfc822", "multipart/x-mixed-replace"),
+            *("text/plain; charset=utf-7", "TEXT/HTML", "image/png\r\nSet-Cookie: a=b", "application/vnd.a\nX: y"),
+        ],
+    )
     async def test_what_a_browser_might_run_is_octets(self, api: Api, kind: str) -> None:
         message, part = of_one_file(b"<script>alert(1)</script>", "a.html", kind)
         (shown,) = await attachments(api, await stored(api, message, attachments=[part]))
@@ -175,26 +143,6 @@ class TestAttachment:
         assert response.headers["Content-Type"] == "application/octet-stream"
         assert response.headers["Content-Security-Policy"] == "sandbox; default-src 'none'; frame-ancestors 'none'"
         assert response.headers["Content-Disposition"].startswith("attachment;")
-
-    async def test_an_expired_link_is_gone(self, api: Api) -> None:
-        message, part = of_one_file(b"abc")
-        (shown,) = await attachments(api, await stored(api, message, attachments=[part]))
-        api.w.pass_time(86_400)
-        assert (await fetch(api, shown["url"]))[0].status == 410
-
-    async def test_the_link_of_an_erased_message_is_gone(self, api: Api) -> None:
-        message, part = of_one_file(b"abc")
-        message_id = await stored(api, message, attachments=[part])
-        (shown,) = await attachments(api, message_id)
-        await api.w.store.write(lambda tx: tx.sql("DELETE FROM messages"))
-        assert (await fetch(api, shown["url"]))[0].status == 410
-
-    async def test_the_link_is_gone_with_the_bytes(self, api: Api) -> None:
-        message, part = of_one_file(b"abc")
-        message_id = await stored(api, message, attachments=[part])
-        (shown,) = await attachments(api, message_id)
-        await api.w.store.write(lambda tx: tx.sql("DELETE FROM bodies"))
-        assert (await fetch(api, shown["url"]))[0].status == 410
 
     async def test_a_forged_or_damaged_link_is_not_there(self, api: Api) -> None:
         message_id = await stored(api, DOTTED)
@@ -231,7 +179,141 @@ class TestAttachment:
         assert served > 0
 
 
+class TestHeaders:
+    async def test_every_answer_is_sandboxed_and_not_sniffed(self, api: Api) -> None:
+        message, part = of_one_file(b"<script>alert(1)</script>", "a.html", "text/html")
+        message_id = await stored(api, message, attachments=[part])
+        (shown,) = await attachments(api, message_id)
+        path, token = shown["url"].removeprefix(api.url), await api.token("viewer")
+        etag = (await fetch(api, shown["url"]))[0].headers["ETag"]
+        asked: list[tuple[str, dict[str, str], int]] = [
+            ("GET", {}, 200),
+            ("HEAD", {}, 200),
+            ("GET", {"Range": "bytes=1-2"}, 206),
+            ("GET", {"If-None-Match": etag}, 304),
+            ("GET", {"Range": "bytes=99-"}, 416),
+        ]
+        for method, headers, status in asked:
+            await self.check(api, method, path, headers, status, None)
+        for method, headers, status in asked[:3]:
+            await self.check(api, method, f"/v1/messages/{message_id}/raw", headers, status, token)
+        await self.check(api, "GET", f"/v1/messages/{message_id + 1}/raw", {}, 404, token)
+        await self.check(api, "GET", "/a/x/y", {}, 404, None)
+        api.w.pass_time(DAY)
+        await self.check(api, "GET", path, {}, 410, None)
+
+    async def check(
+        self, api: Api, method: str, path: str, headers: dict[str, str], status: int, token: str | None
+    ) -> None:
+        response, _ = await api.request(method, path, headers=headers, token=token)
+        assert response.status == status
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Content-Security-Policy"] == "sandbox; default-src 'none'; frame-ancestors 'none'"
+        assert response.headers["Cache-Control"] == "private, no-store"
+        assert response.headers["Referrer-Policy"] == "no-referrer"
+        if status in (200, 206):
+            assert response.headers["Content-Disposition"].startswith("attachment;")
+            assert response.headers["Content-Type"] in ("application/octet-stream", "message/rfc822")
+
+
+NESTED = b"From: bob@example.org\r\nSubject: inner\r\nContent-Type: text/html\r\n\r\n<script>alert(1)</script>\r\n"
+PIXEL = b"\x89PNG\r\n\x1a\n"
+TNEF = b"\x78\x9f\x3e\x22" + bytes(range(256))
+
+
+def letter(*parts: tuple[str, bytes]) -> bytes:
+    """A multipart/mixed of these parts: (header fields, octets)."""
+    body = b"".join(
+        b"--frontier\r\n" + fields.replace("\n", "\r\n").encode() + b"\r\n\r\n" + octets + b"\r\n"
+        for fields, octets in parts
+    )
+    head = b'Subject: files\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary="frontier"\r\n\r\n'
+    return head + body + b"--frontier--\r\n"
+
+
+def encoded(fields: str, octets: bytes) -> tuple[str, bytes]:
+    return f"{fields}\nContent-Transfer-Encoding: base64", base64.encodebytes(octets).replace(b"\n", b"\r\n")
+
+
+def page_with_picture() -> tuple[str, bytes]:
+    """A multipart/related: a page, its picture, and a picture that its sender calls an attachment."""
+    pieces = [
+        ("Content-Type: text/html", b'<p>Hello <img src="cid:logo"></p>'),
+        encoded('Content-Type: image/png; name="logo.png"\nContent-ID: <logo>', PIXEL),
+        encoded('Content-Type: image/png\nContent-Disposition: attachment; filename="photo.png"', PIXEL),
+    ]
+    inner = letter(*pieces).replace(b"frontier", b"page").partition(b"\r\n\r\n")[2]
+    return 'Content-Type: multipart/related; boundary="page"', inner
+
+
+class TestWholeLetter:
+    """Letters as they come, extracted as the daemon does it."""
+
+    @pytest.mark.parametrize("in_file", [False, True])
+    async def test_inline_pictures_are_marked_and_tnef_and_nested_letters_are_listed_and_served(
+        self, api: Api, in_file: bool
+    ) -> None:
+        message = letter(
+            page_with_picture(),
+            encoded("Content-Type: image/jpeg\nContent-Disposition: inline; filename=view.jpg", b"\xff\xd8"),
+            encoded("Content-Type: application/ms-tnef", TNEF),
+            ("Content-Type: message/rfc822", NESTED),
+            ('Content-Type: message/rfc822\nContent-Disposition: attachment; filename="Re: offer.eml"', NESTED),
+        )
+        shown = await received(api, message, in_file=in_file)
+        assert [(file["name"], file["type"], file["size"], file["inline"]) for file in shown] == [
+            ("logo.png", "image/png", len(PIXEL), True),
+            ("photo.png", "image/png", len(PIXEL), False),
+            ("view.jpg", "image/jpeg", 2, True),
+            ("winmail.dat", "application/ms-tnef", len(TNEF), False),
+            ("part-5.eml", "message/rfc822", len(NESTED), False),
+            ("Re_ offer.eml", "message/rfc822", len(NESTED), False),
+        ]
+        served = [await fetch(api, file["url"]) for file in shown]
+        assert [octets for _, octets in served] == [PIXEL, PIXEL, b"\xff\xd8", TNEF, NESTED, NESTED]
+        assert {response.headers["Content-Type"] for response, _ in served[3:]} == {"application/octet-stream"}
+        assert [response.headers["Content-Disposition"] for response, _ in served[3:]] == [
+            'attachment; filename="winmail.dat"',
+            'attachment; filename="part-5.eml"',
+            'attachment; filename="Re_ offer.eml"',
+        ]
+
+    async def test_a_charset_that_hides_a_script_is_not_passed_on(self, api: Api) -> None:
+        fields = "Content-Type: text/plain; charset=utf-7\nContent-Disposition: attachment; filename=a.txt"
+        (shown,) = await received(api, letter((fields, b"+ADw-script+AD4-alert(1)+ADw-/script+AD4-")))
+        response, _ = await fetch(api, shown["url"])
+        assert response.headers["Content-Type"] == "text/plain"
+
+    async def test_real_letters_of_all_three_kinds_are_listed_with_a_name_and_served(self, api: Api) -> None:
+        kinds: dict[str, int] = {"inline": 0, "application/ms-tnef": 0, "message/rfc822": 0}
+        for folder in ("mime-mailparser-stalwart", "mime-nodemailer", "mime-haraka", "mime-cpython"):
+            for path in sorted(p for p in corpus(folder).rglob("*") if p.suffix in (".eml", ".txt")):
+                message = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+                listed = {part.type for part in (await asyncio.to_thread(extract, message)).attachments}
+                if not any(kind.startswith("image/") or kind in kinds for kind in listed):
+                    continue
+                for shown in await received(api, message):
+                    kind = "inline" if shown["inline"] else shown["type"]
+                    assert not shown["inline"] or shown["type"].startswith("image/"), path
+                    if kind in kinds:
+                        kinds[kind] += 1
+                        response, octets = await fetch(api, shown["url"])
+                        assert (response.status, len(octets)) == (200, shown["size"]), path
+                        assert shown["name"] == safe_name(shown["name"]) != "", path
+        print(f"of real letters: {kinds}")
+        assert kinds["inline"] > 0
+        assert kinds["message/rfc822"] > 0
+
+
 class TestNames:
+    async def test_what_an_older_version_stored_is_made_safe(self, api: Api) -> None:
+        message, part = of_one_file(b"abc", "con.txt:x ", "text/plain")
+        (shown,) = await attachments(api, await stored(api, message, attachments=[part]))
+        assert shown["name"] == "_con.txt_x"
+        assert shown["url"].endswith("/_con.txt_x")
+        response, _ = await fetch(api, shown["url"])
+        assert response.headers["Content-Disposition"] == 'attachment; filename="_con.txt_x"'
+
     @pytest.mark.parametrize(
         ("name", "expected"),
         [
@@ -239,9 +321,15 @@ class TestNames:
             ("two words.pdf", 'attachment; filename="two words.pdf"'),
             ("Zäune.pdf", "attachment; filename=\"Z_une.pdf\"; filename*=UTF-8''Z%C3%A4une.pdf"),
             ("100%.pdf", "attachment; filename=\"100_.pdf\"; filename*=UTF-8''100%25.pdf"),
-            ('a"b\\c/d.txt', 'attachment; filename="a_b_c_d.txt"'),
-            ("a\r\nSet-Cookie: x", 'attachment; filename="a__Set-Cookie: x"'),
-            ("\u202efdp.exe", 'attachment; filename="_fdp.exe"'),
+            ('a"b\\c/d.txt', 'attachment; filename="d.txt"'),
+            ("a\r\nSet-Cookie: x", 'attachment; filename="a Set-Cookie_ x"'),
+            ("\u202efdp.exe", 'attachment; filename="fdp.exe"'),
+            ("family \u200d.png", 'attachment; filename="family _.png"'),
+            ("../.ssh/-x;y=.pub. ", 'attachment; filename="x;y=.pub"'),
+            ("nul.tar.gz", 'attachment; filename="_nul.tar.gz"'),
+            ("C:aux?.txt", 'attachment; filename="C_aux_.txt"'),
+            ("...", 'attachment; filename="attachment"'),
+            ("\ud800.pdf", 'attachment; filename="pdf"'),
             ("", 'attachment; filename="attachment"'),
         ],
     )
@@ -260,6 +348,10 @@ class TestNames:
             ("application/javascript", "application/octet-stream"),
             ("text/html", "application/octet-stream"),
             ("message/rfc822", "application/octet-stream"),
+            ("application/pdf; x=y", "application/octet-stream"),
+            ("application/vnd.a\r\nSet-Cookie: a=b", "application/octet-stream"),
+            ("application/vnd.a, text/html", "application/octet-stream"),
+            ("application/vnd.", "application/octet-stream"),
             ("", "application/octet-stream"),
         ],
     )

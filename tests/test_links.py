@@ -21,8 +21,9 @@ def test_a_token_gives_back_what_it_was_made_for_until_it_expires(message: int, 
     assert re.fullmatch(r"[A-Za-z0-9_-]{32,42}", token)
     assert read([KEY], token, expires - 0.001) == (message, part)
     for later in (expires, expires + 1e9):
-        with pytest.raises(LinkExpired):
+        with pytest.raises(LinkExpired) as caught:
             read([KEY], token, later)
+        assert (caught.value.message, caught.value.part, caught.value.expires) == (message, part, expires)
 
 
 def test_a_token_of_an_earlier_key_is_good_while_that_key_is_kept() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 
 import pytest
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 from relay.core.mime import MAX_HEADER, Value
 from relay.core.mimetext import (
     MAX_NAME,
+    MAX_NAME_OCTETS,
     MAX_SUBJECT,
     file_name,
     header_text,
     headers_only,
     parameter_text,
+    safe_name,
     subject_text,
     unflow,
 )
@@ -44,6 +47,17 @@ from relay.core.mimetext import (
         ("Сырой UTF-8".encode(), "Сырой UTF-8"),
         (b"=?iso-8859-1?Q?Fr\xf6sche?=", "Frösche"),
         (b"=?utf-7?q?+2AA-?=x", "x"),
+        (b"=?windows-1251?Q?=C7=E0=FF=E2=EA=E0_=B9_5?=", "Заявка № 5"),
+        (b"=?utf-8?B?0JfQ?= =?UTF-8?Q?=B0=D0=BA=D0=B0=D0=B7?=", "Заказ"),  # a letter split between B and Q
+        (b"=?gb2312?B?vA==?= =?GB2312?B?+w==?=", "见"),
+        (b"=?utf-8?Q?=D0=97?= =?koi8-r?Q?=C1?= =?windows-1251?Q?=EA?=", "Зак"),
+        (b"=?iso-2022-jp?B?GyRCOCtAUSROGyhC?=\r\n =?iso-2022-jp?B?GyRCJCo0aiQkGyhC?=", "見積のお願い"),
+        ("お見積り".encode("iso2022_jp"), "お見積り"),
+        ("询价单".encode("gb18030"), "询价单"),
+        (
+            b"Re: =?koi8-r?B?" + base64.b64encode("счёт".encode("koi8-r")) + b"?= (" + "копия".encode("cp1251") + b")",
+            "Re: счёт (копия)",
+        ),
     ],
 )
 def test_a_header_field_is_shown_as_its_writer_meant_it(raw: bytes, text: str) -> None:
@@ -119,10 +133,37 @@ def test_a_name_in_a_parameter_is_decoded(value: Value, text: str) -> None:
         (" spaces . ", "a/b", "spaces"),
         ("\u200b", "a/b", "part-3.bin"),
         ("nyan cat ✔.gif", "image/gif", "nyan cat ✔.gif"),
+        ('what?*<b>"x"|y.txt', "a/b", "what___b__x__y.txt"),
+        ("report.pdf:hidden.exe", "a/b", "report.pdf_hidden.exe"),
+        ("...", "a/b", "part-3.bin"),
+        (". . .", "a/b", "part-3.bin"),
+        ("-", "a/b", "part-3.bin"),
+        ("-rf", "a/b", "rf"),
+        (" .--option=x.txt", "a/b", "option=x.txt"),
+        ("trailing.txt. .", "a/b", "trailing.txt"),
+        ("a\u00a0\u200b\u3000b.txt", "a/b", "a b.txt"),
+        ("AC/DC - T.N.T..mp3", "a/b", "DC - T.N.T..mp3"),
     ],
 )
 def test_an_attachment_has_a_name_that_can_do_no_harm(given_name: str, kind: str, name: str) -> None:
     assert file_name(given_name, kind, 2) == name
+
+
+@pytest.mark.parametrize("ending", ["", ".txt", ".tar.gz", " .txt"])
+@pytest.mark.parametrize(
+    "device",
+    [
+        *("CON", "PRN", "AUX", "NUL", "con", "Aux", "nUl", "CLOCK$", "CONIN$", "conout$"),
+        *(f"{port}{digit}" for port in ("COM", "lpt") for digit in "0123456789¹²³"),
+    ],
+)
+def test_a_device_of_windows_becomes_a_file(device: str, ending: str) -> None:
+    assert file_name(device + ending, "a/b", 0) == f"_{device}{ending}"
+
+
+@pytest.mark.parametrize("name", ["CONTRACT.pdf", "console", "COM10.txt", "my.con", "Auxiliary", "nul_.txt", "lpt.doc"])
+def test_a_name_that_only_begins_like_a_device_is_left(name: str) -> None:
+    assert file_name(name, "a/b", 0) == name
 
 
 def test_a_long_name_keeps_its_extension() -> None:
@@ -130,14 +171,51 @@ def test_a_long_name_keeps_its_extension() -> None:
     assert file_name("a." + "b" * 300, "a/b", 0) == "a." + "b" * (MAX_NAME - 2)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.text(max_size=400))
-def test_any_name_becomes_one_that_can_do_no_harm(given_name: str) -> None:
+def test_a_name_is_short_enough_in_octets_too_and_no_character_is_cut() -> None:
+    assert file_name("д" * 149 + ".pdf", "a/b", 0) == "д" * 118 + ".pdf"
+    assert file_name("😀" * 149, "a/b", 0) == "😀" * 60
+    assert file_name("x" + "д" * 149, "a/b", 0) == "x" + "д" * 119
+
+
+#: Letters as names have them, and all that makes trouble, more often than chance would.
+_TROUBLE = st.sampled_from(
+    [
+        *'/\\<>:"|?*.- \0\r\n\t\x7f\x85\u2028',
+        "\u202e",
+        "\u200b",
+        "\ud800",
+        "CON",
+        "nul",
+        "COM¹",
+        ".txt",
+        "😀" * 50,
+        "ж" * 90,
+    ]
+)
+_NAMES = st.one_of(st.text(max_size=400), st.lists(st.one_of(_TROUBLE, st.text(max_size=3)), max_size=20).map("".join))
+
+
+@settings(max_examples=1000, deadline=None)
+@given(_NAMES)
+def test_any_name_becomes_one_that_can_be_saved_on_windows_and_unix(given_name: str) -> None:
     name = file_name(given_name, "a/b", 0)
     assert 0 < len(name) <= MAX_NAME
-    assert not set(name) & set("/\\\0\r\n\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u2069")
-    assert name == name.strip() != ".."
-    name.encode()
+    assert len(name.encode()) <= MAX_NAME_OCTETS <= 255
+    assert not set(name) & set('/\\<>:"|?*\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u2069')
+    assert not any(ord(char) < 32 or 0x7F <= ord(char) < 0xA0 for char in name)
+    assert name[0] not in " .-"
+    assert name[-1] not in " ."
+    assert name.split(".")[0].rstrip().upper() not in _DEVICES
+
+
+_DEVICES = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{digit}" for port in ("COM", "LPT") for digit in "123456789¹²³"}
+
+
+@settings(max_examples=1000, deadline=None)
+@given(_NAMES)
+def test_a_safe_name_is_left_as_it_is(given_name: str) -> None:
+    name = safe_name(given_name)
+    assert safe_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -150,6 +228,9 @@ def test_any_name_becomes_one_that_can_do_no_harm(given_name: str) -> None:
         ("text\n-- \nMe \nMyself", False, "text\n-- \nMe Myself"),
         (" From here \non", False, "From here on"),
         ("no soft\nbreak", False, "no soft\nbreak"),
+        (" From here\n  indented\n >not a quote", False, "From here\n indented\n>not a quote"),
+        ("> a \n> b\n\n-- \nAnn", False, "> a b\n\n-- \nAnn"),
+        ("日本 \n語です", True, "日本語です"),
         ("last \n", False, "last "),
         ("", False, ""),
     ],

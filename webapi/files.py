@@ -7,7 +7,9 @@ through in pieces. What strangers attached is always a download and never a page
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+import hashlib
+import re
+from collections.abc import Awaitable
 from typing import cast
 from urllib.parse import quote
 
@@ -15,18 +17,20 @@ import structlog
 from aiohttp import web
 
 from relay.core.mime import OCTET_STREAM, Part, PartDecoder
+from relay.core.mimetext import safe_name
 from relay.core.wire import Unstuffer, unstuff
 from relay.store import history
-from webapi import links
+from relay.store.history import MessageRow
+from webapi import links, ranges
 from webapi.auth import Role
 from webapi.context import CONTEXT, Context
 from webapi.messages import visible_message
 from webapi.operation import Call, Operation
 from webapi.problems import Problem, not_found
+from webapi.ranges import Octets
+from webapi.values import moment
 
 log = structlog.get_logger()
-
-Octets = AsyncGenerator[bytes, None]
 
 #: Types that are named as they are; a browser that opened any of them would run nothing in it. All others, HTML, SVG
 #: and XML among them, are octets.
@@ -39,63 +43,126 @@ _NAMED_TYPES = frozenset(
         *("video/mp4", "video/mpeg", "video/quicktime", "video/webm"),
     )
 )
-_NAMED_PREFIX = "application/vnd."  # office documents; what is "+xml" is not
+_OFFICE_TYPE = re.compile(r"application/vnd\.[a-z0-9.-]{1,100}")  # what is "+xml" is not
 _SAFE_IN_NAME = "!#$&+-.^_`|~"  # RFC 8187 §3.2.1, attr-char besides letters and digits
-_HEADERS = {
+#: On every answer of this file, errors too. What is opened all the same has an origin of its own and runs nothing.
+HEADERS = {
     "Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
     "Cache-Control": "private, no-store",
     "X-Robots-Tag": "noindex",
 }
-_GONE = "the message's bytes are no longer kept"
+_ERASED = "the message was erased with its files: somebody asked for it, or it was older than retention.messages"
+_GONE = "the message's bytes are no longer here"
 
 
 async def raw(call: Call) -> web.StreamResponse:
     """The message as it was received."""
-    row = await visible_message(call)
-    headers = {
-        **_HEADERS,
-        "Content-Type": "message/rfc822",
-        "Content-Disposition": disposition(f"message-{row.id}.eml"),
-    }
-    data, file = await _body(call.context, row.id)
-    if data is not None:
-        return web.Response(body=unstuff(data), headers=headers)
-    return await _stream(call.request, headers, _unstuffed(call.context, file), None)
+    return await _sandboxed(_raw(call))
 
 
 async def attachment(request: web.Request) -> web.StreamResponse:
     """An attachment, for whoever has the link. The name in it is for people; the stored message's own counts."""
+    return await _sandboxed(_attachment(request))
+
+
+async def _sandboxed(answer: Awaitable[web.StreamResponse]) -> web.StreamResponse:
+    try:
+        return await answer
+    except Problem as problem:
+        problem.headers = HEADERS | problem.headers
+        raise
+    except FileNotFoundError as error:
+        log.error("http.body_unreadable", error=str(error))
+        raise Problem(410, _GONE, headers=HEADERS) from None
+
+
+async def _raw(call: Call) -> web.StreamResponse:
+    row = await visible_message(call)
+    headers = {
+        **HEADERS,
+        "Content-Type": "message/rfc822",
+        "Content-Disposition": disposition(f"message-{row.id}.eml"),
+    }
+    etag = _etag(row, None)
+    data, file = await _body(call.context, row)
+    if data is not None:
+        octets = unstuff(data)
+        return await ranges.answer(call.request, headers, etag, octets, len(octets))
+    size = None
+    if ranges.range_wanted(call.request, etag) is not None:  # what is stored is longer than what was received
+        async with contextlib.aclosing(_unstuffed(call.context, file)) as chunks:
+            size = sum([len(chunk) async for chunk in chunks])
+    return await ranges.answer(call.request, headers, etag, _unstuffed(call.context, file), size)
+
+
+async def _attachment(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
+    expired = None
     try:
         message_id, index = links.read(context.keys.all("links"), request.match_info["token"], context.clock())
     except links.LinkExpired as error:
-        raise Problem(410, str(error)) from None
+        message_id, index, expired = error.message, error.part, error.expires
     except links.LinkInvalid:
         raise not_found("link") from None
     row = await history.one(context.store.reader, message_id, None)
     if row is None:
-        raise Problem(410, "the message was erased")
+        raise Problem(410, _ERASED)
     part = next((part for part in row.attachments if part.index == index), None)
     if part is None:
         raise not_found("link")
-    data, file = await _body(context, message_id)
-    headers = {**_HEADERS, "Content-Type": served_type(part.type), "Content-Disposition": disposition(part.name)}
+    if expired is not None:
+        raise Problem(410, _why_no_more(context, row, expired))
+    data, file = await _body(context, row)
+    headers = {**HEADERS, "Content-Type": served_type(part.type), "Content-Disposition": disposition(part.name)}
+    etag = _etag(row, part)
     if data is not None:
         decoder = PartDecoder(part.encoding)
-        octets = decoder.feed(unstuff(data)[part.start : part.start + part.length])
-        return web.Response(body=octets + decoder.flush(), headers=headers)
-    return await _stream(request, headers, _decoded(_unstuffed(context, file), part), part.size)
+        octets = decoder.feed(unstuff(data)[part.start : part.start + part.length]) + decoder.flush()
+        return await ranges.answer(request, headers, etag, octets, len(octets))
+    return await ranges.answer(request, headers, etag, _decoded(_unstuffed(context, file), part), part.size)
 
 
-async def _body(context: Context, message_id: int) -> tuple[bytes | None, str]:
+def _why_no_more(context: Context, row: MessageRow, expired: int) -> str:
+    """What became of a file whose link expired then: it is for whoever once had a right to the file."""
+    if row.raw_removed_at is not None:
+        return _removed(row, row.raw_removed_at)
+    since = f"this link expired at {moment(expired)}"
+    if context.clock() >= row.received_at + context.retention.raw:
+        kept = _in_words(context.retention.raw)
+        return f"{since}: files are kept for {kept} after their message came in, and no longer (retention.raw)"
+    return f"{since}; the file is still kept, and GET /v1/messages/{row.id} makes a new link"
+
+
+def _removed(row: MessageRow, at: float) -> str:
+    kept = _in_words(at - row.received_at)
+    return f"the message's bytes were kept for {kept} after it came in, and no longer (retention.raw)"
+
+
+def _in_words(seconds: float) -> str:
+    """A long duration in whole units; of a sweep that comes an hour later nothing is seen."""
+    for unit, length in (("days", 86_400), ("hours", 3_600)):
+        if seconds >= 2 * length:
+            return f"{int((seconds + 1) / length)} {unit}"
+    return f"{int((seconds + 1) / 60)} minutes"
+
+
+async def _body(context: Context, row: MessageRow) -> tuple[bytes | None, str]:
     """The stored body, or the name of its file; raises Problem 404 or 410."""
-    found = await history.raw(context.store.reader, message_id)
+    if row.raw_removed_at is not None:
+        raise Problem(410, _removed(row, row.raw_removed_at))
+    found = await history.raw(context.store.reader, row.id)
     if found is None:
         raise not_found("message")
     data, file = found
     if data is None and file is None:
         raise Problem(410, _GONE)
     return data, file or ""
+
+
+def _etag(row: MessageRow, part: Part | None) -> str:
+    """A strong ETag: what was received never changes, and of a part its place says which octets it is."""
+    place = "" if part is None else f"{part.start} {part.length} {part.encoding}"
+    return f'"{hashlib.sha256(f"{row.id} {row.received_at} {row.size} {place}".encode()).hexdigest()[:24]}"'
 
 
 async def _unstuffed(context: Context, file: str) -> Octets:
@@ -119,48 +186,21 @@ async def _decoded(message: Octets, part: Part) -> Octets:
     yield decoder.flush()
 
 
-async def _stream(
-    request: web.Request, headers: Mapping[str, str], octets: Octets, length: int | None
-) -> web.StreamResponse:
-    """Send as it comes. A failure after the answer has begun can only be told by breaking the connection."""
-    response = web.StreamResponse(headers=headers)
-    response.content_length = length
-    async with contextlib.aclosing(octets):
-        try:
-            first = await anext(octets, b"")  # a file that is gone shows now
-        except OSError as error:
-            log.error("http.body_unreadable", error=str(error))
-            raise Problem(410, _GONE) from None
-        await response.prepare(request)
-        if request.method == "HEAD":
-            return response
-        try:
-            await response.write(first)
-            async for chunk in octets:
-                await response.write(chunk)
-            await response.write_eof()
-        except OSError as error:
-            if not isinstance(error, ConnectionError):
-                log.error("http.body_unreadable", error=str(error))
-            if request.transport is not None:
-                request.transport.abort()
-    return response
-
-
 def served_type(stated: str) -> str:
     """The type under which an attachment is served."""
-    if stated in _NAMED_TYPES or (stated.startswith(_NAMED_PREFIX) and "+" not in stated):
-        return stated
-    return OCTET_STREAM
+    return stated if stated in _NAMED_TYPES or _OFFICE_TYPE.fullmatch(stated) else OCTET_STREAM
 
 
 def disposition(name: str) -> str:
-    """Content-Disposition of a download (RFC 6266), its name in both spellings where ASCII is not enough."""
-    clean = "".join(char if char.isprintable() and char not in '/\\"' else "_" for char in name) or "attachment"
+    """Content-Disposition of a download (RFC 6266), its name in both spellings where ASCII is not enough.
+
+    The name is made safe once more: an older version may have stored it.
+    """
+    clean = "".join(char if char.isprintable() else "_" for char in safe_name(name)) or "attachment"
     plain = "".join(char if char.isascii() and char != "%" else "_" for char in clean)
     if plain == clean:
         return f'attachment; filename="{plain}"'
-    encoded = quote(clean.encode("utf-8", "replace"), safe=_SAFE_IN_NAME)
+    encoded = quote(clean.encode(), safe=_SAFE_IN_NAME)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}"
 
 
@@ -172,7 +212,8 @@ OPERATIONS = (
         raw,
         Role.VIEWER,
         "message/rfc822",
-        problems=(404, 410),
+        problems=(404, 410, 416),
+        alike=(206,),
     ),
     Operation(
         "GET",
@@ -181,6 +222,7 @@ OPERATIONS = (
         attachment,
         None,
         OCTET_STREAM,
-        problems=(404, 410),
+        problems=(404, 410, 416),
+        alike=(206,),
     ),
 )

@@ -25,7 +25,13 @@ class LinkInvalid(ValueError):
 
 
 class LinkExpired(ValueError):
-    """A token of ours whose time is over."""
+    """A token of ours, for ``part`` of ``message``, whose time was over at ``expires`` (epoch seconds)."""
+
+    def __init__(self, message: int, part: int, expires: int) -> None:
+        super().__init__("this link has expired")
+        self.message = message
+        self.part = part
+        self.expires = expires
 
 
 def make(key: bytes, message: int, part: int, expires: int) -> str:
@@ -53,9 +59,11 @@ def read(keys: Sequence[bytes], token: str, now: float) -> tuple[int, int]:
     matches = [hmac.compare_digest(mac, _mac(key, claim)) for key in keys]
     if not any(matches):
         raise LinkInvalid("this link was not made here")
-    if now >= int.from_bytes(claim[:5], "big"):
-        raise LinkExpired("this link has expired")
-    return int.from_bytes(claim[_HEAD:], "big"), int.from_bytes(claim[5:_HEAD], "big")
+    message, part = int.from_bytes(claim[_HEAD:], "big"), int.from_bytes(claim[5:_HEAD], "big")
+    expires = int.from_bytes(claim[:5], "big")
+    if now >= expires:
+        raise LinkExpired(message, part, expires)
+    return message, part
 
 
 def _mac(key: bytes, claim: bytes) -> bytes:

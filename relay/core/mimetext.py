@@ -10,7 +10,8 @@ from relay.core.mime import MAX_HEADER, Extracted, Value, header_fields
 
 MAX_SUBJECT = 998  # characters
 MAX_NAME = 150  # characters
-_MAX_NAME_OCTETS = 1_024
+MAX_NAME_OCTETS = 240  # of UTF-8: file systems take 255, and a browser adds ".crdownload" while it loads
+_MAX_GIVEN_OCTETS = 1_024
 
 # encoded-word = "=?" charset "?" encoding "?" encoded-text "?=" (RFC 2047 §2; charset*language: RFC 2231 §5).
 # Spaces in the text are wrong and common.
@@ -65,7 +66,7 @@ def headers_only(message: bytes) -> Extracted:
 
 def parameter_text(value: Value) -> str:
     """A name in a parameter: by its RFC 2231 charset, else with the encoded words that RFC 2047 §5 forbids there."""
-    octets = value.octets[:_MAX_NAME_OCTETS]
+    octets = value.octets[:_MAX_GIVEN_OCTETS]
     return decode(octets, value.charset) if value.charset else header_text(octets)
 
 
@@ -123,31 +124,55 @@ _TNEF = frozenset({"application/ms-tnef", "application/vnd.ms-tnef"})
 _HIDDEN = re.compile("[\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
 
 
-def file_name(given: str, kind: str, index: int) -> str:
-    """A safe name for attachment ``index`` (from 0) of media type ``kind``: never empty, at most MAX_NAME characters.
+# What Windows takes for no character of a name ("a:b" is a stream of "a", "?" a wildcard); the slashes are dealt with
+_NOT_IN_NAMES = re.compile('[<>:"|?*]')
+# Names that Windows takes for a device, whatever follows their first dot
+_DEVICE = re.compile(
+    r"(?:CON|PRN|AUX|NUL|CLOCK\$|CON(?:IN|OUT)\$|(?:COM|LPT)[0-9\u00b9\u00b2\u00b3]) *(?:\.|\Z)", re.IGNORECASE
+)
+_LONGEST_EXTENSION = 10  # characters that are kept of a name that is too long
 
-    Of a path the last segment counts (RFC 2183 §2.3). Nothing given: "part-3.bin", by type.
+
+def file_name(given: str, kind: str, index: int) -> str:
+    """A safe name for attachment ``index`` (from 0) of media type ``kind``, never empty: see ``safe_name``.
+
+    Nothing given: "part-3.bin", by type.
+    """
+    if name := safe_name(given):
+        return name
+    if kind in _TNEF:
+        return "winmail.dat"
+    return f"part-{index + 1}.{_EXTENSIONS.get(kind) or ('txt' if kind.startswith('text/') else 'bin')}"
+
+
+def safe_name(given: str) -> str:
+    """A name under which a file can be saved on Windows and on Unix; "" where nothing is left of it.
+
+    Of a path the last segment counts (RFC 2183 §2.3). No controls and nothing invisible, none of ``<>:"|?*``, no device
+    of Windows ("_NUL.txt"), no dot, space or dash at its start (hidden files, options of commands), no dot or space at
+    its end (Windows drops them); at most MAX_NAME characters and MAX_NAME_OCTETS octets, an extension is kept.
     """
     name = _HIDDEN.sub("", _CONTROLS.sub(" ", given)).replace("\\", "/")
-    name = name.strip(" /").rpartition("/")[2].strip(" .")
-    if not name:
-        return (
-            "winmail.dat"
-            if kind in _TNEF
-            else f"part-{index + 1}.{_EXTENSIONS.get(kind) or ('txt' if kind.startswith('text/') else 'bin')}"
-        )
-    if len(name) <= MAX_NAME:
+    name = _CONTROLS.sub(" ", name.strip(" /").rpartition("/")[2])  # what was hidden can have parted two spaces
+    name = _NOT_IN_NAMES.sub("_", name).lstrip(" .-").rstrip(" .")
+    if _DEVICE.match(name):
+        name = f"_{name}"
+    if _fits(name):
         return name
     stem, dot, extension = name.rpartition(".")
-    if not stem or len(extension) > 10:
-        return name[:MAX_NAME].rstrip(" .")
-    return stem[: MAX_NAME - len(extension) - 1] + dot + extension
+    if not stem or len(extension) > _LONGEST_EXTENSION:
+        stem, dot, extension = name, "", ""
+    room = MAX_NAME - len(dot + extension)
+    octets = stem[:room].encode()[: MAX_NAME_OCTETS - len((dot + extension).encode())]
+    return octets.decode("utf-8", "ignore").rstrip(" .") + dot + extension
+
+
+def _fits(name: str) -> bool:
+    return len(name) <= MAX_NAME and len(name.encode()) <= MAX_NAME_OCTETS
 
 
 def unflow(text: str, delete_space: bool) -> str:
     """Paragraphs of format=flowed text on one line each (RFC 3676 §4); ``text`` has LF line ends."""
-    if " \n" not in text:
-        return text
     out: list[str] = []
     open_depth = -1  # quote depth of a paragraph that goes on, else -1
     for line in text.split("\n"):
