@@ -33,6 +33,10 @@ def test_the_wheel_carries_templates_script_and_migrations_and_no_tests(tmp_path
         "relay/py.typed",
         "relay/data/sources/SearchEngines.yml",
         "relay/data/sources/LICENSE",
+        "relay/presets/bitrix24.toml",
+        "relay/presets/ga4.toml",
+        "relay/presets/hubspot.toml",
+        "relay/presets/kommo.toml",
         "webapi/script/mailtrack.js",
         "webapi/script/mailtrack.d.ts",
     ):
