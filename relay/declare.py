@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 
 from relay.config.models import Config, Site, Target
 from relay.core.model import Address
-from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, WebhookDefinition
+from relay.store import webhooks
+from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition
 from webapi.signature import new_secret
 
 
@@ -30,11 +32,10 @@ def _site(site: Site, seal: Callable[[str], str]) -> SiteDefinition:
         targets=tuple(_target(target, seal) for target in site.targets),
         statics=tuple(StaticDefinition(static.address, str(static.target), static.label) for static in site.statics),
         webhooks=tuple(
-            WebhookDefinition(
-                hook.url,
-                seal(hook.secret),
-                hook.fill,
-                hook.enabled,
+            replace(
+                webhooks.definition(hook.url, hook.secret, hook.fill, hook.settings(), hook.access(), seal),
+                enabled=hook.enabled,
+                previous_secret=None if hook.previous_secret is None else seal(hook.previous_secret),
             )
             for hook in site.webhooks
         ),

@@ -20,7 +20,7 @@ from relay.bodies import Bodies, Body
 from relay.extract import Extractor, ExtractorClosed
 from relay.store import events, search
 from relay.store.engine import StoreUnavailable
-from relay.store.events import PostJob
+from relay.store.posts import PostJob
 from relay.store.store import Store
 
 log = structlog.get_logger()
@@ -181,7 +181,7 @@ class Extraction:
     async def _read(self, message_id: int, data: bytes | None, file: str | None) -> None:
         source = data if data is not None else self._bodies.path(file or "")
         try:
-            result = await self._extractor.extract(source)
+            result = await self._extractor.extract(source, html=self._store.sites.wants_html)
             now = self._clock()
             posts = await self._store.write(lambda tx: events.extracted(tx, message_id, result, now, self._claim))
         except ExtractorClosed:

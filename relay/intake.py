@@ -108,6 +108,11 @@ class Intake:
         self._free = 0
         self._free_read_at = float("-inf")
 
+    @property
+    def evidence(self) -> Evidence:
+        """What attribution goes by, with the delays that were learned so far."""
+        return self._evidence
+
     def learn(self, delays: Delays) -> None:
         """From now on earlier holders of a pool address weigh by these delays."""
         self._evidence = replace(self._evidence, delays=delays)

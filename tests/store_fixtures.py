@@ -29,14 +29,15 @@ from relay.sources import referrers
 from relay.store import bindings, events, messages, queue
 from relay.store.bindings import Asked, BindRequest, Bound
 from relay.store.directory import SiteView, TargetView
-from relay.store.events import PostJob
 from relay.store.messages import Accepted, Evidence, Incoming, Job, Recipient
 from relay.store.migrate import migrate
+from relay.store.posts import PostJob
 from relay.store.queue import Finish
 from relay.store.schema import metadata, routes
-from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, WebhookDefinition, declare_all
+from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, declare_all
 from relay.store.store import DATABASE, Store
 from relay.store.visits import Visitor
+from relay.store.webhooks import WebhookDefinition
 
 #: A Monday in January 2027; seconds since the epoch.
 NOW = 1_800_000_000.0

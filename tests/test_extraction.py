@@ -18,7 +18,7 @@ from relay.extract import Extractor
 from relay.extraction import Extraction
 from relay.store import history
 from relay.store.engine import StoreUnavailable, Verb
-from relay.store.events import PostJob
+from relay.store.posts import PostJob
 from relay.store.schema import events, messages, texts
 from tests.parts import PATIENCE, Parts, running_parts
 from tests.smtp_client import SmtpClient
@@ -88,7 +88,7 @@ async def test_an_event_without_a_webhook_says_why_it_was_not_posted(parts: Part
 async def test_a_message_whose_reading_raises_what_nobody_foresaw_is_read_at_a_later_look(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(*_: object) -> None:
+    async def broken(*_: object, **__: object) -> None:
         monkeypatch.undo()
         raise ZeroDivisionError
 

@@ -23,7 +23,7 @@ from relay.core.site import SiteSettings
 from relay.store import history, migrate
 from relay.store.engine import Tx
 from relay.store.migrate import HEAD, WrongRevision, backup, revision
-from relay.store.schema import SEARCH_DDL, metadata, tokens, visits
+from relay.store.schema import SEARCH_DDL, events, metadata, tokens, visits
 from relay.store.store import DATABASE, Store
 from tests.store_fixtures import TRACK, World, opened, template, world
 
@@ -156,7 +156,7 @@ class TestUpgrade:
         async with opened(tmp_path) as store:
             assert set(store.sites.by_name) == {"shop", "other"}
             (found,) = await history.page(store.reader, history.Filter(query="hello", state="forwarded"), 10)
-            assert (found.deal_id, found.sender) == ("17", "ann@example.org")
+            assert (found.deal, found.sender) == (("17", "https://crm.example/17"), "ann@example.org")
             assert await store.routes.find([(TRACK, "card", None)]) is not None
 
 
@@ -201,6 +201,54 @@ class TestVisitsOf0001:
         async with opened(tmp_path) as store:
             assert {site.settings for site in store.sites.by_name.values()} == {SiteSettings()}
             assert not any(target.additional for site in store.sites.by_name.values() for target in site.targets)
+
+
+class TestDealsOf0002:
+    """What revision 0003 makes of messages' deals: their receipts have them, at every site."""
+
+    def test_every_receipt_of_the_message_has_its_deal(self, tmp_path: Path) -> None:
+        path = unpacked(UPGRADE / "0002.db.gz", tmp_path)
+        before = {row["id"]: (row["deal_id"], row["deal_url"]) for row in contents(path)["messages"]}
+        assert ("17", "https://crm.example/17") in before.values()
+        assert (None, None) in before.values()
+        migrate.migrate(path)
+        after = contents(path)
+        assert len({row["site_id"] for row in after["events"] if row["deal_id"] == "17"}) == 2
+        for row in after["events"]:
+            assert (row["deal_id"], row["deal_url"]) == before[row["message_id"]]
+        assert not {"deal_id", "deal_url"} & after["messages"][0].keys()
+
+    def test_an_address_without_a_number_is_kept(self, tmp_path: Path) -> None:
+        path = unpacked(UPGRADE / "0002.db.gz", tmp_path)
+        with database(path) as connection:
+            connection.execute("UPDATE messages SET deal_id = NULL")
+        migrate.migrate(path)
+        found = {(row["deal_id"], row["deal_url"]) for row in contents(path)["events"]}
+        assert found == {(None, "https://crm.example/17"), (None, None)}
+
+    def test_nothing_else_is_said_of_what_was_there(self, tmp_path: Path) -> None:
+        path = unpacked(UPGRADE / "0002.db.gz", tmp_path)
+        migrate.migrate(path)
+        after = contents(path)
+        assert {row["settings"] for row in after["webhooks"]} == {"{}"}
+        new = {
+            "messages": ("thread_id",),
+            "events": ("data",),
+            "webhooks": ("access", "previous_secret", "previous_until"),
+            "post_attempts": ("digest", "size"),
+            "texts": ("html",),
+        }
+        assert {row[name] for table, names in new.items() for row in after[table] for name in names} == {None}
+        assert after["blocked_senders"] == []
+
+    async def test_a_letter_that_answers_one_from_before_carries_its_deal(self, tmp_path: Path) -> None:
+        unpacked(UPGRADE / "0002.db.gz", tmp_path)
+        async with opened(tmp_path) as store:
+            w = World(store)
+            later = await w.accept(f"card@{TRACK}", body=b"later", message_id="l@x", in_reply_to="1@example.org")
+            await w.extract(later.message_id)
+            query = select(events.c.deal_id, events.c.deal_url).where(events.c.message_id == later.message_id)
+            assert await w.rows(query) == [("17", "https://crm.example/17")]
 
 
 def test_the_newest_database_has_something_in_every_column_of_the_visits(tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ from relay.core.attribution import Fill
 from relay.core.model import AttributionState
 from relay.core.payload import build
 from relay.core.site import SiteSettings, Touch
-from relay.store import events, queue, sites
-from relay.store.events import ANSWER_KEPT, SEARCHED, PostJob, PostResult
+from relay.store import deals, events, queue, replay, sites
+from relay.store import posts as post_verbs
+from relay.store import webhooks as webhook_verbs
+from relay.store.events import SEARCHED
 from relay.store.messages import CLAIM
+from relay.store.posts import ANSWER_KEPT, PostJob, PostResult
 from relay.store.retention import erase_visit
 from relay.store.schema import events as event_table
 from relay.store.schema import messages, post_attempts, posts, texts, visits, webhooks
@@ -57,13 +60,13 @@ async def posted(w: World, *addresses: str, claim: str | None = "poster", **chan
 
 
 async def claim(w: World, who: str = "poster", most: int = 10) -> list[PostJob]:
-    due = await w.store.reader.run(events.DUE_WEBHOOKS, now=w.now)
-    return await w.store.write(lambda tx: events.claim_posts(tx, {webhook: most for (webhook,) in due}, who, w.now))
+    due = await w.store.reader.run(post_verbs.DUE_WEBHOOKS, now=w.now)
+    return await w.store.write(lambda tx: post_verbs.claim_posts(tx, {webhook: most for (webhook,) in due}, who, w.now))
 
 
 async def finish(w: World, job: PostJob, state: str = "delivered", **changes: Any) -> bool:
     result = PostResult(job, state, w.now + 5, 200 if state == "delivered" else 503, "answer", w.now, 0.25)
-    return await w.store.write(lambda tx: events.finish_post(tx, replace(result, **changes), w.now))
+    return await w.store.write(lambda tx: post_verbs.finish_post(tx, replace(result, **changes), w.now))
 
 
 async def post_states(w: World, *names: str) -> list[tuple[Any, ...]]:
@@ -129,7 +132,7 @@ class TestConditions:
     ) -> None:
         assert await posted(w, CARD, **changes) == []
         assert await event_states(w) == [("withheld", reason)]
-        assert await post_states(w) == []
+        assert await post_states(w, "state", "answer", "attempts") == [("withheld", reason, 0)]
 
     async def test_without_a_visit_it_is_withheld(self, w: World) -> None:
         await posted(w, f"help@{TRACK}")
@@ -155,7 +158,7 @@ class TestConditions:
         _, mine = await w.shown()
         _, theirs = await w.shown(name="other")
         jobs = await posted(w, mine, theirs)
-        assert [(job.url, job.message.email_to) for job in jobs] == [
+        assert [(job.hook.url, job.message.email_to) for job in jobs] == [
             ("https://crm.example/hook", mine),
             ("https://crm.other.example/hook", theirs),
         ]
@@ -165,7 +168,7 @@ class TestConditions:
         async with world(tmp_path, two) as w:
             one, other = await posted(w)
             assert one.uid == other.uid
-            assert (one.url, other.url) == ("https://crm.example/hook", "https://bi.example/hook")
+            assert (one.hook.url, other.hook.url) == ("https://crm.example/hook", "https://bi.example/hook")
 
 
 class TestJob:
@@ -174,7 +177,7 @@ class TestJob:
         leased = bound.substitutes[w.target().id]
         accepted = await w.accept(leased)
         (job,) = await w.extract(accepted.message_id, "poster", text="x" * SEARCHED + "y", attachments=[part()])
-        assert (job.claim, job.attempts, job.secret, job.created_at) == ("poster", 1, "sealed", NOW)
+        assert (job.claim, job.attempts, job.hook.secret, job.created_at) == ("poster", 1, "sealed", NOW)
         assert job.parts == (part(),)
         assert build(job.message, job.visit, job.attribution) == {
             "id": str(accepted.message_id),
@@ -234,7 +237,7 @@ class TestJob:
     async def test_the_job_from_the_store_is_the_job_from_memory(self, w: World) -> None:
         bound = await w.bind(page=PAGE)
         (job,) = await posted(w, bound.substitutes[w.target().id])
-        await w.store.write(lambda tx: events.release_posts(tx, [job]))
+        await w.store.write(lambda tx: post_verbs.release_posts(tx, [job]))
         assert await claim(w) == [job]
 
 
@@ -345,15 +348,15 @@ class TestClaim:
     async def test_nothing_is_due_before_its_time(self, w: World) -> None:
         (job,) = await posted(w)
         await finish(w, job, "waiting", next_at=NOW + 300)
-        assert await w.store.reader.run(events.NEXT_POST, now=w.now) == [(NOW + 300,)]
+        assert await w.store.reader.run(post_verbs.NEXT_POST, now=w.now) == [(NOW + 300,)]
         w.pass_time(299)
-        assert await w.store.reader.run(events.DUE_WEBHOOKS, now=w.now) == []
+        assert await w.store.reader.run(post_verbs.DUE_WEBHOOKS, now=w.now) == []
         w.pass_time(1)
         (again,) = await claim(w)
         assert (again.attempts, again.uid) == (2, job.uid)
 
     async def test_the_next_post_is_nothing_when_nothing_waits(self, w: World) -> None:
-        assert await w.store.reader.run(events.NEXT_POST, now=w.now) == [(None,)]
+        assert await w.store.reader.run(post_verbs.NEXT_POST, now=w.now) == [(None,)]
 
     async def test_a_claim_that_ended_is_taken_over(self, w: World) -> None:
         (job,) = await posted(w)
@@ -363,16 +366,16 @@ class TestClaim:
 
     async def test_a_start_voids_the_claims_that_a_crash_left(self, w: World) -> None:
         (job,) = await posted(w)
-        assert await w.store.write(events.void_post_claims) == 1
+        assert await w.store.write(lambda tx: post_verbs.void_post_claims(tx, w.now)) == 1
         (again,) = await claim(w, "after")
         assert again.uid == job.uid
         assert not await finish(w, job)
 
     async def test_a_released_claim_was_no_attempt(self, w: World) -> None:
         (job,) = await posted(w)
-        await w.store.write(lambda tx: events.release_posts(tx, [replace(job, claim="thief")]))
+        await w.store.write(lambda tx: post_verbs.release_posts(tx, [replace(job, claim="thief")]))
         assert await claim(w, "other") == []
-        await w.store.write(lambda tx: events.release_posts(tx, [job]))
+        await w.store.write(lambda tx: post_verbs.release_posts(tx, [job]))
         (again,) = await claim(w, "other")
         assert again.attempts == 1
 
@@ -392,16 +395,16 @@ class TestFinish:
         await claim(w, "other")
         assert not await finish(w, job, deal=("17", None))
         assert await post_states(w, "state", "claim") == [("waiting", "other")]
-        assert await w.rows(select(messages.c.deal_id)) == [(None,)]
+        assert await w.rows(select(event_table.c.deal_id)) == [(None,)]
         assert await w.rows(select(post_attempts.c.id)) == []
 
     async def test_the_answers_deal_becomes_the_messages(self, w: World) -> None:
         (job,) = await posted(w)
         await finish(w, job, deal=("17", "https://crm.example/17"))
-        assert await w.rows(select(messages.c.deal_id, messages.c.deal_url)) == [("17", "https://crm.example/17")]
-        assert await w.store.write(lambda tx: events.set_deal(tx, job.message_id, "18", None))
-        assert await w.rows(select(messages.c.deal_id, messages.c.deal_url)) == [("18", "https://crm.example/17")]
-        assert not await w.store.write(lambda tx: events.set_deal(tx, 999, "18", None))
+        assert await w.rows(select(event_table.c.deal_id, event_table.c.deal_url)) == [("17", "https://crm.example/17")]
+        assert await w.store.write(lambda tx: deals.set_deal(tx, job.message_id, "18", None)) == 1
+        assert await w.rows(select(event_table.c.deal_id, event_table.c.deal_url)) == [("18", "https://crm.example/17")]
+        assert not await w.store.write(lambda tx: deals.set_deal(tx, 999, "18", None))
 
     async def test_a_failing_event_holds_nothing_back(self, w: World) -> None:
         (failing,) = await posted(w)
@@ -418,7 +421,7 @@ class TestGone:
         (job,) = await posted(w)
         await posted(w, body=b"next", claim=None)
         await finish(w, job, "failed", disable_webhook=self.REASON)
-        query = select(webhooks.c.enabled, webhooks.c.disabled_reason).where(webhooks.c.id == job.webhook_id)
+        query = select(webhooks.c.enabled, webhooks.c.disabled_reason).where(webhooks.c.id == job.hook.id)
         assert await w.rows(query) == [(0, self.REASON)]
         assert await post_states(w, "state", "answer") == [("failed", "answer"), ("failed", self.REASON)]
         await posted(w, body=b"later")
@@ -437,7 +440,7 @@ class TestGone:
         (gone,) = await posted(w)
         (other,) = await posted(w, body=b"1")
         await finish(w, gone, "failed", disable_webhook=self.REASON)
-        await w.store.write(lambda tx: events.release_posts(tx, [other]))
+        await w.store.write(lambda tx: post_verbs.release_posts(tx, [other]))
         assert await claim(w) == []
         assert await post_states(w, "state", "answer") == [("failed", "answer"), ("failed", self.REASON)]
 
@@ -453,7 +456,7 @@ class TestGone:
 
 class TestReplay:
     async def replay(self, w: World, message_id: int, allowed: list[int] | None = None) -> int:
-        return await w.store.write(lambda tx: events.replay(tx, message_id, allowed, w.now))
+        return await w.store.write(lambda tx: replay.replay(tx, message_id, allowed, w.now))
 
     async def test_it_posts_again_under_the_same_id(self, w: World) -> None:
         (job,) = await posted(w)
@@ -496,9 +499,9 @@ class TestReplay:
         (job,) = await posted(w)
         await finish(w, job)
         shop = w.site().id
-        await w.store.write(lambda tx: sites.add_webhook(tx, shop, hook("https://new.example/"), w.now))
+        await w.store.write(lambda tx: webhook_verbs.add(tx, shop, hook("https://new.example/"), w.now))
         assert await self.replay(w, job.message_id) == 2
-        assert {found.url for found in await claim(w)} == {"https://crm.example/hook", "https://new.example/"}
+        assert {found.hook.url for found in await claim(w)} == {"https://crm.example/hook", "https://new.example/"}
 
 
 async def test_a_removed_site_posts_nothing_more(w: World) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import Table, select, update
 from relay.core.model import OutcomeKind
 from relay.store import figures, history, queue, retention, search
 from relay.store.engine import Statement
-from relay.store.events import PostResult, finish_post
+from relay.store.posts import PostResult, finish_post
 from relay.store.retention import BITE, Cut, StillOpen, Swept
 from relay.store.schema import (
     attempts,

@@ -12,20 +12,19 @@ import pytest
 from sqlalchemy import select
 
 from relay.core.model import Method, RouteKind
-from relay.store import events, sites
+from relay.store import posts as post_verbs
+from relay.store import webhooks as webhook_verbs
 from relay.store.routes import create
 from relay.store.schema import targets, webhooks
 from relay.store.sites import (
-    SWITCHED_OFF,
     DeclaredElsewhere,
     NameTaken,
     add_to_pool,
-    add_webhook,
     define,
     remove,
-    remove_webhook,
     switch,
 )
+from relay.store.webhooks import SWITCHED_OFF
 from tests.store_fixtures import (
     NOW,
     SHOP,
@@ -219,8 +218,8 @@ class TestWebhooks:
     async def test_one_that_its_receiver_disabled_stays_disabled(self, w: World) -> None:
         await w.declare(SHOP)
         (job,) = await w.extract((await w.accept(CARD)).message_id, "poster")
-        result = events.PostResult(job, "failed", NOW, 410, "", NOW, 0.1, disable_webhook="410 Gone")
-        await w.store.redefine(lambda tx: events.finish_post(tx, result, NOW))
+        result = post_verbs.PostResult(job, "failed", NOW, 410, "", NOW, 0.1, disable_webhook="410 Gone")
+        await w.store.redefine(lambda tx: post_verbs.finish_post(tx, result, NOW))
         for enabled in (True, False, True):
             await w.declare(replace(SHOP, webhooks=(hook(enabled=enabled),)))
         assert await hooks(w, "enabled", "disabled_reason") == [(0, "410 Gone")]
@@ -231,12 +230,12 @@ class TestWebhooks:
         await w.declare(replace(SHOP, webhooks=()))
         assert await hooks(w, "enabled", "removed_at") == [(0, NOW)]
         assert w.site().webhooks == ()
-        assert await w.store.write(lambda tx: remove_webhook(tx, 1, w.now)) is False
+        assert await w.store.write(lambda tx: webhook_verbs.remove(tx, 1, w.now)) is False
 
     async def test_one_added_by_hand_survives_the_file(self, w: World) -> None:
         await w.declare(SHOP)
         shop = w.site().id
-        await w.store.redefine(lambda tx: add_webhook(tx, shop, hook("https://bi.example/"), w.now))
+        await w.store.redefine(lambda tx: webhook_verbs.add(tx, shop, hook("https://bi.example/"), w.now))
         await w.declare(SHOP)
         assert [found.url for found in w.site().webhooks] == ["https://crm.example/hook", "https://bi.example/"]
 
@@ -305,5 +304,5 @@ async def test_the_sites_survive_a_restart(tmp_path: Path) -> None:
 
 async def test_a_removed_webhook_and_site_leave_the_directory(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
-        await w.store.redefine(lambda tx: sites.remove_webhook(tx, 1, w.now))
+        await w.store.redefine(lambda tx: webhook_verbs.remove(tx, 1, w.now))
         assert w.site().webhooks == ()

@@ -7,7 +7,9 @@ Every value is a string or null, but for ``attachments``; absent or empty is nul
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from relay.core.model import Attribution, AttributionState
 from relay.core.source import Params, levels
@@ -77,17 +79,17 @@ _FIELDS: tuple[tuple[str, str, str | None], ...] = (
     ("first_visit", "Number of the first visit of the same browser, decimal.", "1001"),
     ("domain", "Host of the website.", "test.com"),
     ("landing_page", "First page of the visit: host, path and query without scheme.", "test.com/new"),
-    ("utm_source", "UTM mark of the landing page.", None),
-    ("utm_medium", "UTM mark of the landing page.", None),
-    ("utm_campaign", "UTM mark of the landing page.", None),
-    ("utm_term", "UTM mark of the landing page.", None),
-    ("utm_content", "UTM mark of the landing page.", None),
-    ("roistat_param_1", "Additional parameter 1 of the visit.", None),
-    ("roistat_param_2", "Additional parameter 2 of the visit.", None),
-    ("roistat_param_3", "Additional parameter 3 of the visit.", None),
-    ("roistat_param_4", "Additional parameter 4 of the visit.", None),
-    ("roistat_param_5", "Additional parameter 5 of the visit.", None),
-    ("google_client_id", "Client id of Google Analytics.", None),
+    ("utm_source", "UTM mark of the landing page.", "google"),
+    ("utm_medium", "UTM mark of the landing page.", "cpc"),
+    ("utm_campaign", "UTM mark of the landing page.", "spring"),
+    ("utm_term", "UTM mark of the landing page.", "buy+tiles"),
+    ("utm_content", "UTM mark of the landing page.", "banner_1"),
+    ("roistat_param_1", "Additional parameter 1 of the visit.", "value 1"),
+    ("roistat_param_2", "Additional parameter 2 of the visit.", "value 2"),
+    ("roistat_param_3", "Additional parameter 3 of the visit.", "value 3"),
+    ("roistat_param_4", "Additional parameter 4 of the visit.", "value 4"),
+    ("roistat_param_5", "Additional parameter 5 of the visit.", "value 5"),
+    ("google_client_id", "Client id of Google Analytics.", "1034567890.1769860700"),
     ("source_level_1", "The marker up to its first underscore.", "fb"),
     ("source_level_2", "The marker after its first underscore.", "new"),
 )
@@ -144,31 +146,34 @@ def encode(payload: dict[str, object]) -> bytes:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
-def schema() -> dict[str, object]:
-    """The body as JSON Schema (2020-12), for /openapi.json and the documentation."""
+def schema(further: Mapping[str, Any] | None = None, attachment: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The body as JSON Schema (2020-12); ``further`` members and members of an ``attachment`` as core/extras.py has."""
     text = {"type": ["string", "null"]}
-    properties: dict[str, object] = {
+    properties: dict[str, Any] = {
         key: {**text, "description": about, "examples": [example]} for key, about, example in _FIELDS
+    }
+    of_file = {
+        "name": {**text, "description": "File name as the sender gave it.", "examples": ["offer.pdf"]},
+        "url": {**text, "description": "Link to the file.", "examples": ["https://relay.example.com/a/…/offer.pdf"]},
+        **(attachment or {}),
     }
     properties["attachments"] = {
         "type": "array",
         "description": next(about for key, about, _ in _FIELDS if key == "attachments"),
-        "examples": [[]],
+        "examples": [[{name: member["examples"][0] for name, member in of_file.items()}]],
         "items": {
             "type": "object",
-            "properties": {
-                "name": {**text, "description": "File name as the sender gave it.", "examples": ["offer.pdf"]},
-                "url": {**text, "description": "Link to the file.", "examples": ["https://relay.example.com/a/…"]},
-            },
-            "required": ["name", "url"],
+            "properties": of_file,
+            "required": list(of_file),
             "additionalProperties": False,
         },
     }
+    properties |= further or {}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A message and the visit it came from",
         "type": "object",
         "properties": properties,
-        "required": list(KEYS),
+        "required": list(properties),
         "additionalProperties": False,
     }

@@ -20,6 +20,8 @@ HOLDINGS = 20_000
 THREAD_REACH = 20
 #: Latest messages of a sender that are looked at.
 SENDER_REACH = 50
+#: An id that every stored message is before.
+NEWEST = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,13 @@ FIND_NUMBER = Statement(
 # A visit is stated only for exact and inferred deliveries, so each of these is one of the two.
 FIND_ANSWERED = Statement(
     select(deliveries.c.visit_id)
-    .join(messages, messages.c.id == deliveries.c.message_id)
     .where(
-        messages.c.message_id == bindparam("answered"),
+        deliveries.c.message_id.in_(
+            select(messages.c.id)
+            .where(messages.c.message_id == bindparam("answered"), messages.c.id < bindparam("before"))
+            .order_by(messages.c.id.desc())
+            .limit(SENDER_REACH)
+        ),
         deliveries.c.site_id == bindparam("site"),
         deliveries.c.visit_id.is_not(None),
     )
@@ -69,7 +75,11 @@ FIND_ANSWERED = Statement(
 )
 _LATEST = (
     select(messages.c.id)
-    .where(messages.c.sender == bindparam("sender"), messages.c.received_at > bindparam("after"))
+    .where(
+        messages.c.sender == bindparam("sender"),
+        messages.c.received_at > bindparam("after"),
+        messages.c.id < bindparam("before"),
+    )
     .order_by(messages.c.id.desc())
     .limit(SENDER_REACH)
 )
@@ -89,8 +99,13 @@ FIND_VISIT = Statement(
 )
 
 
-def attribute(tx: Tx, recipient: Recipient, incoming: Incoming, evidence: Evidence) -> Attribution:
-    """What the address says; where it says nothing, what the thread or the sender does."""
+def attribute(
+    tx: Tx, recipient: Recipient, incoming: Incoming, evidence: Evidence, before: int = NEWEST
+) -> Attribution:
+    """What the address says; where it says nothing, what the thread or the sender does.
+
+    ``before``: id of the message itself where it is stored already; only earlier ones say anything of it.
+    """
     route = recipient.route
     if route is None or not route.attributed:
         return Attribution(AttributionState.NONE, "retired/1" if route else "operator/1")
@@ -99,7 +114,7 @@ def attribute(tx: Tx, recipient: Recipient, incoming: Incoming, evidence: Eviden
         found = Attribution(AttributionState.NONE, "erased/1")
     if found.state is not AttributionState.NONE:
         return found
-    return _inferred(tx, route.site_id, incoming, evidence) or found
+    return _inferred(tx, route.site_id, incoming, evidence, before) or found
 
 
 def _by_address(tx: Tx, route: Route, tag: str | None, incoming: Incoming, evidence: Evidence) -> Attribution:
@@ -124,17 +139,17 @@ def holdings(tx: Tx, route_id: int, since: float, until: float) -> list[Holding]
     return [Holding(*row) for row in tx.all(FIND_HOLDINGS, route=route_id, since=since, until=until)]
 
 
-def _inferred(tx: Tx, site_id: int, incoming: Incoming, evidence: Evidence) -> Attribution | None:
+def _inferred(tx: Tx, site_id: int, incoming: Incoming, evidence: Evidence, before: int) -> Attribution | None:
     """The visit of the message that this one answers, else of its sender's last attributed one, at the same site.
 
     Bounces and automatic mail name no person: only their thread counts.
     """
     answered = (incoming.in_reply_to, *reversed(incoming.references[-THREAD_REACH:]))
     for reference in dict.fromkeys(filter(None, answered)):
-        if row := tx.one(FIND_ANSWERED, answered=reference, site=site_id):
+        if row := tx.one(FIND_ANSWERED, answered=reference, site=site_id, before=before):
             return rules.attribute_thread(row[0])
     if incoming.bounce or incoming.automatic or not incoming.mail_from or not incoming.sender:
         return None
     after = incoming.received_at - evidence.known_sender
-    row = tx.one(FIND_KNOWN_SENDER, sender=incoming.sender, after=after, site=site_id)
+    row = tx.one(FIND_KNOWN_SENDER, sender=incoming.sender, after=after, site=site_id, before=before)
     return rules.attribute_sender(row[0]) if row else None

@@ -14,6 +14,7 @@ from relay.core.model import Address, Method
 from relay.core.site import SiteSettings
 from relay.core.source import host_of
 from relay.store.engine import Reader
+from relay.store.post_jobs import HOOK_COLUMNS, Hook, read_hook
 from relay.store.schema import routes, sites, targets, webhooks
 
 _POOL_SIZE = (
@@ -38,7 +39,7 @@ class TargetView:
 
 @dataclass(frozen=True, slots=True)
 class WebhookView:
-    """``secret`` is sealed."""
+    """``hook`` is what an attempt needs, its secrets sealed."""
 
     id: int
     url: str
@@ -46,7 +47,7 @@ class WebhookView:
     enabled: bool
     disabled_reason: str | None
     declared: bool
-    secret: str
+    hook: Hook
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Directory:
         self.by_key: dict[str, SiteView] = {}
         self.by_name: dict[str, SiteView] = {}
         self.by_id: dict[int, SiteView] = {}
+        self.wants_html = False  # whether some webhook wants more than the text of a message
 
     async def load(self) -> None:
         """Read all sites anew; raises StoreUnavailable."""
@@ -107,6 +109,7 @@ class Directory:
         self.by_key = {site.key: site for site in loaded}
         self.by_name = {site.name: site for site in loaded}
         self.by_id = {site.id: site for site in loaded}
+        self.wants_html = any(hook.enabled and hook.hook.settings.extended for site in loaded for hook in site.webhooks)
 
     async def _targets(self) -> dict[int, list[TargetView]]:
         found: dict[int, list[TargetView]] = {}
@@ -143,21 +146,20 @@ class Directory:
 
     async def _webhooks(self) -> dict[int, list[WebhookView]]:
         found: dict[int, list[WebhookView]] = {}
-        for site_id, webhook_id, url, fill, enabled, reason, declared, secret in await self._reader.all(
+        for site_id, fill, enabled, reason, declared, *columns in await self._reader.all(
             select(
                 webhooks.c.site_id,
-                webhooks.c.id,
-                webhooks.c.url,
                 webhooks.c.fill,
                 webhooks.c.enabled,
                 webhooks.c.disabled_reason,
                 webhooks.c.declared,
-                webhooks.c.secret,
+                *HOOK_COLUMNS,
             )
             .where(webhooks.c.removed_at.is_(None))
             .order_by(webhooks.c.id)
         ):
-            view = WebhookView(webhook_id, url, fill, bool(enabled), reason, bool(declared), secret)
+            hook = read_hook(tuple(columns))
+            view = WebhookView(hook.id, hook.url, fill, bool(enabled), reason, bool(declared), hook)
             found.setdefault(site_id, []).append(view)
         return found
 

@@ -1,6 +1,8 @@
-"""What a message becomes once its text and attachments are known: an event, posted to the site's webhooks or withheld.
+"""What happens to a message becomes events, and an event becomes posts to the site's webhooks, or is withheld.
 
-The body of a post is composed when it is attempted, from the rows it is about: one copy to retain, one to erase.
+A message's first event, ``message.received``, is written when it is accepted and waits until its text and attachments
+are known. The body of a post is composed when it is attempted, from the rows it is about: one copy to retain, one to
+erase.
 """
 
 from __future__ import annotations
@@ -8,49 +10,40 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
 
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy import insert as insert_into
 
-from relay.core.conditions import Conditions, Facts, verdict
+from relay.core.conditions import Conditions, Facts, overlaid, verdict
+from relay.core.hook import EventType, HookSettings
 from relay.core.mime import Extracted
 from relay.core.model import AttributionState
-from relay.store.engine import Statement, Tx
-from relay.store.messages import CLAIM
-from relay.store.post_jobs import PostJob as PostJob
-from relay.store.post_jobs import post_job
+from relay.store import deals, posts
+from relay.store.engine import Row, Statement, Tx
+from relay.store.messages import INSERT_EVENT
+from relay.store.post_jobs import PostJob, post_job
 from relay.store.schema import (
+    blocked_senders,
     bodies,
     deliveries,
     events,
     messages,
-    post_attempts,
-    posts,
+    paths,
     sites,
     texts,
     webhooks,
 )
 
+#: Latest letters of a sender among which the one before is looked for.
+SENDER_REACH = 200
 #: Characters of text that are searched; the rest is stored apart.
 SEARCHED = 8192
-#: Characters of a receiver's answer that the delivery log keeps.
-ANSWER_KEPT = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class PostResult:
-    """``state`` is delivered, failed or waiting (then ``next_at`` counts). ``deal`` is (id, url) as answered."""
-
-    job: PostJob
-    state: str
-    next_at: float
-    status: int | None
-    answer: str
-    started_at: float
-    duration: float
-    deal: tuple[str | None, str | None] | None = None
-    disable_webhook: str | None = None
-
+#: Why events are withheld whatever the conditions say.
+SWITCHED_OFF = "Send to CRM is off"
+NO_WEBHOOK = "no webhook"
+LOOP = "loop"
 
 _UNEXTRACTED = Statement(
     select(messages.c.id, bodies.c.data, messages.c.body_file)
@@ -62,110 +55,106 @@ _UNEXTRACTED = Statement(
 _EXTRACTED = Statement(
     update(messages)
     .where(messages.c.id == bindparam("message"), messages.c.extraction == "waiting")
-    .values(subject=bindparam("title"), attachments=bindparam("files"), extraction=bindparam("result"))
+    .values(
+        subject=bindparam("title"),
+        attachments=bindparam("files"),
+        extraction=bindparam("result"),
+        thread_id=bindparam("thread"),
+    )
 )
-_INSERT_TEXT = Statement(insert_into(texts), "message_id subject addresses head rest")
+_INSERT_TEXT = Statement(insert_into(texts), "message_id subject addresses head rest html")
 _ADDRESSES = Statement(
     select(messages.c.sender, messages.c.mail_from, func.group_concat(deliveries.c.recipient, " "))
     .outerjoin(deliveries, deliveries.c.message_id == messages.c.id)
     .where(messages.c.id == bindparam("message"))
     .group_by(messages.c.id)
 )
-_WAITING_EVENTS = Statement(
+_EVENT = (
     select(
         events.c.id,
+        events.c.type,
         events.c.site_id,
+        events.c.message_id,
         sites.c.send_to_crm,
         sites.c.conditions,
         deliveries.c.attribution,
         messages.c.automatic,
         messages.c.bounce,
         messages.c.mail_from,
+        messages.c.sender,
+        messages.c.size,
+        messages.c.subject,
+        messages.c.received_at,
     )
     .join(sites, sites.c.id == events.c.site_id)
     .join(deliveries, deliveries.c.id == events.c.delivery_id)
     .join(messages, messages.c.id == events.c.message_id)
-    .where(events.c.message_id == bindparam("message"), events.c.state == "waiting")
 )
+_WAITING_EVENTS = Statement(
+    _EVENT.where(events.c.message_id == bindparam("message"), events.c.state == "waiting").order_by(events.c.id)
+)
+_ONE_EVENT = Statement(_EVENT.where(events.c.id == bindparam("event")))
 _EVENT_STATE = Statement(update(events).where(events.c.id == bindparam("event")), "state reason")
-_SITE_WEBHOOKS = Statement(
-    select(webhooks.c.id).where(
-        webhooks.c.site_id == bindparam("site"), webhooks.c.removed_at.is_(None), webhooks.c.enabled == 1
+_WEBHOOKS = Statement(
+    select(webhooks.c.id, webhooks.c.settings)
+    .where(webhooks.c.site_id == bindparam("site"), webhooks.c.removed_at.is_(None), webhooks.c.enabled == 1)
+    .order_by(webhooks.c.id)
+)
+_BLOCKED = Statement(
+    select(blocked_senders.c.address).where(
+        blocked_senders.c.site_id == bindparam("site"),
+        blocked_senders.c.address.in_([bindparam(name) for name in ("sender", "host", "path", "path_host")]),
     )
 )
-_INSERT_POST = Statement(insert_into(posts), "event_id webhook_id state attempts next_at claim claimed_until")
-_POST_DUE = (
-    posts.c.state == "waiting",
-    posts.c.next_at <= bindparam("now"),
-    posts.c.claimed_until < bindparam("now"),
+_LETTERS = messages.alias()
+_LATEST = (
+    select(_LETTERS.c.id)
+    .where(_LETTERS.c.sender == bindparam("sender"), _LETTERS.c.id < bindparam("message"))
+    .order_by(_LETTERS.c.id.desc())
+    .limit(SENDER_REACH)
 )
-# By webhook, so that they cost the same however many posts wait.
-DUE_WEBHOOKS = Statement(
-    select(webhooks.c.id).where(select(posts.c.id).where(posts.c.webhook_id == webhooks.c.id, *_POST_DUE).exists())
-)
-NEXT_POST = Statement(
-    select(
-        func.min(
-            select(posts.c.next_at)
-            .where(posts.c.webhook_id == webhooks.c.id, posts.c.state == "waiting", posts.c.next_at > bindparam("now"))
-            .order_by(posts.c.next_at)
-            .limit(1)
-            .scalar_subquery()
-        )
-    ).select_from(webhooks)
-)
-_DUE_POSTS = Statement(
-    select(posts.c.id)
-    .where(posts.c.webhook_id == bindparam("webhook"), *_POST_DUE)
-    .order_by(posts.c.next_at, posts.c.id)
-    .limit(bindparam("most"))
-)
-_CLAIM_POST = Statement(
-    update(posts)
-    .where(posts.c.id == bindparam("post"))
-    .values(claim=bindparam("by"), claimed_until=bindparam("until"), attempts=posts.c.attempts + 1)
-)
-_VOID_POSTS = Statement(
-    update(posts).where(posts.c.state == "waiting", posts.c.claimed_until > 0).values(claim=None, claimed_until=0)
-)
-_RELEASE_POST = Statement(
-    update(posts)
-    .where(posts.c.id == bindparam("post"), posts.c.claim == bindparam("by"))
-    .values(claim=None, claimed_until=0, attempts=posts.c.attempts - 1)
-)
-_FINISH_POST = Statement(
-    update(posts)
-    .where(posts.c.id == bindparam("post"), posts.c.claim == bindparam("by"))
-    .values(
-        state=bindparam("to_state"),
-        next_at=bindparam("at"),
-        status=bindparam("http_status"),
-        answer=bindparam("reply"),
-        finished_at=bindparam("finished"),
-        claim=None,
-        claimed_until=0,
-    )
-)
-_LOG_POST = Statement(insert_into(post_attempts), "post_id started_at duration status answer")
-_SET_DEAL = Statement(
-    update(messages)
-    .where(messages.c.id == bindparam("message"))
-    .values(
-        deal_id=func.coalesce(bindparam("deal"), messages.c.deal_id),
-        deal_url=func.coalesce(bindparam("url"), messages.c.deal_url),
-    )
-)
-_DISABLE = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "enabled disabled_reason")
-_OUT_OF_USE = Statement(
-    select(webhooks.c.disabled_reason).where(webhooks.c.id == bindparam("webhook"), webhooks.c.enabled == 0)
-)
-_GIVE_UP = Statement(
-    update(posts)
+_PREVIOUS = Statement(
+    select(messages.c.received_at)
     .where(
-        posts.c.webhook_id == bindparam("webhook"), posts.c.state == "waiting", posts.c.claimed_until < bindparam("now")
+        messages.c.id.in_(_LATEST),
+        messages.c.received_at > bindparam("after"),
+        messages.c.automatic.is_(None),
+        messages.c.bounce == 0,
+        select(deliveries.c.id)
+        .where(deliveries.c.message_id == messages.c.id, deliveries.c.site_id == bindparam("site"))
+        .exists(),
     )
-    .values(state="failed", answer=bindparam("why"), finished_at=bindparam("now"))
+    .order_by(messages.c.id.desc())
+    .limit(1)
 )
+_SENT_TO = Statement(
+    select(paths.c.recipient, deliveries.c.forward_to)
+    .join(deliveries, deliveries.c.id == paths.c.delivery_id)
+    .where(paths.c.message_id == bindparam("message"), deliveries.c.site_id == bindparam("site"))
+)
+_RECIPIENTS = Statement(
+    select(func.count(paths.c.recipient.distinct())).where(paths.c.message_id == bindparam("message"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event with what the conditions of webhooks are judged by."""
+
+    id: int
+    type: str
+    site_id: int
+    message_id: int
+    send_to_crm: int
+    conditions: str
+    attribution: str
+    automatic: str | None
+    bounce: int
+    mail_from: str
+    sender: str
+    size: int
+    subject: str | None
+    received_at: float
 
 
 def unextracted(tx: Tx, after: int, most: int) -> list[tuple[int, bytes | None, str | None]]:
@@ -177,7 +166,9 @@ def extracted(tx: Tx, message_id: int, result: Extracted, now: float, claim: str
     """Record what a message says and turn its events into posts, claimed by ``claim`` when it is given."""
     files = json.dumps([asdict(part) for part in result.attachments]) if result.attachments else None
     state = "partial" if result.partial else "done"
-    if not tx.run(_EXTRACTED, message=message_id, title=result.subject, files=files, result=state):
+    threads = deals.threads_of(tx, message_id)
+    thread = min(threads, default=None)
+    if not tx.run(_EXTRACTED, message=message_id, title=result.subject, files=files, result=state, thread=thread):
         return []  # erased, or another worker was quicker
     text = result.text or ""
     addresses = tx.one(_ADDRESSES, message=message_id) or ()
@@ -188,137 +179,199 @@ def extracted(tx: Tx, message_id: int, result: Extracted, now: float, claim: str
         addresses=" ".join(filter(None, addresses)),
         head=text[:SEARCHED],
         rest=text[SEARCHED:] or None,
+        html=result.html,
     )
-    jobs = []
-    for event_id, site_id, send, conditions, attribution, automatic, bounce, mail_from in tx.all(
-        _WAITING_EVENTS, message=message_id
-    ):
-        facts = Facts(AttributionState(attribution), bool(bounce), mail_from == "", automatic)
-        reason = verdict(facts, Conditions(**json.loads(conditions))) if send else "Send to CRM is off"
-        hooks = [] if reason else tx.all(_SITE_WEBHOOKS, site=site_id)
-        if not reason and not hooks:
-            reason = "no webhook"
-        tx.run(_EVENT_STATE, event=event_id, state="withheld" if reason else "posted", reason=reason)
-        for (webhook_id,) in hooks:
-            post_id = _add_post(tx, event_id, webhook_id, now, claim)
-            if claim is not None:
-                jobs.append(post_job(tx, post_id, claim))
-    return jobs
+    if thread is not None:
+        deals.rejoin(tx, message_id, thread)
+    made: list[int] = []
+    for row in tx.all(_WAITING_EVENTS, message=message_id):
+        event = Event(*row)
+        if event.type == EventType.RECEIVED:
+            deals.inherit(tx, event.id, message_id, event.site_id, threads)
+        made += offer(tx, event, now, claim)
+    return [] if claim is None else [post_job(tx, post_id, claim) for post_id in made]
 
 
-def _add_post(tx: Tx, event_id: int, webhook_id: int, now: float, claim: str | None) -> int:
-    return tx.insert(
-        _INSERT_POST,
-        event_id=event_id,
-        webhook_id=webhook_id,
+def offer(tx: Tx, event: Event, now: float, claim: str | None = None) -> list[int]:
+    """Post the event to each webhook of its site that takes it and whose conditions it meets; the ids of the posts."""
+    hooks = takers(tx, event.site_id, event.type)
+    if not event.send_to_crm or not hooks:
+        why = NO_WEBHOOK if event.send_to_crm else SWITCHED_OFF
+        tx.run(_EVENT_STATE, event=event.id, state="withheld", reason=why)
+        return []
+    made: list[int] = []
+    reasons: list[str] = []
+    judge = _Judge(tx, event)
+    for webhook_id, settings in hooks:
+        reason = judge.reason(settings)
+        if reason is None:
+            made.append(posts.add(tx, event.id, webhook_id, now, claim))
+        else:
+            posts.withhold(tx, event.id, webhook_id, reason, now)
+            reasons.append(reason)
+    said = None if made else "; ".join(dict.fromkeys(reasons))
+    tx.run(_EVENT_STATE, event=event.id, state="posted" if made else "withheld", reason=said)
+    return made
+
+
+def find(tx: Tx, event_id: int) -> Event | None:
+    """The event with this id."""
+    row = tx.one(_ONE_EVENT, event=event_id)
+    return Event(*row) if row else None
+
+
+def reason_against(tx: Tx, event: Event, settings: HookSettings) -> str | None:
+    """Why the event is not for a webhook with these settings, or None: as :func:`offer` judges it."""
+    if not event.send_to_crm:
+        return SWITCHED_OFF
+    return _Judge(tx, event).reason(settings)
+
+
+def posted(tx: Tx, event_id: int) -> None:
+    """Some webhook gets the event now."""
+    tx.run(_EVENT_STATE, event=event_id, state="posted", reason=None)
+
+
+def takers(tx: Tx, site_id: int, kind: str) -> list[tuple[int, HookSettings]]:
+    """The enabled webhooks of a site that take events of this type: (id, settings) each."""
+    rows = [(row[0], HookSettings.from_json(row[1])) for row in tx.all(_WEBHOOKS, site=site_id)]
+    return [(webhook_id, settings) for webhook_id, settings in rows if kind in settings.events]
+
+
+@lru_cache(maxsize=256)
+def _asked(of_site: str, settings: HookSettings) -> Conditions:
+    return overlaid(json.loads(of_site), settings.conditions)
+
+
+@dataclass(slots=True)
+class _Judge:
+    """Judges one event for several webhooks; what few conditions ask for is looked up only where one does."""
+
+    tx: Tx
+    event: Event
+    _blocked: bool | None = None
+
+    def reason(self, settings: HookSettings) -> str | None:
+        """Why not; None for an event that is to be posted. A failed delivery is told to whoever asked for that."""
+        event = self.event
+        if event.type == EventType.FAILED:
+            return None
+        asked = _asked(event.conditions, settings)
+        facts = Facts(
+            attribution=AttributionState(event.attribution),
+            bounce=bool(event.bounce),
+            null_sender=event.mail_from == "",
+            auto=event.automatic,
+            blocked=asked.refuse_blocked and self._is_blocked(),
+            size=event.size,
+            recipients=self._recipients() if asked.max_recipients else 1,
+            addresses=self._addresses() if asked.addresses else frozenset(),
+            subject=event.subject or "",
+            previous=self._previous(asked.first_letter) if asked.first_letter else None,
+        )
+        return verdict(facts, asked)
+
+    def _is_blocked(self) -> bool:
+        if self._blocked is None:
+            sender, path = self.event.sender.lower(), self.event.mail_from.lower()
+            host, path_host = (address[address.rfind("@") :] for address in (sender, path))
+            found = self.tx.one(
+                _BLOCKED, site=self.event.site_id, sender=sender, host=host, path=path, path_host=path_host
+            )
+            self._blocked = found is not None
+        return self._blocked
+
+    def _recipients(self) -> int:
+        row = self.tx.one(_RECIPIENTS, message=self.event.message_id)
+        return row[0] if row else 0
+
+    def _addresses(self) -> frozenset[str]:
+        rows = self.tx.all(_SENT_TO, message=self.event.message_id, site=self.event.site_id)
+        return frozenset(address.lower() for row in rows for address in row)
+
+    def _previous(self, within: float) -> float | None:
+        event = self.event
+        row = self.tx.one(
+            _PREVIOUS,
+            sender=event.sender,
+            message=event.message_id,
+            after=event.received_at - within,
+            site=event.site_id,
+        )
+        return None if row is None else max(0.0, event.received_at - row[0])
+
+
+_DELIVERY = Statement(
+    select(
+        deliveries.c.message_id,
+        deliveries.c.site_id,
+        deliveries.c.recipient,
+        deliveries.c.forward_to,
+        deliveries.c.code,
+        deliveries.c.answer,
+        deliveries.c.host,
+    ).where(deliveries.c.id == bindparam("delivery"))
+)
+_MESSAGE = Statement(select(messages.c.digest, messages.c.extraction).where(messages.c.id == bindparam("message")))
+_NUMBER = Statement(
+    select(func.count()).where(events.c.message_id == bindparam("message"), events.c.site_id == bindparam("site"))
+)
+
+
+def delivery_failed(tx: Tx, delivery_id: int, now: float) -> None:
+    """A delivery is held: tell the webhooks of its site that want to know."""
+    row = tx.one(_DELIVERY, delivery=delivery_id)
+    if row is None or row[1] is None:
+        return
+    message_id, site_id, recipient, forward_to, code, answer, host = row
+    failure = {"recipient": recipient, "forward_to": forward_to, "code": code, "answer": answer, "host": host}
+    happened(tx, EventType.FAILED, message_id, site_id, delivery_id, {"failure": failure}, now)
+
+
+def happened(
+    tx: Tx,
+    kind: EventType,
+    message_id: int,
+    site_id: int,
+    delivery_id: int,
+    data: Mapping[str, Any],
+    now: float,
+) -> None:
+    """A further event of a message; none where no webhook takes such. It waits as long as the message is not read."""
+    message = tx.one(_MESSAGE, message=message_id)
+    if message is None or not takers(tx, site_id, kind.value):
+        return
+    digest, extraction = message
+    number: Row = tx.one(_NUMBER, message=message_id, site=site_id) or (0,)
+    event_id = tx.insert(
+        INSERT_EVENT,
+        uid=f"evt_{message_id}_{site_id}_{digest[:8].hex()}_{number[0]}",
+        message_id=message_id,
+        site_id=site_id,
+        delivery_id=delivery_id,
+        type=kind.value,
         state="waiting",
-        attempts=1 if claim else 0,
-        next_at=now,
-        claim=claim,
-        claimed_until=now + CLAIM if claim else 0.0,
+        reason=None,
+        created_at=now,
+        data=json.dumps(data),
     )
+    event = find(tx, event_id) if extraction != "waiting" else None
+    if event is not None:
+        offer(tx, event, now)
 
 
-def claim_posts(tx: Tx, capacity: Mapping[int, int], claim: str, now: float) -> list[PostJob]:
-    """Claim what is due, at most ``capacity[webhook id]`` each, in the order it became due."""
-    jobs = []
-    for webhook_id, most in capacity.items():
-        row = tx.one(_OUT_OF_USE, webhook=webhook_id)
-        if row is not None:
-            give_up(tx, webhook_id, row[0] or "the webhook is switched off", now)
-            continue
-        for (post_id,) in tx.all(_DUE_POSTS, webhook=webhook_id, now=now, most=most):
-            tx.run(_CLAIM_POST, post=post_id, by=claim, until=now + CLAIM)
-            jobs.append(post_job(tx, post_id, claim))
-    return jobs
-
-
-def void_post_claims(tx: Tx) -> int:
-    """At start: nobody else is posting anything. The number of claims that a crash had left."""
-    return tx.run(_VOID_POSTS)
-
-
-def release_posts(tx: Tx, jobs: Sequence[PostJob]) -> None:
-    """Give claims back that were not used: nothing was sent."""
-    tx.run_many(_RELEASE_POST, [{"post": job.post_id, "by": job.claim} for job in jobs])
-
-
-def give_up(tx: Tx, webhook_id: int, reason: str, now: float) -> None:
-    """Fail what waits for a webhook that is out of use; what is in flight comes to its own end."""
-    tx.run(_GIVE_UP, webhook=webhook_id, why=reason, now=now)
-
-
-def finish_post(tx: Tx, result: PostResult, now: float) -> bool:
-    """Record an attempt and what came of it. False when the claim was lost: then nothing is changed."""
-    job, state = result.job, result.state
-    answer = result.answer[:ANSWER_KEPT]
-    if state == "waiting" and tx.one(_OUT_OF_USE, webhook=job.webhook_id) is not None:
-        state = "failed"  # the webhook was disabled or removed while this attempt was under way
-    changed = tx.run(
-        _FINISH_POST,
-        post=job.post_id,
-        by=job.claim,
-        to_state=state,
-        at=result.next_at,
-        http_status=result.status,
-        reply=answer,
-        finished=None if state == "waiting" else now,
-    )
-    if not changed:
-        return False
-    tx.insert(
-        _LOG_POST,
-        post_id=job.post_id,
-        started_at=result.started_at,
-        duration=result.duration,
-        status=result.status,
-        answer=answer,
-    )
-    if result.deal is not None:
-        set_deal(tx, job.message_id, *result.deal)
-    if result.disable_webhook is not None:
-        tx.run(_DISABLE, webhook=job.webhook_id, enabled=0, disabled_reason=result.disable_webhook)
-        give_up(tx, job.webhook_id, result.disable_webhook, now)
-    return True
-
-
-def set_deal(tx: Tx, message_id: int, deal_id: str | None, url: str | None) -> bool:
-    """The CRM's number for this message; None leaves what is there. False when there is no such message."""
-    return tx.run(_SET_DEAL, message=message_id, deal=deal_id, url=url) > 0
-
-
-_EVENTS_OF = Statement(
+_RECEIVED_OF = Statement(
     select(events.c.id, events.c.site_id)
     .join(messages, messages.c.id == events.c.message_id)
-    .where(events.c.message_id == bindparam("message"), messages.c.extraction != "waiting")
-)
-_AGAIN = Statement(
-    update(posts)
     .where(
-        posts.c.event_id == bindparam("event"),
-        posts.c.webhook_id == bindparam("webhook"),
-        posts.c.claimed_until < bindparam("now"),
+        events.c.message_id == bindparam("message"),
+        events.c.type == EventType.RECEIVED.value,
+        messages.c.extraction != "waiting",
     )
-    .values(state="waiting", attempts=0, next_at=bindparam("now"), finished_at=None)
-)
-_IN_FLIGHT = Statement(
-    select(posts.c.id).where(posts.c.event_id == bindparam("event"), posts.c.webhook_id == bindparam("webhook"))
 )
 
 
-def replay(tx: Tx, message_id: int, sites_allowed: Sequence[int] | None, now: float) -> int:
-    """Post the message's events again under the same ids, whatever the conditions said. The number of posts."""
-    count = 0
-    for event_id, site_id in tx.all(_EVENTS_OF, message=message_id):
-        if sites_allowed is not None and site_id not in sites_allowed:
-            continue
-        hooks = tx.all(_SITE_WEBHOOKS, site=site_id)
-        for (webhook_id,) in hooks:
-            if not tx.run(_AGAIN, event=event_id, webhook=webhook_id, now=now) and not tx.one(
-                _IN_FLIGHT, event=event_id, webhook=webhook_id
-            ):
-                _add_post(tx, event_id, webhook_id, now, None)
-            count += 1
-        if hooks:
-            tx.run(_EVENT_STATE, event=event_id, state="posted", reason=None)
-    return count
+def of_sites(tx: Tx, message_id: int, allowed: Sequence[int] | None) -> list[tuple[int, int]]:
+    """(event, site) of what a message's receipt was to the sites (None: all); none before it was read."""
+    rows = tx.all(_RECEIVED_OF, message=message_id)
+    return [(event, site) for event, site in rows if allowed is None or site in allowed]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import and_, bindparam, case, func, select
+from sqlalchemy import and_, bindparam, func, select
 
 from relay.core.model import AttributionState
 from relay.core.sizing import Stay
 from relay.store.engine import Reader, Statement
-from relay.store.schema import bindings, deliveries, messages, posts, visits
+from relay.store.schema import bindings, deliveries, events, messages, posts, visits
 
 _PERSON = func.coalesce(visits.c.device, "") != "bot"  # robots are given no address, and buy nothing
 _STAYS = Statement(
@@ -50,11 +50,12 @@ _MESSAGES_BY_MARKER = Statement(
     select(
         visits.c.marker,
         func.count(messages.c.id.distinct()),
-        func.count(case((messages.c.deal_id.is_not(None), messages.c.id)).distinct()),
+        func.count(events.c.deal_id.distinct()),  # a thread is one deal
     )
     .select_from(deliveries)
     .join(messages, messages.c.id == deliveries.c.message_id)
     .join(visits, visits.c.id == deliveries.c.visit_id)
+    .outerjoin(events, (events.c.message_id == messages.c.id) & (events.c.site_id == deliveries.c.site_id))
     .where(
         deliveries.c.site_id == bindparam("site"),
         messages.c.received_at >= bindparam("since"),

@@ -1,4 +1,4 @@
-"""Reading the history: lists by keyset (newest first), one message with its life, one visit."""
+"""Reading the history: lists by keyset (newest first), one message, one visit (life.py has what happened to one)."""
 
 from __future__ import annotations
 
@@ -24,23 +24,18 @@ from sqlalchemy import (
     union_all,
 )
 
+from relay.core.hook import EventType
 from relay.core.mime import Part
 from relay.core.model import WORST_FIRST, DeliveryState
 from relay.store import queue
 from relay.store.engine import Reader, Row
 from relay.store.schema import (
-    attempts,
     bodies,
     deliveries,
     events,
     messages,
-    paths,
-    post_attempts,
-    posts,
     sites,
-    texts,
     visits,
-    webhooks,
 )
 from relay.store.search import match_expression
 
@@ -81,6 +76,18 @@ class DeliveryRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the receipt of a message was to a site: posted, waiting, or withheld for a reason."""
+
+    message_id: int
+    site: str
+    state: str
+    reason: str | None
+    deal_id: str | None
+    deal_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class MessageRow:
     id: int
     received_at: float
@@ -93,8 +100,6 @@ class MessageRow:
     state: str
     extraction: str
     attachments: tuple[Part, ...]
-    deal_id: str | None
-    deal_url: str | None
     ip: str
     helo: str
     tls: str | None
@@ -102,6 +107,12 @@ class MessageRow:
     bounce: bool
     raw_removed_at: float | None
     deliveries: tuple[DeliveryRow, ...]
+    receipts: tuple[Receipt, ...]
+
+    @property
+    def deal(self) -> tuple[str | None, str | None]:
+        """(id, url) of the first site's CRM that has a deal for it."""
+        return next(((one.deal_id, one.deal_url) for one in self.receipts if one.deal_id), (None, None))
 
 
 _MESSAGE = (
@@ -116,8 +127,6 @@ _MESSAGE = (
     messages.c.state,
     messages.c.extraction,
     messages.c.attachments,
-    messages.c.deal_id,
-    messages.c.deal_url,
     messages.c.ip,
     messages.c.helo,
     messages.c.tls,
@@ -249,7 +258,32 @@ async def _with_deliveries(reader: Reader, rows: Sequence[Row], visible: frozens
     by_message: dict[int, list[DeliveryRow]] = {}
     for row in found:
         by_message.setdefault(row[1], []).append(_delivery(row, numbers))
-    return [_message(row, tuple(by_message.get(row[0], ()))) for row in rows]
+    receipts = await _receipts(reader, [row[0] for row in rows], visible)
+    return [_message(row, tuple(by_message.get(row[0], ())), tuple(receipts.get(row[0], ()))) for row in rows]
+
+
+async def _receipts(
+    reader: Reader, message_ids: Sequence[int], visible: frozenset[int] | None
+) -> Mapping[int, list[Receipt]]:
+    query = (
+        select(
+            events.c.message_id,
+            sites.c.name,
+            events.c.state,
+            events.c.reason,
+            events.c.deal_id,
+            events.c.deal_url,
+        )
+        .join(sites, sites.c.id == events.c.site_id)
+        .where(events.c.message_id.in_(message_ids), events.c.type == EventType.RECEIVED.value)
+        .order_by(events.c.id)
+    )
+    if visible is not None:
+        query = query.where(events.c.site_id.in_(sorted(visible)))
+    found: dict[int, list[Receipt]] = {}
+    for row in await reader.all(query):
+        found.setdefault(row[0], []).append(Receipt(*row))
+    return found
 
 
 async def _candidate_numbers(reader: Reader, rows: Sequence[Row]) -> Mapping[int, str]:
@@ -278,7 +312,7 @@ def _delivery(row: Row, numbers: Mapping[int, str]) -> DeliveryRow:
     )
 
 
-def _message(row: Row, of_message: tuple[DeliveryRow, ...]) -> MessageRow:
+def _message(row: Row, of_message: tuple[DeliveryRow, ...], receipts: tuple[Receipt, ...]) -> MessageRow:
     named: dict[str, Any] = dict(zip(_MESSAGE_NAMES, row, strict=True))
     parts = json.loads(named["attachments"] or "[]")
     return MessageRow(
@@ -287,78 +321,13 @@ def _message(row: Row, of_message: tuple[DeliveryRow, ...]) -> MessageRow:
             "attachments": tuple(Part(**part) for part in parts),
             "bounce": bool(named["bounce"]),
             "deliveries": of_message,
+            "receipts": receipts,
         }
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Life:
-    """Everything that happened to one message, for its page: plain rows in order of time."""
-
-    text: str | None
-    paths: tuple[dict[str, Any], ...]
-    attempts: tuple[dict[str, Any], ...]
-    events: tuple[dict[str, Any], ...]
-    posts: tuple[dict[str, Any], ...]
-
-
-async def life(reader: Reader, row: MessageRow, visible: frozenset[int] | None) -> Life:
-    """The life of a message that :func:`one` found, as far as the reader may see it."""
-    delivery_ids = [delivery.id for delivery in row.deliveries]
-    said = await reader.all(select(texts.c.head, texts.c.rest).where(texts.c.message_id == row.id))
-    event_scope = [events.c.message_id == row.id]
-    if visible is not None:
-        event_scope.append(events.c.site_id.in_(sorted(visible)))
-    return Life(
-        text="".join(part or "" for part in said[0]) if said else None,
-        paths=await _dicts(
-            reader,
-            select(paths.c.recipient, paths.c.kind, paths.c.received_at, paths.c.ip)
-            .where(paths.c.message_id == row.id, paths.c.delivery_id.in_(delivery_ids))
-            .order_by(paths.c.id),
-        ),
-        attempts=await _dicts(
-            reader,
-            select(
-                attempts.c.delivery_id,
-                attempts.c.started_at,
-                attempts.c.finished_at,
-                attempts.c.outcome,
-                attempts.c.code,
-                attempts.c.answer,
-                attempts.c.host,
-            )
-            .where(attempts.c.delivery_id.in_(delivery_ids))
-            .order_by(attempts.c.id),
-        ),
-        events=await _dicts(
-            reader,
-            select(events.c.uid, sites.c.name.label("site"), events.c.type, events.c.state, events.c.reason)
-            .join(sites, sites.c.id == events.c.site_id)
-            .where(*event_scope)
-            .order_by(events.c.id),
-        ),
-        posts=await _dicts(
-            reader,
-            select(
-                events.c.uid,
-                webhooks.c.url,
-                posts.c.state,
-                post_attempts.c.started_at,
-                post_attempts.c.duration,
-                post_attempts.c.status,
-                post_attempts.c.answer,
-            )
-            .join(posts, posts.c.id == post_attempts.c.post_id)
-            .join(events, events.c.id == posts.c.event_id)
-            .join(webhooks, webhooks.c.id == posts.c.webhook_id)
-            .where(*event_scope)
-            .order_by(post_attempts.c.id),
-        ),
-    )
-
-
-async def _dicts(reader: Reader, query: Any) -> tuple[dict[str, Any], ...]:
+async def dicts(reader: Reader, query: Any) -> tuple[dict[str, Any], ...]:
+    """The rows of a query as maps by the names of its columns; raises StoreUnavailable."""
     names = [column.name for column in query.selected_columns]
     return tuple(dict(zip(names, row, strict=True)) for row in await reader.all(query))
 
@@ -381,7 +350,7 @@ async def visit(reader: Reader, number: str, visible: frozenset[int] | None) -> 
         .order_by(visits.c.id)
         .limit(100)
     )
-    return [row | {"params": json.loads(row["params"] or "{}")} for row in await _dicts(reader, query)]
+    return [row | {"params": json.loads(row["params"] or "{}")} for row in await dicts(reader, query)]
 
 
 def _touched(other: FromClause, reference: ColumnElement[int]) -> ColumnElement[str | None]:
@@ -409,32 +378,10 @@ async def waiting(reader: Reader, visible: frozenset[int] | None, limit: int) ->
     )
     if visible is not None:
         query = query.where(deliveries.c.site_id.in_(sorted(visible)))
-    return await _dicts(reader, query)
+    return await dicts(reader, query)
 
 
 async def site_of_delivery(reader: Reader, delivery_id: int) -> tuple[int | None] | None:
     """The id of a delivery's site (None: it goes to the operator); None when there is no such delivery."""
     rows = await reader.all(select(deliveries.c.site_id).where(deliveries.c.id == delivery_id))
     return (rows[0][0],) if rows else None
-
-
-async def posted(reader: Reader, webhook_id: int, before: int | None, limit: int) -> tuple[dict[str, Any], ...]:
-    """The delivery log of a webhook, newest first: one row a post, with what came of its last attempt."""
-    query = (
-        select(
-            posts.c.id,
-            events.c.uid,
-            events.c.message_id,
-            posts.c.state,
-            posts.c.attempts,
-            posts.c.next_at,
-            posts.c.status,
-            posts.c.answer,
-            posts.c.finished_at,
-        )
-        .join(events, events.c.id == posts.c.event_id)
-        .where(posts.c.webhook_id == webhook_id)
-        .order_by(posts.c.id.desc())
-        .limit(limit)
-    )
-    return await _dicts(reader, query if before is None else query.where(posts.c.id < before))

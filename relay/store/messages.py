@@ -79,7 +79,7 @@ INSERT_DELIVERY = Statement(
     "expires_at claim claimed_until joined_id attribution attribution_method visit_id claimed_number candidates",
 )
 INSERT_PATH = Statement(insert_into(paths), "message_id delivery_id recipient kind received_at ip")
-INSERT_EVENT = Statement(insert_into(events), "uid message_id site_id delivery_id type state reason created_at")
+INSERT_EVENT = Statement(insert_into(events), "uid message_id site_id delivery_id type state reason created_at data")
 FIND_RESENT = Statement(
     select(messages.c.id, paths.c.recipient, paths.c.delivery_id)
     .join(paths, paths.c.message_id == messages.c.id)
@@ -143,6 +143,7 @@ def accept(
             state="withheld" if looped else "waiting",
             reason="loop" if looped else None,
             created_at=incoming.received_at,
+            data=None,
         )
     return Accepted(message_id, tuple(shipment.jobs), False)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import bindparam, select
 
 from relay.core.attribution import Fill, stated_visit
+from relay.core.extras import PayloadExtras
+from relay.core.hook import EventType, HookSettings
 from relay.core.mime import Part
 from relay.core.model import Attribution, AttributionState, Candidate
 from relay.core.payload import PayloadMessage, PayloadVisit
@@ -18,49 +22,72 @@ from relay.store.schema import deliveries, events, messages, posts, routes, site
 
 
 @dataclass(frozen=True, slots=True)
+class Hook:
+    """A webhook as an attempt needs it. ``secret``, ``previous_secret`` and ``access`` are sealed.
+
+    ``previous_until``: when the previous secret signs no more, seconds since the epoch; None: not by itself.
+    """
+
+    id: int
+    url: str
+    secret: str
+    settings: HookSettings
+    previous_secret: str | None = None
+    previous_until: float | None = None
+    access: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PostJob:
-    """One event to be posted to one webhook. ``parts`` still need their links; ``secret`` is sealed."""
+    """One event to be posted to one webhook. ``parts`` still need their links; ``extras`` only where they are sent."""
 
     post_id: int
     claim: str
     attempts: int
     uid: str
-    webhook_id: int
-    url: str
-    secret: str
+    hook: Hook
     message_id: int
     created_at: float
     message: PayloadMessage
     parts: tuple[Part, ...]
     visit: PayloadVisit | None
     attribution: Attribution
+    extras: PayloadExtras | None = None
 
 
+#: The columns of a webhook that make a Hook.
+HOOK_COLUMNS = (
+    webhooks.c.id,
+    webhooks.c.url,
+    webhooks.c.secret,
+    webhooks.c.settings,
+    webhooks.c.previous_secret,
+    webhooks.c.previous_until,
+    webhooks.c.access,
+)
+_MESSAGE_COLUMNS = (
+    posts.c.attempts,
+    events.c.uid,
+    webhooks.c.fill,
+    messages.c.id,
+    events.c.created_at,
+    messages.c.sender,
+    deliveries.c.recipient,
+    texts.c.subject,
+    texts.c.head,
+    texts.c.rest,
+    messages.c.attachments,
+)
+_ATTRIBUTION_COLUMNS = (
+    deliveries.c.attribution,
+    deliveries.c.attribution_method,
+    deliveries.c.visit_id,
+    deliveries.c.claimed_number,
+    deliveries.c.candidates,
+)
+_REST = (routes.c.label, sites.c.settings, events.c.id, events.c.type)
 _POST = Statement(
-    select(
-        posts.c.id,
-        posts.c.attempts,
-        events.c.uid,
-        webhooks.c.id,
-        webhooks.c.url,
-        webhooks.c.secret,
-        webhooks.c.fill,
-        messages.c.id,
-        events.c.created_at,
-        messages.c.sender,
-        deliveries.c.recipient,
-        texts.c.subject,
-        texts.c.head,
-        texts.c.rest,
-        messages.c.attachments,
-        deliveries.c.attribution,
-        deliveries.c.attribution_method,
-        deliveries.c.visit_id,
-        deliveries.c.claimed_number,
-        deliveries.c.candidates,
-        routes.c.label,
-        sites.c.settings,
-    )
+    select(*HOOK_COLUMNS, *_MESSAGE_COLUMNS, *_ATTRIBUTION_COLUMNS, *_REST)
     .join(events, events.c.id == posts.c.event_id)
     .join(webhooks, webhooks.c.id == posts.c.webhook_id)
     .join(sites, sites.c.id == events.c.site_id)
@@ -70,6 +97,10 @@ _POST = Statement(
     .outerjoin(routes, routes.c.id == deliveries.c.route_id)
     .where(posts.c.id == bindparam("post"))
 )
+_A = len(HOOK_COLUMNS)
+_B = _A + len(_MESSAGE_COLUMNS)
+_C = _B + len(_ATTRIBUTION_COLUMNS)
+
 #: What a touch says of a visit: the rest, its place and its client ids, is always the stated visit's own.
 _SOURCE_FIELDS = (
     "referrer",
@@ -99,17 +130,17 @@ def post_job(tx: Tx, post_id: int, claim: str) -> PostJob:
     """The post with this id, which ``claim`` holds."""
     row = tx.one(_POST, post=post_id)
     assert row is not None
-    _, attempts, uid, webhook_id, url, secret, fill, message_id, created_at = row[:9]
-    sender, recipient, subject, head, rest, attachments = row[9:15]
-    attribution = _attribution(row[15:20])
+    hook = read_hook(row[:_A])
+    attempts, uid, fill, message_id, created_at, sender, recipient, subject, head, rest, attachments = row[_A:_B]
+    attribution = read_attribution(row[_B:_C])
+    label, settings, event_id, event_type = row[_C:]
+    extended = hook.settings.extended or event_type != EventType.RECEIVED.value
     return PostJob(
         post_id=post_id,
         claim=claim,
         attempts=attempts,
         uid=uid,
-        webhook_id=webhook_id,
-        url=url,
-        secret=secret,
+        hook=hook,
         message_id=message_id,
         created_at=created_at,
         message=PayloadMessage(
@@ -121,12 +152,20 @@ def post_job(tx: Tx, post_id: int, claim: str) -> PostJob:
             email_to=recipient,
         ),
         parts=tuple(Part(**part) for part in json.loads(attachments)) if attachments else (),
-        visit=_stated(tx, attribution, fill, row[20], SiteSettings.from_json(row[21]).touch),
+        visit=_stated(tx, attribution, fill, label, SiteSettings.from_json(settings).touch),
         attribution=attribution,
+        extras=_extras(tx, event_id, attribution, fill) if extended else None,
     )
 
 
-def _attribution(columns: Row) -> Attribution:
+def read_hook(columns: Row) -> Hook:
+    """A Hook of HOOK_COLUMNS."""
+    webhook_id, url, secret, settings, previous_secret, previous_until, access = columns
+    return Hook(webhook_id, url, secret, HookSettings.from_json(settings), previous_secret, previous_until, access)
+
+
+def read_attribution(columns: Row) -> Attribution:
+    """Of a delivery's attribution, attribution_method, visit_id, claimed_number and candidates."""
     state, method, visit_id, number, candidates = columns
     return Attribution(
         AttributionState(state),
@@ -160,3 +199,95 @@ def _params(text: str | None) -> Params:
     values: dict[str, str] = json.loads(text) if text else {}
     first, second, third, fourth, fifth = (values.get(str(i)) for i in range(1, 6))
     return first, second, third, fourth, fifth
+
+
+_RECEIPT = events.alias()  # of the same message to the same site: it has the deal
+_EXTRAS = Statement(
+    select(
+        events.c.type,
+        events.c.data,
+        _RECEIPT.c.deal_id,
+        _RECEIPT.c.deal_url,
+        sites.c.name,
+        messages.c.received_at,
+        messages.c.written_at,
+        messages.c.message_id,
+        messages.c.in_reply_to,
+        messages.c.references,
+        messages.c.mail_from,
+        messages.c.size,
+        messages.c.automatic,
+        messages.c.bounce,
+        texts.c.html,
+    )
+    .join(sites, sites.c.id == events.c.site_id)
+    .join(messages, messages.c.id == events.c.message_id)
+    .outerjoin(texts, texts.c.message_id == messages.c.id)
+    .outerjoin(
+        _RECEIPT,
+        (_RECEIPT.c.message_id == events.c.message_id)
+        & (_RECEIPT.c.site_id == events.c.site_id)
+        & (_RECEIPT.c.type == EventType.RECEIVED.value),
+    )
+    .where(events.c.id == bindparam("event"))
+)
+_NUMBER = Statement(
+    select(visits.c.number, visits.c.channel, visits.c.first_id).where(
+        visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None)
+    )
+)
+
+
+def _extras(tx: Tx, event_id: int, attribution: Attribution, fill: Fill) -> PayloadExtras:
+    row = tx.one(_EXTRAS, event=event_id)
+    assert row is not None
+    event_type, data, deal_id, deal_url, site, received_at, written_at, message_id, in_reply_to = row[:9]
+    references, mail_from, size, automatic, bounce, html = row[9:]
+    visit_id = stated_visit(attribution, fill)
+    stated = tx.one(_NUMBER, visit=visit_id) if visit_id is not None else None
+    return PayloadExtras(
+        event=event_type,
+        site=site,
+        received_at=received_at,
+        written_at=written_at,
+        message_id=message_id,
+        in_reply_to=in_reply_to,
+        references=tuple(json.loads(references)) if references else (),
+        mail_from=mail_from,
+        size=size,
+        automatic=automatic,
+        bounce=bool(bounce),
+        html=html,
+        channel=stated[1] if stated else None,
+        candidates=_numbered(tx, attribution),
+        first_touch=_first_touch(tx, visit_id, stated[2] if stated else None) if visit_id is not None else None,
+        deal_id=deal_id,
+        deal_url=deal_url,
+        data=_data(tx, data),
+    )
+
+
+def _data(tx: Tx, text: str | None) -> Mapping[str, Any]:
+    """What the event is about. A visit that it names is shown by its number, as long as that is known."""
+    found: dict[str, Any] = json.loads(text) if text else {}
+    previous = found.get("previous")
+    if previous is None:
+        return found
+    visit = tx.one(_NUMBER, visit=previous["visit"]) if previous["visit"] is not None else None
+    shown = visit[0] if visit else previous["number"]
+    return {"previous": {"state": previous["state"], "method": previous["method"], "visit_id": shown}}
+
+
+def _numbered(tx: Tx, attribution: Attribution) -> tuple[tuple[str, float], ...]:
+    """The candidates by their visits' numbers; those that were erased since are left out."""
+    rows = [(tx.one(_NUMBER, visit=candidate.visit), candidate.probability) for candidate in attribution.candidates]
+    return tuple((row[0], probability) for row, probability in rows if row is not None)
+
+
+def _first_touch(tx: Tx, visit_id: int, first_id: int | None) -> PayloadVisit | None:
+    """The browser's first visit, with its own source; the stated one where it was the first, or that one is gone."""
+    row = (tx.one(_VISIT, visit=first_id) if first_id is not None else None) or tx.one(_VISIT, visit=visit_id)
+    if row is None:
+        return None
+    fields = dict(zip(_VISIT_FIELDS, row[3:], strict=True))
+    return PayloadVisit(**fields, params=_params(row[0]))

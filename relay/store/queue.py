@@ -16,6 +16,7 @@ from sqlalchemy import Select, bindparam, case, func, or_, select, text, union_a
 from sqlalchemy import insert as insert_into
 
 from relay.core.model import WORST_FIRST, AttributionState, DeliveryState, Outcome
+from relay.store import events
 from relay.store.engine import Row, Statement, Tx
 from relay.store.messages import CLAIM, Job
 from relay.store.schema import attempts, bodies, deliveries, messages, routes, targets, visits
@@ -118,6 +119,11 @@ _MIRROR = Statement(
         deliveries.c.message_id == bindparam("message"), deliveries.c.joined_id == bindparam("carrier")
     ),
     "state code answer host finished_at possibly_repeated",
+)
+_CARRIED = Statement(
+    select(deliveries.c.id).where(
+        deliveries.c.message_id == bindparam("message"), deliveries.c.joined_id == bindparam("carrier")
+    )
 )
 _STATES = Statement(select(deliveries.c.state).where(deliveries.c.message_id == bindparam("message")))
 _MESSAGE_STATE = Statement(update(messages).where(messages.c.id == bindparam("message")), "state")
@@ -239,6 +245,9 @@ def finish(tx: Tx, end: Finish) -> bool:
     )
     if job.joined:
         _mirror(tx, job.message_id, job.delivery_id)
+    if end.state is DeliveryState.FAILED:
+        for (held,) in [(job.delivery_id,), *tx.all(_CARRIED, message=job.message_id, carrier=job.delivery_id)]:
+            events.delivery_failed(tx, held, end.finished_at)
     settle_message(tx, job.message_id)
     return True
 

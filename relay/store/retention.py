@@ -13,7 +13,19 @@ from sqlalchemy import bindparam, delete, func, null, or_, select, update
 from relay.store import search
 from relay.store.engine import Statement, Tx
 from relay.store.queue import settle_message
-from relay.store.schema import TRACED, bindings, bodies, deliveries, events, messages, paths, routes, visits
+from relay.store.schema import (
+    TRACED,
+    bindings,
+    blocked_senders,
+    bodies,
+    deliveries,
+    events,
+    messages,
+    paths,
+    routes,
+    sites,
+    visits,
+)
 
 #: Messages, visits or routes deleted in one transaction.
 BITE = 200
@@ -109,6 +121,16 @@ _BY_SENDER_AT_SITE = Statement(
     select(messages.c.id, messages.c.body_file)
     .where(_SENT, _SITE_DELIVERY.exists(), ~_SITE_DELIVERY.where(_WAITING).exists())
     .limit(BITE)
+)
+_UNBLOCK = Statement(
+    delete(blocked_senders).where(
+        blocked_senders.c.address == bindparam("address"), blocked_senders.c.site_id.in_(select(sites.c.id))
+    )
+)
+_UNBLOCK_AT_SITE = Statement(
+    delete(blocked_senders).where(
+        blocked_senders.c.address == bindparam("address"), blocked_senders.c.site_id == bindparam("site")
+    )
 )
 _LEFT_AT_SITE = Statement(select(func.count(messages.c.id)).where(_SENT, _SITE_DELIVERY.where(_WAITING).exists()))
 _OLD_VISITS = Statement(
@@ -257,9 +279,10 @@ def _delete_share(tx: Tx, message_id: int, file: str | None, site: int) -> str |
 def erase_sender(tx: Tx, address: str, sites: Collection[int] | None = None) -> tuple[int, int, tuple[str, ...]]:
     """Delete a bite of this sender's messages: (deleted, left because they are still being forwarded, files).
 
-    Call again until nothing was deleted. With ``sites`` as for erase_message.
+    Call again until nothing was deleted. With ``sites`` as for erase_message. The address is blocked no more, either.
     """
     if sites is None:
+        tx.run(_UNBLOCK, address=address.lower())
         rows = tx.all(_BY_SENDER, address=address)
         for message_id, _ in rows:
             _delete(tx, message_id)
@@ -267,6 +290,7 @@ def erase_sender(tx: Tx, address: str, sites: Collection[int] | None = None) -> 
         return len(rows), left, tuple(file for _, file in rows if file)
     deleted, left, files = 0, 0, []
     for site in sites:
+        tx.run(_UNBLOCK_AT_SITE, address=address.lower(), site=site)
         rows = tx.all(_BY_SENDER_AT_SITE, address=address, site=site)
         files += [_delete_share(tx, message_id, file, site) for message_id, file in rows]
         deleted += len(rows)

@@ -201,9 +201,8 @@ messages = Table(
     Column("state", Text, nullable=False),
     Column("extraction", Text, nullable=False),  # waiting | done | partial
     Column("attachments", Text),  # JSON list of core/mime.py Part
-    Column("deal_id", Text),
-    Column("deal_url", Text),
     Column("raw_removed_at", Float),
+    Column("thread_id", Integer),  # the first known message of its thread; NULL: nothing known is referred to
     sqlite_autoincrement=True,
 )
 Index("ix_messages_digest", messages.c.digest)
@@ -211,6 +210,8 @@ Index("ix_messages_sender", messages.c.sender)
 Index("ix_messages_received_at", messages.c.received_at)
 _NAMED = text("message_id IS NOT NULL")
 Index("ix_messages_message_id", messages.c.message_id, sqlite_where=_NAMED, postgresql_where=_NAMED)
+_THREADED = text("thread_id IS NOT NULL")
+Index("ix_messages_thread_id", messages.c.thread_id, sqlite_where=_THREADED, postgresql_where=_THREADED)
 _WITH_RAW = text("raw_removed_at IS NULL")
 Index("ix_messages_with_raw", messages.c.received_at, sqlite_where=_WITH_RAW, postgresql_where=_WITH_RAW)
 _FILED = text("body_file IS NOT NULL")
@@ -321,6 +322,9 @@ events = Table(
     Column("state", Text, nullable=False),  # waiting (for extraction) | posted | withheld
     Column("reason", Text),  # why withheld
     Column("created_at", Float, nullable=False),
+    Column("deal_id", Text),  # the CRM's number, of the event message.received
+    Column("deal_url", Text),
+    Column("data", Text),  # JSON: what events of other types are about
     sqlite_autoincrement=True,
 )
 Index("ix_events_message_id", events.c.message_id)
@@ -338,6 +342,10 @@ webhooks = Table(
     _flag("declared"),
     Column("created_at", Float, nullable=False),
     Column("removed_at", Float),
+    Column("settings", Text, nullable=False, server_default=text("'{}'")),  # JSON map, core/hook.py HookSettings
+    Column("access", Text),  # JSON map, core/hook.py Access; sealed
+    Column("previous_secret", Text),  # signs as well, until …; sealed
+    Column("previous_until", Float),  # NULL: as long as relay.toml names it
     sqlite_autoincrement=True,
 )
 Index("ix_webhooks_site_id", webhooks.c.site_id)
@@ -348,19 +356,22 @@ posts = Table(
     _id(),
     _ref("event_id", "events.id"),
     _ref("webhook_id", "webhooks.id"),
-    Column("state", Text, nullable=False),  # waiting | delivered | failed
+    Column("state", Text, nullable=False),  # waiting | delivered | failed | withheld
     Column("attempts", Integer, nullable=False),
     Column("next_at", Float, nullable=False),
     Column("claim", Text),
     Column("claimed_until", Float, nullable=False, server_default=text("0")),
     Column("status", Integer),
-    Column("answer", Text),
+    Column("answer", Text),  # the receiver's, or why there is none
     Column("finished_at", Float),
     sqlite_autoincrement=True,
 )
 _WAITING = text("state = 'waiting'")
 Index("ix_posts_waiting", posts.c.webhook_id, posts.c.next_at, sqlite_where=_WAITING, postgresql_where=_WAITING)
-Index("ix_posts_event_id", posts.c.event_id)
+Index("ix_posts_event_id_webhook_id", posts.c.event_id, posts.c.webhook_id)
+Index("ix_posts_webhook_id_id", posts.c.webhook_id, posts.c.id)
+_LOST = text("state = 'failed'")
+Index("ix_posts_failed", posts.c.webhook_id, posts.c.id, sqlite_where=_LOST, postgresql_where=_LOST)
 
 post_attempts = Table(
     "post_attempts",
@@ -371,6 +382,8 @@ post_attempts = Table(
     Column("duration", Float, nullable=False),
     Column("status", Integer),
     Column("answer", Text, nullable=False),
+    Column("digest", LargeBinary),  # SHA-256 of the body that was sent: it is composed again when somebody asks for it
+    Column("size", Integer),  # octets of that body
     sqlite_autoincrement=True,
 )
 Index("ix_post_attempts_post_id", post_attempts.c.post_id)
@@ -390,6 +403,7 @@ texts = Table(
     Column("head", Text, nullable=False),  # the first 8 KiB, which are searched
     Column("rest", Text),
     _flag("indexed"),
+    Column("html", Text),  # only where a webhook asks for it
 )
 _UNINDEXED = text("indexed = 0")
 Index("ix_texts_unindexed", texts.c.message_id, sqlite_where=_UNINDEXED, postgresql_where=_UNINDEXED)
@@ -404,6 +418,15 @@ tokens = Table(
     Column("sites", Text),  # JSON list of names; NULL: all
     Column("created_at", Float, nullable=False),
     sqlite_autoincrement=True,
+)
+
+blocked_senders = Table(
+    "blocked_senders",
+    metadata,
+    _ref("site_id", "sites.id"),
+    Column("address", Text, nullable=False),  # folded; "@example.com" for a whole domain
+    Column("created_at", Float, nullable=False),
+    PrimaryKeyConstraint("site_id", "address"),
 )
 
 counters = Table(

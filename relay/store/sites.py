@@ -17,11 +17,12 @@ from sqlalchemy import insert as insert_into
 from relay.core.model import Address, Method, RouteKind, fold
 from relay.core.site import SiteSettings
 from relay.core.substitute import pool_names
-from relay.store import events
 from relay.store import routes as route_verbs
+from relay.store import webhooks
 from relay.store.engine import Statement, Tx
 from relay.store.routes import AddressTaken
-from relay.store.schema import routes, sites, targets, webhooks
+from relay.store.schema import routes, sites, targets
+from relay.store.webhooks import WebhookDefinition
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +45,6 @@ class StaticDefinition:
     address: Address
     target: str
     label: str
-
-
-@dataclass(frozen=True, slots=True)
-class WebhookDefinition:
-    """``secret`` is sealed already; None: a webhook that exists keeps its own."""
-
-    url: str
-    secret: str | None
-    fill: str
-    enabled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +122,6 @@ _POOL_SIZE = Statement(
 _NAMES_WITH_STEM = Statement(
     select(routes.c.local).where(routes.c.domain == bindparam("domain"), routes.c.local.like(bindparam("pattern")))
 )
-_WEBHOOKS = Statement(
-    select(webhooks.c.id, webhooks.c.url, webhooks.c.secret, webhooks.c.declared, webhooks.c.disabled_reason).where(
-        webhooks.c.site_id == bindparam("site"), webhooks.c.removed_at.is_(None)
-    )
-)
-_INSERT_WEBHOOK = Statement(
-    insert_into(webhooks), "site_id url secret fill enabled disabled_reason declared created_at"
-)
-_UPDATE_WEBHOOK = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "secret fill")
-_SWITCH_WEBHOOK = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "enabled disabled_reason")
-_REMOVE_WEBHOOK = Statement(
-    update(webhooks).where(webhooks.c.id == bindparam("webhook"), webhooks.c.removed_at.is_(None)), "removed_at enabled"
-)
 _OWNER_METHOD = Statement(select(targets.c.method).where(targets.c.id == bindparam("target")))
 _GIVE = Statement(update(routes).where(routes.c.id == bindparam("route")), "site_id target_id kind label defined")
 
@@ -158,9 +136,6 @@ _SUBSTITUTE = Statement(
         routes.c.retired_at.is_(None),
     )
 )
-
-#: Why a webhook is disabled that relay.toml switches off; only this reason goes when the file switches it on again.
-SWITCHED_OFF = "switched off in relay.toml"
 
 
 def declare_all(tx: Tx, definitions: Sequence[SiteDefinition], now: float) -> None:
@@ -206,7 +181,7 @@ def define(tx: Tx, definition: SiteDefinition, now: float, *, declared: bool = F
             tx.run(_SWITCHES, site=site_id, **switches)
     _retire_gone(tx, site_id, definition, now)
     _set_targets(tx, site_id, definition, now, declared=declared)
-    _set_webhooks(tx, site_id, definition.webhooks, now, declared=declared)
+    webhooks.define(tx, site_id, definition.webhooks, now, declared=declared)
     return int(site_id)
 
 
@@ -227,8 +202,8 @@ def remove(tx: Tx, name: str, now: float, *, declared: bool = False) -> bool:
         raise DeclaredElsewhere(name)
     for target_id, _ in tx.all(_TARGETS, site=site_id):
         _remove_target(tx, target_id, now)
-    for webhook_id, *_ in tx.all(_WEBHOOKS, site=site_id):
-        remove_webhook(tx, webhook_id, now)
+    for webhook_id, *_ in tx.all(webhooks.OF_SITE, site=site_id):
+        webhooks.remove(tx, webhook_id, now)
     tx.run(_REMOVE, site=site_id, now=now, gone_name=f"{name}#{site_id}", gone_key=f"#{site_id}")
     return True
 
@@ -369,58 +344,6 @@ def _remove_target(tx: Tx, target_id: int, now: float) -> None:
     tx.run(route_verbs.RETIRE_TARGET, target=target_id, retired_at=now)
 
 
-def _set_webhooks(
-    tx: Tx, site_id: int, definitions: Sequence[WebhookDefinition], now: float, *, declared: bool
-) -> None:
-    """Declared ones follow the definition, found by their URL; others are only added to, and removed one by one."""
-    existing = {row[1]: row for row in tx.all(_WEBHOOKS, site=site_id) if row[3] == int(declared)}
-    for webhook in definitions:
-        row = existing.pop(webhook.url, None)
-        if row is None:
-            add_webhook(tx, site_id, webhook, now, declared=declared)
-            continue
-        webhook_id, _, secret, _, reason = row
-        tx.run(_UPDATE_WEBHOOK, webhook=webhook_id, secret=webhook.secret or secret, fill=webhook.fill)
-        if not webhook.enabled and reason is None:
-            tx.run(_SWITCH_WEBHOOK, webhook=webhook_id, enabled=0, disabled_reason=SWITCHED_OFF)
-            events.give_up(tx, webhook_id, SWITCHED_OFF, now)
-        elif webhook.enabled and reason == SWITCHED_OFF:
-            tx.run(_SWITCH_WEBHOOK, webhook=webhook_id, enabled=1, disabled_reason=None)
-    if declared:
-        for webhook_id, *_ in existing.values():
-            remove_webhook(tx, webhook_id, now)
-
-
-def add_webhook(tx: Tx, site_id: int, webhook: WebhookDefinition, now: float, *, declared: bool = False) -> int:
-    """A webhook of the site; its id. Raises ValueError when it has no secret."""
-    if webhook.secret is None:
-        raise ValueError("a new webhook needs a secret")
-    return tx.insert(
-        _INSERT_WEBHOOK,
-        site_id=site_id,
-        url=webhook.url,
-        secret=webhook.secret,
-        fill=webhook.fill,
-        enabled=int(webhook.enabled),
-        disabled_reason=None if webhook.enabled else SWITCHED_OFF,
-        declared=int(declared),
-        created_at=now,
-    )
-
-
-def remove_webhook(tx: Tx, webhook_id: int, now: float) -> bool:
-    """Take the webhook out of use; what waits for it fails, its delivery log stays. False when there is none."""
-    if not tx.run(_REMOVE_WEBHOOK, webhook=webhook_id, removed_at=now, enabled=0):
-        return False
-    events.give_up(tx, webhook_id, "the webhook was removed", now)
-    return True
-
-
-def enable_webhook(tx: Tx, webhook_id: int) -> bool:
-    """Post to it again, whatever had disabled it. False when there is none."""
-    return tx.run(_SWITCH_WEBHOOK, webhook=webhook_id, enabled=1, disabled_reason=None) > 0
-
-
 __all__ = [
     "AddressTaken",
     "DeclaredElsewhere",
@@ -430,13 +353,10 @@ __all__ = [
     "TargetDefinition",
     "WebhookDefinition",
     "add_to_pool",
-    "add_webhook",
     "create",
     "declare_all",
     "define",
-    "enable_webhook",
     "remove",
-    "remove_webhook",
     "retire_substitute",
     "switch",
 ]

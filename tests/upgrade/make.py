@@ -18,14 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from relay.core.channel import Channel, SourceRule
+from relay.core.hook import HookSettings
 from relay.core.model import Method, OutcomeKind
 from relay.core.site import SiteSettings, Touch
-from relay.store import events, retention, search, tokens
-from relay.store.events import PostResult
+from relay.store import blocked, retention, search, tokens
+from relay.store import posts as post_verbs
 from relay.store.migrate import HEAD
+from relay.store.posts import PostResult
 from relay.store.store import DATABASE
 from relay.store.visits import Visitor
-from tests.store_fixtures import DAY, OTHER, SHOP, TRACK, World, part, target_of, world
+from tests.store_fixtures import DAY, OTHER, SHOP, TRACK, World, hook, part, target_of, world
 
 DIRECTORY = Path(__file__).parent
 
@@ -41,6 +43,13 @@ SITES = (
             rules=(SourceRule("partner_acme", Channel.REFERRAL, referrer="acme.example"),),
         ),
         targets=(*SHOP.targets, target_of(Method.PLUS, "press@example.com", additional=True)),
+        webhooks=(
+            hook(
+                settings=HookSettings(extras=True, template="ga4", conditions={"first_letter": DAY}),
+                access="sealed headers",
+                previous_secret="sealed too",
+            ),
+        ),
     ),
     OTHER,
 )
@@ -50,6 +59,7 @@ VISITOR = Visitor("192.0.2.8", "New York", "USA", "Mozilla/5.0", "mobile", "Fire
 async def fill(w: World) -> None:
     """A little of everything: visits of each method, mail in each state, posts delivered, waiting and withheld."""
     await w.store.write(lambda tx: tokens.create(tx, "ci", "0" * 64, "viewer", ["shop"], w.now))
+    await w.store.write(lambda tx: blocked.block(tx, w.site().id, "@spam.example", w.now))
     bound = await w.bind(page="https://www.shop.example/?roistat=ads_1", google_client_id="GA1.2")
     for _ in range(2):
         await w.bind("shop", "sales@example.com")  # the second finds the pool exhausted, which is counted
@@ -59,7 +69,7 @@ async def fill(w: World) -> None:
         await w.finish(job)
     for post in await w.extract(delivered.message_id, "poster", attachments=[part()]):
         result = PostResult(post, "delivered", w.now, 200, "", w.now, 0.1, deal=("17", "https://crm.example/17"))
-        await w.store.write(lambda tx: events.finish_post(tx, result, w.now))  # noqa: B023
+        await w.store.write(lambda tx: post_verbs.finish_post(tx, result, w.now))  # noqa: B023
     await w.accept(*bound.substitutes.values(), theirs)  # sent again
     held = await w.accept(f"card@{TRACK}", body=b"held", data=None, file="0123456789abcdef")
     await w.finish(held.jobs[0], OutcomeKind.PERMANENT)

@@ -1,0 +1,145 @@
+"""The CRM's number for an enquiry. It belongs to the event, so each site sees its own CRM's; a thread is one deal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import bindparam, func, or_, select, update
+
+from relay.core.hook import EventType
+from relay.store.attribution import THREAD_REACH
+from relay.store.engine import Statement, Tx
+from relay.store.schema import deliveries, events, messages, posts
+
+#: Later letters of a thread that take over a deal that came late.
+FOLLOWERS = 1000
+
+_RECEIVED = events.c.type == EventType.RECEIVED.value
+# A letter to two sites may have come as two messages of one Message-ID: each site's thread goes on from its own.
+_OWN = deliveries.alias()
+_ITS_SITES = select(_OWN.c.site_id).where(_OWN.c.message_id == bindparam("message"), _OWN.c.site_id.is_not(None))
+_SHARES_A_SITE = select(deliveries.c.id).where(
+    deliveries.c.message_id == messages.c.id, deliveries.c.site_id.in_(_ITS_SITES)
+)
+# The first message of this Message-ID is its owner: who repeats it later takes nobody into another thread.
+_KNOWN = Statement(
+    select(func.coalesce(messages.c.thread_id, messages.c.id))
+    .where(
+        messages.c.message_id == bindparam("reference"),
+        messages.c.id < bindparam("message"),
+        _SHARES_A_SITE.exists(),
+    )
+    .order_by(messages.c.id)
+    .limit(1)
+)
+_OF_MESSAGE = Statement(select(messages.c.in_reply_to, messages.c.references).where(messages.c.id == bindparam("id")))
+_IN_THREAD = or_(messages.c.id == bindparam("thread"), messages.c.thread_id == bindparam("thread"))
+_OF_THREAD = Statement(
+    select(events.c.deal_id, events.c.deal_url)
+    .join(messages, messages.c.id == events.c.message_id)
+    .where(
+        _IN_THREAD,
+        _RECEIVED,
+        events.c.site_id == bindparam("site"),
+        events.c.message_id < bindparam("before"),
+        events.c.deal_id.is_not(None),
+    )
+    .order_by(events.c.message_id.desc())
+    .limit(1)
+)
+_REJOIN = Statement(
+    update(messages).where(messages.c.thread_id == bindparam("message")).values(thread_id=bindparam("thread"))
+)
+_SET = Statement(
+    update(events)
+    .where(events.c.id == bindparam("event"))
+    .values(
+        deal_id=func.coalesce(bindparam("deal"), events.c.deal_id),
+        deal_url=func.coalesce(bindparam("url"), events.c.deal_url),
+    )
+)
+_POSTED = events.alias()
+_EVENT_OF_POST = Statement(
+    select(events.c.id)
+    .join(_POSTED, (_POSTED.c.message_id == events.c.message_id) & (_POSTED.c.site_id == events.c.site_id))
+    .join(posts, posts.c.event_id == _POSTED.c.id)
+    .where(posts.c.id == bindparam("post"), _RECEIVED)
+)
+_EVENTS_OF_MESSAGE = Statement(
+    select(events.c.id, events.c.site_id).where(events.c.message_id == bindparam("message"), _RECEIVED)
+)
+_PLACE = Statement(
+    select(events.c.message_id, events.c.site_id, messages.c.thread_id, events.c.deal_id, events.c.deal_url)
+    .join(messages, messages.c.id == events.c.message_id)
+    .where(events.c.id == bindparam("event"))
+)
+_FOLLOWERS = Statement(
+    select(events.c.id)
+    .join(messages, messages.c.id == events.c.message_id)
+    .where(
+        _IN_THREAD,
+        _RECEIVED,
+        events.c.site_id == bindparam("site"),
+        events.c.message_id > bindparam("after"),
+        events.c.deal_id.is_(None),
+    )
+    .order_by(events.c.message_id)
+    .limit(FOLLOWERS)
+)
+
+
+def threads_of(tx: Tx, message_id: int) -> list[int]:
+    """The threads that this message belongs to, each by the id of its first known message: that of what it answers
+    first, then those of what it refers to, the nearest first. Empty where nothing is known."""
+    row = tx.one(_OF_MESSAGE, id=message_id)
+    if row is None or not (row[0] or row[1]):
+        return []
+    references = json.loads(row[1]) if row[1] else []
+    answered = dict.fromkeys(filter(None, (row[0], *reversed(references[-THREAD_REACH:]))))
+    known = [tx.one(_KNOWN, reference=one, message=message_id) for one in answered]
+    return list(dict.fromkeys(row[0] for row in known if row is not None and row[0] is not None))
+
+
+def rejoin(tx: Tx, message_id: int, thread: int) -> None:
+    """Letters that were read before this one took it for the first of their thread; it belongs to an older one."""
+    tx.run(_REJOIN, message=message_id, thread=thread)
+
+
+def inherit(tx: Tx, event_id: int, message_id: int, site_id: int, threads: Sequence[int]) -> None:
+    """Give a receipt the latest deal that its threads had before it at its site."""
+    for thread in threads:
+        row = tx.one(_OF_THREAD, thread=thread, site=site_id, before=message_id)
+        if row is not None:
+            _set(tx, event_id, *row)
+            return
+
+
+def of_post(tx: Tx, post_id: int, deal_id: str | None, url: str | None) -> None:
+    """What the receiver of a post answered: whatever the event was, the deal is the message's at that site."""
+    row = tx.one(_EVENT_OF_POST, post=post_id)
+    if row is not None:
+        _set(tx, row[0], deal_id, url)
+
+
+def set_deal(
+    tx: Tx, message_id: int, deal_id: str | None, url: str | None, sites: Collection[int] | None = None
+) -> int:
+    """The CRM's number for this message at these sites (None: all); None leaves what is there. The events changed."""
+    changed = 0
+    for event_id, site_id in tx.all(_EVENTS_OF_MESSAGE, message=message_id):
+        if sites is None or site_id in sites:
+            _set(tx, event_id, deal_id, url)
+            changed += 1
+    return changed
+
+
+def _set(tx: Tx, event_id: int, deal_id: str | None, url: str | None) -> None:
+    """Set an event's deal, and that of the later letters of its thread that have none: they did not know it yet."""
+    tx.run(_SET, event=event_id, deal=deal_id, url=url)
+    place = tx.one(_PLACE, event=event_id)
+    if place is None or place[3] is None:
+        return
+    message_id, site_id, thread, *deal = place
+    for (follower,) in tx.all(_FOLLOWERS, thread=thread or message_id, site=site_id, after=message_id):
+        tx.run(_SET, event=follower, deal=deal[0], url=deal[1])

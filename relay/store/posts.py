@@ -1,0 +1,269 @@
+"""Posts: one event on its way to one webhook. Claimed, attempted once, finished; released when the claim was not used.
+
+A webhook out of use takes nothing: what waits for it fails, and can be replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import insert as insert_into
+
+from relay.core.backoff import JITTER, WEBHOOK_DELAYS
+from relay.store import deals
+from relay.store.engine import Statement, Tx
+from relay.store.messages import CLAIM
+from relay.store.post_jobs import PostJob as PostJob
+from relay.store.post_jobs import post_job
+from relay.store.schema import post_attempts, posts, webhooks
+
+#: Characters of a receiver's answer that the delivery log keeps.
+ANSWER_KEPT = 2000
+#: Posts a second to one webhook when many are to be posted again, so that what comes in meanwhile need not wait behind
+#: them, and posts in one such transaction.
+PACE = 50.0
+BITE = 200
+#: Posts of a webhook that are tried at once when it answers again; what is left waits as planned.
+MOST_HASTENED = 100_000
+#: Seconds that a post is put off at most: the last step of the schedule with its jitter, or a Retry-After of a day.
+LONGEST = WEBHOOK_DELAYS[-1] * (1 + JITTER)
+
+
+@dataclass(frozen=True, slots=True)
+class PostResult:
+    """``state`` is delivered, failed, withheld or waiting (then ``next_at`` counts). ``deal`` is (id, url) as answered.
+
+    ``digest`` and ``size`` are of the body that was sent; None when nothing was.
+    """
+
+    job: PostJob
+    state: str
+    next_at: float
+    status: int | None
+    answer: str
+    started_at: float
+    duration: float
+    deal: tuple[str | None, str | None] | None = None
+    disable_webhook: str | None = None
+    put_off: bool = False  # by a Retry-After
+    digest: bytes | None = None
+    size: int | None = None
+
+
+_INSERT = Statement(
+    insert_into(posts), "event_id webhook_id state attempts next_at claim claimed_until answer finished_at"
+)
+_DUE = (
+    posts.c.state == "waiting",
+    posts.c.next_at <= bindparam("now"),
+    posts.c.claimed_until < bindparam("now"),
+)
+# By webhook, so that they cost the same however many posts wait.
+DUE_WEBHOOKS = Statement(
+    select(webhooks.c.id).where(select(posts.c.id).where(posts.c.webhook_id == webhooks.c.id, *_DUE).exists())
+)
+NEXT_POST = Statement(
+    select(
+        func.min(
+            select(posts.c.next_at)
+            .where(posts.c.webhook_id == webhooks.c.id, posts.c.state == "waiting", posts.c.next_at > bindparam("now"))
+            .order_by(posts.c.next_at)
+            .limit(1)
+            .scalar_subquery()
+        )
+    ).select_from(webhooks)
+)
+_DUE_POSTS = Statement(
+    select(posts.c.id)
+    .where(posts.c.webhook_id == bindparam("webhook"), *_DUE)
+    .order_by(posts.c.next_at, posts.c.id)
+    .limit(bindparam("most"))
+)
+_CLAIM = Statement(
+    update(posts)
+    .where(posts.c.id == bindparam("post"))
+    .values(claim=bindparam("by"), claimed_until=bindparam("until"), attempts=posts.c.attempts + 1)
+)
+_VOID = Statement(
+    update(posts).where(posts.c.state == "waiting", posts.c.claimed_until > 0).values(claim=None, claimed_until=0)
+)
+_PLANNED_WRONG = Statement(
+    update(posts)
+    .where(posts.c.state == "waiting", posts.c.next_at > bindparam("latest"))
+    .values(next_at=bindparam("now"))
+)
+# In the order of the index that holds only what waits: it serves no other, and a long history costs nothing.
+TRIED = Statement(
+    select(posts.c.id)
+    .where(posts.c.webhook_id == bindparam("webhook"), posts.c.state == "waiting", posts.c.attempts > 0)
+    .order_by(posts.c.next_at)
+    .limit(MOST_HASTENED)
+)
+_SOONER = Statement(
+    update(posts)
+    .where(
+        posts.c.id == bindparam("post"),
+        posts.c.state == "waiting",
+        posts.c.claimed_until < bindparam("now"),
+        posts.c.next_at > bindparam("due"),
+    )
+    .values(next_at=bindparam("due"), attempts=posts.c.attempts - 1)
+)
+_RELEASE = Statement(
+    update(posts)
+    .where(posts.c.id == bindparam("post"), posts.c.claim == bindparam("by"))
+    .values(claim=None, claimed_until=0, attempts=posts.c.attempts - 1)
+)
+_FINISH = Statement(
+    update(posts)
+    .where(posts.c.id == bindparam("post"), posts.c.claim == bindparam("by"))
+    .values(
+        state=bindparam("to_state"),
+        next_at=bindparam("at"),
+        status=bindparam("http_status"),
+        answer=bindparam("reply"),
+        finished_at=bindparam("finished"),
+        claim=None,
+        claimed_until=0,
+    )
+)
+_LOG = Statement(insert_into(post_attempts), "post_id started_at duration status answer digest size")
+_DISABLE = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "enabled disabled_reason")
+_OUT_OF_USE = Statement(
+    select(webhooks.c.disabled_reason).where(webhooks.c.id == bindparam("webhook"), webhooks.c.enabled == 0)
+)
+_WAITING = posts.alias()
+_GIVE_UP = Statement(
+    update(posts)
+    .where(
+        posts.c.id.in_(
+            select(_WAITING.c.id)
+            .where(
+                _WAITING.c.webhook_id == bindparam("webhook"),
+                _WAITING.c.state == "waiting",
+                _WAITING.c.claimed_until < bindparam("now"),
+            )
+            .order_by(_WAITING.c.next_at)  # by the index of what waits, as above
+        )
+    )
+    .values(state="failed", answer=bindparam("why"), finished_at=bindparam("now"))
+)
+
+
+def add(tx: Tx, event_id: int, webhook_id: int, due: float, claim: str | None = None) -> int:
+    """A post that is due at ``due``, claimed from then on by ``claim`` when it is given; its id."""
+    return tx.insert(
+        _INSERT,
+        event_id=event_id,
+        webhook_id=webhook_id,
+        state="waiting",
+        attempts=1 if claim else 0,
+        next_at=due,
+        claim=claim,
+        claimed_until=due + CLAIM if claim else 0.0,
+        answer=None,
+        finished_at=None,
+    )
+
+
+def withhold(tx: Tx, event_id: int, webhook_id: int, reason: str, now: float) -> None:
+    """Note why the event is not posted to this webhook."""
+    tx.insert(
+        _INSERT,
+        event_id=event_id,
+        webhook_id=webhook_id,
+        state="withheld",
+        attempts=0,
+        next_at=now,
+        claim=None,
+        claimed_until=0.0,
+        answer=reason,
+        finished_at=now,
+    )
+
+
+def claim_posts(
+    tx: Tx, capacity: Mapping[int, int], claim: str, now: float, held: Collection[int] = ()
+) -> list[PostJob]:
+    """Claim what is due, at most ``capacity[webhook id]`` each, in the order it became due.
+
+    ``held`` are posts that the caller has in hand: their claims seem to have ended when the clock leaps ahead.
+    """
+    jobs = []
+    for webhook_id, most in capacity.items():
+        row = tx.one(_OUT_OF_USE, webhook=webhook_id)
+        if row is not None:
+            give_up(tx, webhook_id, row[0] or "the webhook is switched off", now)
+            continue
+        for (post_id,) in tx.all(_DUE_POSTS, webhook=webhook_id, now=now, most=most):
+            if post_id in held:
+                continue
+            tx.run(_CLAIM, post=post_id, by=claim, until=now + CLAIM)
+            jobs.append(post_job(tx, post_id, claim))
+    return jobs
+
+
+def void_post_claims(tx: Tx, now: float) -> int:
+    """At start: nobody else is posting anything. The number of claims that a crash had left.
+
+    Nothing is put off for longer than LONGEST: what seems to be was planned while the clock was wrong, and is due.
+    """
+    tx.run(_PLANNED_WRONG, now=now, latest=now + LONGEST)
+    return tx.run(_VOID)
+
+
+def hasten(tx: Tx, post_ids: Sequence[int], begin: float, now: float) -> None:
+    """The receiver is well again: try what waits for its next attempt (TRIED) from ``begin`` on, at PACE a second.
+
+    Such an attempt does not count: a receiver that comes and goes must not use up the schedule, which lasts for days.
+    """
+    for place, post_id in enumerate(post_ids):
+        tx.run(_SOONER, post=post_id, due=begin + place / PACE, now=now)
+
+
+def release_posts(tx: Tx, jobs: Sequence[PostJob]) -> None:
+    """Give claims back that were not used: nothing was sent."""
+    tx.run_many(_RELEASE, [{"post": job.post_id, "by": job.claim} for job in jobs])
+
+
+def give_up(tx: Tx, webhook_id: int, reason: str, now: float) -> None:
+    """Fail what waits for a webhook that is out of use; what is in flight comes to its own end."""
+    tx.run(_GIVE_UP, webhook=webhook_id, why=reason, now=now)
+
+
+def finish_post(tx: Tx, result: PostResult, now: float) -> bool:
+    """Record an attempt and what came of it. False when the claim was lost: then nothing is changed."""
+    job, state, webhook_id = result.job, result.state, result.job.hook.id
+    answer = result.answer[:ANSWER_KEPT]
+    if state == "waiting" and tx.one(_OUT_OF_USE, webhook=webhook_id) is not None:
+        state = "failed"  # the webhook was disabled or removed while this attempt was under way
+    changed = tx.run(
+        _FINISH,
+        post=job.post_id,
+        by=job.claim,
+        to_state=state,
+        at=result.next_at,
+        http_status=result.status,
+        reply=answer,
+        finished=None if state == "waiting" else now,
+    )
+    if not changed:
+        return False
+    tx.insert(
+        _LOG,
+        post_id=job.post_id,
+        started_at=result.started_at,
+        duration=result.duration,
+        status=result.status,
+        answer=answer,
+        digest=result.digest,
+        size=result.size,
+    )
+    if result.deal is not None:
+        deals.of_post(tx, job.post_id, *result.deal)
+    if result.disable_webhook is not None:
+        tx.run(_DISABLE, webhook=webhook_id, enabled=0, disabled_reason=result.disable_webhook)
+        give_up(tx, webhook_id, result.disable_webhook, now)
+    return True

@@ -1,0 +1,220 @@
+"""Attributing a stored message anew, after bindings, routes or settings were mended. Only somebody's hand does this.
+
+What the message was attributed to before may have been forgotten since, by age or by request; then its bindings are
+gone as well, and a new look would find less than the old one. Such a delivery keeps what was found when it came, and so
+does one whose address was retired since, or whose site's tracking is off now.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import bindparam, func, select, update
+
+from relay.core import attribution as rules
+from relay.core.hook import EventType
+from relay.core.model import Attribution, AttributionState
+from relay.store import events as event_verbs
+from relay.store.attribution import FIND_VISIT, Evidence, attribute
+from relay.store.engine import Row, Statement, Tx
+from relay.store.incoming import Incoming, Recipient
+from relay.store.post_jobs import read_attribution
+from relay.store.routes import Route
+from relay.store.schema import deliveries, events, messages, paths
+
+#: Where an address leads now: its route and the tag behind its plus.
+Routing = Mapping[str, tuple[Route, str | None]]
+
+#: Whom a message was sent to: what a Routing is wanted for.
+RECIPIENTS = Statement(select(paths.c.recipient).where(paths.c.message_id == bindparam("message")).distinct())
+_DELIVERIES = Statement(
+    select(
+        deliveries.c.id,
+        deliveries.c.site_id,
+        deliveries.c.recipient,
+        deliveries.c.route_id,
+        deliveries.c.attribution,
+        deliveries.c.attribution_method,
+        deliveries.c.visit_id,
+        deliveries.c.claimed_number,
+        deliveries.c.candidates,
+    )
+    .where(deliveries.c.message_id == bindparam("message"), deliveries.c.site_id.is_not(None))
+    .order_by(deliveries.c.id)
+)
+_PATHS = Statement(
+    select(paths.c.recipient)
+    .where(paths.c.delivery_id == bindparam("delivery"), paths.c.message_id == bindparam("message"))
+    .group_by(paths.c.recipient)
+    .order_by(func.min(paths.c.id))  # as when it came: the first recipient wins a tie
+)
+_MESSAGE = Statement(
+    select(
+        messages.c.received_at,
+        messages.c.written_at,
+        messages.c.mail_from,
+        messages.c.sender,
+        messages.c.message_id,
+        messages.c.in_reply_to,
+        messages.c.references,
+        messages.c.automatic,
+        messages.c.bounce,
+        messages.c.digest,
+    ).where(messages.c.id == bindparam("message"))
+)
+_CHANGE = Statement(
+    update(deliveries).where(deliveries.c.id == bindparam("delivery")),
+    "recipient route_id attribution attribution_method visit_id claimed_number candidates",
+)
+_RECEIVED = Statement(
+    select(events.c.id, events.c.delivery_id, events.c.reason).where(
+        events.c.message_id == bindparam("message"),
+        events.c.site_id == bindparam("site"),
+        events.c.type == EventType.RECEIVED.value,
+    )
+)
+_STATE_DELIVERY = Statement(update(events).where(events.c.id == bindparam("event")), "delivery_id")
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    id: int
+    site_id: int
+    recipient: str
+    route_id: int | None
+    attribution: Attribution
+
+
+def reattribute(
+    tx: Tx, message_id: int, routing: Routing, evidence: Evidence, now: float, sites: Collection[int] | None = None
+) -> int:
+    """Attribute the message's deliveries to these sites (None: all) anew; the number of those that came out otherwise.
+
+    ``routing`` has the route of every recipient that has one now. Webhooks that ask for ``attribution.changed`` are
+    told where what is stated of the message has changed.
+    """
+    row = tx.one(_MESSAGE, message=message_id)
+    if row is None:
+        return 0
+    incoming = _incoming(row)
+    found = [
+        _Delivery(delivery_id, site_id, recipient, route_id, read_attribution(tuple(columns)))
+        for delivery_id, site_id, recipient, route_id, *columns in tx.all(_DELIVERIES, message=message_id)
+        if sites is None or site_id in sites
+    ]
+    changed = 0
+    for site_id in dict.fromkeys(delivery.site_id for delivery in found):
+        own = [delivery for delivery in found if delivery.site_id == site_id]
+        renewed = [_renewed(tx, delivery, message_id, routing, incoming, evidence) for delivery in own]
+        moved = [new for old, new in zip(own, renewed, strict=True) if new != old]
+        for delivery in moved:
+            _write(tx, delivery)
+        if moved:
+            changed += len(moved)
+            _restate(tx, message_id, site_id, own, renewed, now)
+    return changed
+
+
+def _renewed(
+    tx: Tx, delivery: _Delivery, message_id: int, routing: Routing, incoming: Incoming, evidence: Evidence
+) -> _Delivery:
+    if _is_forgotten(tx, delivery.attribution):
+        return delivery
+    addresses = [row[0] for row in tx.all(_PATHS, delivery=delivery.id, message=message_id)]
+    options: list[_Delivery] = []
+    for address in addresses:
+        route, tag = routing.get(address, (None, None))
+        if route is not None and route.attributed and route.site_id == delivery.site_id:
+            recipient = Recipient(address, route, tag, "", None, "")
+            found = _as_stored(attribute(tx, recipient, incoming, evidence, message_id))
+            options.append(replace(delivery, recipient=address, route_id=route.id, attribution=found))
+        elif address == delivery.recipient:
+            options.append(delivery)
+    return options[rules.best([option.attribution for option in options])] if options else delivery
+
+
+def _is_forgotten(tx: Tx, attribution: Attribution) -> bool:
+    """Whether a visit that it names is there no more."""
+    if attribution.state in (AttributionState.EXACT, AttributionState.INFERRED) and attribution.visit is None:
+        return attribution.method != rules.STATIC_METHOD
+    named = [candidate.visit for candidate in attribution.candidates]
+    named += [attribution.visit] if attribution.visit is not None else []
+    return any(tx.one(FIND_VISIT, visit=visit) is None for visit in named)
+
+
+def _as_stored(attribution: Attribution) -> Attribution:
+    """With probabilities as they are written, so that an equal result is equal."""
+    return read_attribution(_columns(attribution))
+
+
+def _columns(attribution: Attribution) -> Row:
+    candidates = [(one.visit, round(one.probability, 4)) for one in attribution.candidates]
+    written = json.dumps(candidates) if candidates else None
+    return attribution.state.value, attribution.method, attribution.visit, attribution.number, written
+
+
+def _write(tx: Tx, delivery: _Delivery) -> None:
+    state, method, visit, number, candidates = _columns(delivery.attribution)
+    tx.run(
+        _CHANGE,
+        delivery=delivery.id,
+        recipient=delivery.recipient,
+        route_id=delivery.route_id,
+        attribution=state,
+        attribution_method=method,
+        visit_id=visit,
+        claimed_number=number,
+        candidates=candidates,
+    )
+
+
+def _restate(
+    tx: Tx, message_id: int, site_id: int, before: Sequence[_Delivery], after: Sequence[_Delivery], now: float
+) -> None:
+    """The event states the best-attributed delivery; tell who wants to know when that says something else now."""
+    row = tx.one(_RECEIVED, message=message_id, site=site_id)
+    if row is None:
+        return
+    event_id, stated_id, reason = row
+    old = next((delivery for delivery in before if delivery.id == stated_id), before[0]).attribution
+    ranked = sorted(after, key=lambda delivery: delivery.id != stated_id)  # what was stated wins a tie
+    new = ranked[rules.best([delivery.attribution for delivery in ranked])]
+    tx.run(_STATE_DELIVERY, event=event_id, delivery_id=new.id)
+    said = (old.state, old.visit, old.number, old.candidates)
+    says = (new.attribution.state, new.attribution.visit, new.attribution.number, new.attribution.candidates)
+    if said == says or reason == event_verbs.LOOP:
+        return
+    visit, number = old.visit, old.number
+    became = tx.one(FIND_VISIT, visit=new.attribution.visit) if number is not None else None
+    if became is not None and became[0] == number:
+        visit, number = new.attribution.visit, None  # by its row, so that it is forgotten with the visit
+    previous = {"state": old.state.value, "method": old.method, "visit": visit, "number": number}
+    event_verbs.happened(tx, EventType.REATTRIBUTED, message_id, site_id, new.id, {"previous": previous}, now)
+
+
+def _incoming(columns: Row) -> Incoming:
+    received_at, written_at, mail_from, sender, message_id, in_reply_to, references, automatic, bounce, digest = columns
+    return Incoming(
+        received_at=received_at,
+        written_at=written_at,
+        mail_from=mail_from,
+        sender=sender,
+        subject=None,
+        message_id=message_id,
+        in_reply_to=in_reply_to,
+        references=tuple(json.loads(references)) if references else (),
+        size=0,
+        stored_size=0,
+        data=None,
+        file=None,
+        cut=(),
+        digest=digest,
+        ip="",
+        helo="",
+        tls=None,
+        automatic=automatic,
+        bounce=bool(bounce),
+        bare_lf=0,
+    )
