@@ -36,13 +36,14 @@ from relay.secrets import Keys
 from relay.smtp_in import Listen, SmtpServer
 from relay.smtp_limits import Limits, Settings
 from relay.smtp_out import Sender
-from relay.store import events
+from relay.store import posts
 from relay.store.messages import Evidence
 from relay.store.sites import declare_all
 from relay.store.store import DATABASE, Store
 from relay.sweep import Ages, Sweeper
 from relay.tls import TlsFiles
 from webapi import app as web_app
+from webapi.compose import Composer
 from webapi.context import Context
 from webapi.webhooks import Poster
 
@@ -65,6 +66,7 @@ class Daemon:
     keys: Keys
     forwarder: Forwarder
     poster: Poster
+    intake: Intake
     smtp: SmtpServer
     http_ports: list[int]
 
@@ -84,7 +86,8 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
         bodies = Bodies(data_dir / "bodies")
         bodies.prepare()
         store = await _open_store(stack, config, keys, clock)
-        forwarder, poster = await _start_workers(stack, config, store, bodies, keys, clock)
+        composer = Composer(keys, config.http.public_url, config.retention.raw)
+        forwarder, poster = await _start_workers(stack, config, store, bodies, keys, composer, clock)
         extraction = Extraction(
             store,
             bodies,
@@ -102,6 +105,7 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
         stack.callback(stopping.set)
         agents.load()  # what the first page view would else wait for
         sources.referrers()
+        intake = Intake(store, keys, _policy(config), forwarder, extraction, bodies, data_dir, clock)
         context = Context(
             store=store,
             bodies=bodies,
@@ -110,18 +114,21 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
             limits=config.limits,
             forward=config.forward,
             public_url=config.http.public_url,
+            composer=composer,
+            evidence=lambda: intake.evidence,
+            allow_private_addresses=config.webhooks.allow_private_addresses,
             geoip=GeoIp(config.geoip.files, data_dir / "geoip"),
             visitor_ip=config.privacy.visitor_ip,
+            retention=config.retention,
             clock=clock,
             on_posts_due=poster.wake,
             on_deliveries_due=forwarder.retry_now,
             draining=stopping.is_set,
         )
         http_ports = await _start_http(stack, config, context, handed.get("http", []))
-        intake = Intake(store, keys, _policy(config), forwarder, extraction, bodies, data_dir, clock)
         _background(stack, background.begin("learning", Learning(store.reader, intake.learn).run))
         smtp = SmtpServer(intake, bodies, _smtp_settings(config))
-        daemon = Daemon(config, store, bodies, keys, forwarder, poster, smtp, http_ports)
+        daemon = Daemon(config, store, bodies, keys, forwarder, poster, intake, smtp, http_ports)
         control = await serve(data_dir / "control.sock", commands.handlers(daemon, clock))
         stack.push_async_callback(control.close)
         await smtp.start(_listen(config.smtp.listen, handed.get("smtp", []), "smtp"))
@@ -172,12 +179,18 @@ async def _open_store(stack: AsyncExitStack, config: Config, keys: Keys, clock: 
     declared = definitions(config, keys.seal)
     now = clock()
     await store.redefine(lambda tx: declare_all(tx, declared, now))
-    await store.write(events.void_post_claims)
+    await store.write(lambda tx: posts.void_post_claims(tx, now))
     return store
 
 
 async def _start_workers(
-    stack: AsyncExitStack, config: Config, store: Store, bodies: Bodies, keys: Keys, clock: Clock
+    stack: AsyncExitStack,
+    config: Config,
+    store: Store,
+    bodies: Bodies,
+    keys: Keys,
+    composer: Composer,
+    clock: Clock,
 ) -> tuple[Forwarder, Poster]:
     nameservers = [str(server) for server in config.dns.nameservers]
     resolver = Resolver(nameservers, lifetime=config.dns.timeout)
@@ -201,9 +214,7 @@ async def _start_workers(
     stack.push_async_callback(forwarder.close, GRACE)
     poster = Poster(
         store,
-        keys,
-        public_url=config.http.public_url,
-        links_live_for=config.retention.raw,
+        composer,
         allow_private_addresses=config.webhooks.allow_private_addresses,
         clock=clock,
     )

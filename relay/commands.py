@@ -1,7 +1,7 @@
 """The commands that write: the running daemon does them for the CLI (control socket), or the CLI does them itself.
 
 Each is a function of a Workplace and of arguments that a model has judged; `perform` is the one way to it. Sites,
-targets and webhooks are in relay/commands_sites.py.
+targets and blocked senders are in relay/commands_sites.py, webhooks in relay/commands_webhooks.py.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from relay import commands_sites
+from relay import commands_sites, commands_webhooks
 from relay.config import fields as f
 from relay.config.models import Section
 from relay.config.problems import problems_of
 from relay.control import ControlError, Handler, Lines
 from relay.secrets import new_token, token_hash
-from relay.store import events, history, queue, retention, tokens
+from relay.store import history, queue, replay, retention, tokens
 from relay.store.engine import StoreUnavailable
 from relay.store.routes import AddressTaken
 from relay.store.sites import DeclaredElsewhere, NameTaken
 from relay.workplace import Command, Workplace
+from webapi.replays import reattribute
 
 if TYPE_CHECKING:
     from relay.app import Daemon
@@ -93,6 +94,7 @@ async def drop_deliveries(place: Workplace, given: DropDeliveries) -> Lines:
 
 class ReplayMessage(Section):
     message: Id
+    reattribute: bool = False
 
 
 async def replay_message(place: Workplace, given: ReplayMessage) -> Lines:
@@ -103,11 +105,14 @@ async def replay_message(place: Workplace, given: ReplayMessage) -> Lines:
     if row.extraction == "waiting":
         raise ControlError(f"message {given.message} is being read just now: it will be posted anyway", "message")
     now = place.clock()
-    posts = await place.store.write(lambda tx: events.replay(tx, given.message, None, now))
-    if not posts:
+    changed = 0
+    if given.reattribute:
+        changed = await reattribute(place.store, given.message, place.evidence(), now, None)
+    posts = await place.store.write(lambda tx: replay.replay(tx, given.message, None, now))
+    if not posts and not changed:
         raise ControlError(f"message {given.message} belongs to no site with an enabled webhook", "message")
     place.posts_due()
-    return {"posts": posts}
+    return {"posts": posts, "reattributed": changed}
 
 
 class EraseVisit(Section):
@@ -136,6 +141,7 @@ COMMANDS: Mapping[str, Command] = {
     "message.replay": Command(ReplayMessage, replay_message),
     "visit.erase": Command(EraseVisit, erase_visit),
     **commands_sites.COMMANDS,
+    **commands_webhooks.COMMANDS,
 }
 
 
@@ -166,6 +172,7 @@ def handlers(daemon: Daemon, clock: Callable[[], float]) -> Mapping[str, Handler
         clock,
         deliveries_due=daemon.forwarder.retry_now,
         posts_due=daemon.poster.wake,
+        learned=lambda: daemon.intake.evidence,
     )
 
     async def status(_: Lines) -> Lines:

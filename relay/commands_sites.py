@@ -1,6 +1,6 @@
-"""The commands that change sites, targets, pools and webhooks (relay/commands.py runs them).
+"""The commands that change sites, targets and pools (relay/commands.py runs them).
 
-What relay.toml declares is changed there: here only its switches, its pools and whether its webhooks are enabled.
+What relay.toml declares is changed there: here only its switches and its pools.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from relay.config.models import Section, Site, Target
 from relay.config.rules import broken_rules
 from relay.control import ControlError, Lines
 from relay.core.model import Address, Method, RouteKind
-from relay.declare import definitions, fresh_secret
-from relay.store import sites
-from relay.store.directory import SiteView, TargetView, WebhookView
+from relay.declare import definitions
+from relay.store import blocked, sites
+from relay.store.directory import SiteView, TargetView
 from relay.store.engine import Tx
-from relay.store.sites import DeclaredElsewhere, SiteDefinition, StaticDefinition, TargetDefinition, WebhookDefinition
+from relay.store.sites import DeclaredElsewhere, SiteDefinition, StaticDefinition, TargetDefinition
 from relay.workplace import Command, Workplace
 
 #: Pool addresses that one command may add.
@@ -149,47 +149,25 @@ async def grow_pool(place: Workplace, given: GrowPool) -> Lines:
     return {"pool": [str(address) for address in made]}
 
 
-class AddWebhook(Section):
-    """``secret`` None: one is generated, and is in the answer this once."""
-
-    site: f.SiteName
-    url: f.WebhookUrl
-    fill: Literal["exact", "inferred", "likely"] = "inferred"
-    secret: f.WebhookSecret | None = Field(default=None, repr=False)
+class BlockSender(NamedSite):
+    sender: Annotated[str, f.by(f.blocked_sender)]
 
 
-async def add_webhook(place: Workplace, given: AddWebhook) -> Lines:
+async def block_sender(place: Workplace, given: BlockSender) -> Lines:
+    """Its letters become no deals any more; they are forwarded as before."""
+    site, now = place.site(given.site), place.clock()
+    try:
+        await place.store.write(lambda tx: blocked.block(tx, site.id, given.sender, now))
+    except blocked.TooMany as error:
+        raise ControlError(str(error), "sender") from None
+    return {"site": site.name, "sender": given.sender}
+
+
+async def unblock_sender(place: Workplace, given: BlockSender) -> Lines:
     site = place.site(given.site)
-    if site.declared:
-        raise DeclaredElsewhere(site.name)
-    if any(webhook.url == given.url for webhook in site.webhooks):
-        raise ControlError(f"site {site.name!r} has a webhook with this URL already", "url")
-    secret = given.secret or fresh_secret()
-    webhook = WebhookDefinition(given.url, place.keys.seal(secret), given.fill)
-    now = place.clock()
-    webhook_id = await place.store.redefine(lambda tx: sites.add_webhook(tx, site.id, webhook, now))
-    return {"id": webhook_id} | ({} if given.secret else {"secret": secret})
-
-
-class NamedWebhook(Section):
-    webhook: Annotated[int, Field(ge=1)]
-
-
-async def remove_webhook(place: Workplace, given: NamedWebhook) -> Lines:
-    site, webhook = _webhook(place, given.webhook)
-    if webhook.declared:
-        raise DeclaredElsewhere(site.name)
-    now = place.clock()
-    await place.store.redefine(lambda tx: sites.remove_webhook(tx, webhook.id, now))
-    return {"id": webhook.id, "url": webhook.url}
-
-
-async def enable_webhook(place: Workplace, given: NamedWebhook) -> Lines:
-    """Post to it again, after a 410 or somebody's hand had disabled it."""
-    _, webhook = _webhook(place, given.webhook)
-    await place.store.redefine(lambda tx: sites.enable_webhook(tx, webhook.id))
-    place.posts_due()
-    return {"id": webhook.id, "url": webhook.url}
+    if not await place.store.write(lambda tx: blocked.unblock(tx, site.id, given.sender)):
+        raise ControlError(f"{given.sender} is not blocked at site {site.name!r}", "sender")
+    return {"site": site.name, "sender": given.sender}
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -201,9 +179,8 @@ COMMANDS: Mapping[str, Command] = {
     "target.remove": Command(NamedTarget, remove_target),
     "target.pool.add": Command(AddToPool, add_to_pool),
     "target.pool.grow": Command(GrowPool, grow_pool),
-    "webhook.add": Command(AddWebhook, add_webhook),
-    "webhook.remove": Command(NamedWebhook, remove_webhook),
-    "webhook.enable": Command(NamedWebhook, enable_webhook),
+    "site.block": Command(BlockSender, block_sender),
+    "site.unblock": Command(BlockSender, unblock_sender),
 }
 
 
@@ -219,14 +196,6 @@ def _pooled(site: SiteView, address: Address) -> TargetView:
     if target.method is not Method.POOL:
         raise ControlError(f"{address} has no pool: its method is {target.method.value}", "address")
     return target
-
-
-def _webhook(place: Workplace, webhook_id: int) -> tuple[SiteView, WebhookView]:
-    for site in place.store.sites.by_id.values():
-        for webhook in site.webhooks:
-            if webhook.id == webhook_id:
-                return site, webhook
-    raise ControlError(f"there is no webhook {webhook_id}", "webhook")
 
 
 async def _define(place: Workplace, definition: SiteDefinition) -> None:

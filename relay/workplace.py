@@ -10,6 +10,7 @@ from relay.config.models import Config, Section
 from relay.control import ControlError, Lines
 from relay.secrets import Keys
 from relay.store.directory import SiteView
+from relay.store.messages import Evidence
 from relay.store.store import Store
 
 
@@ -27,6 +28,13 @@ class Workplace:
     clock: Callable[[], float]
     deliveries_due: Callable[[], None] = _nobody_waits
     posts_due: Callable[[], None] = _nobody_waits
+    learned: Callable[[], Evidence] | None = None
+
+    def evidence(self) -> Evidence:
+        """What attribution goes by: with a daemon the delays as well that it has learned."""
+        if self.learned is not None:
+            return self.learned()
+        return Evidence(self.config.attribution.window, self.config.attribution.known_sender)
 
     def site(self, name: str) -> SiteView:
         """The live site of this name; raises ControlError."""

@@ -9,10 +9,13 @@ from typing import Any
 
 from sqlalchemy import Executable, select
 
+from relay.core.hook import HookSettings
 from relay.secrets import Keys
-from relay.store.events import PostJob
+from relay.store.posts import PostJob
 from relay.store.schema import post_attempts, posts
 from tests.store_fixtures import DAY, TRACK, World
+from tests.webhook_receiver import Post, Step
+from webapi.compose import Composer
 from webapi.webhooks import Poster
 
 CARD = f"card@{TRACK}"
@@ -20,14 +23,15 @@ SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0ISE="
 
 
 @contextlib.asynccontextmanager
-async def posting(w: World, keys: Keys, grace: float = 30.0, **changes: Any) -> AsyncIterator[Poster]:
-    settings: dict[str, Any] = {
-        "public_url": "https://relay.example/",
-        "links_live_for": DAY,
-        "allow_private_addresses": True,
-        "clock": lambda: w.now,
-    }
-    poster = Poster(w.store, keys, **settings | changes)
+async def posting(
+    w: World, keys: Keys, grace: float = 30.0, per_webhook: int | None = None, **changes: Any
+) -> AsyncIterator[Poster]:
+    """``per_webhook``: every webhook's concurrency from now on."""
+    if per_webhook is not None:
+        settings_of_all = HookSettings(concurrency=per_webhook).to_json()
+        await w.store.redefine(lambda tx: tx.sql("UPDATE webhooks SET settings = ?", (settings_of_all,)))
+    settings: dict[str, Any] = {"allow_private_addresses": True, "clock": lambda: w.now}
+    poster = Poster(w.store, Composer(keys, "https://relay.example/", DAY), **settings | changes)
     await poster.start()
     try:
         yield poster
@@ -56,3 +60,24 @@ async def until_recorded(w: World, count: int = 1) -> list[tuple[Any, ...]]:
     """(state, status, answer) of each post, once ``count`` attempts are recorded."""
     await until(w, select(post_attempts.c.id), lambda rows: len(rows) >= count)
     return await w.rows(select(posts.c.state, posts.c.status, posts.c.answer).order_by(posts.c.id))
+
+
+async def settled() -> None:
+    """Let everything happen that can happen without the network."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+class Held:
+    """A script that answers nobody until it is opened."""
+
+    def __init__(self, step: Step = 200) -> None:
+        self.step = step
+        self._open = asyncio.Event()
+
+    async def __call__(self, post: Post) -> Step:
+        await self._open.wait()
+        return self.step
+
+    def open(self) -> None:
+        self._open.set()

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from relay.config import Http, Limits
-from relay.store import tokens
+from relay.store import blocked, tokens
 from relay.store.engine import StoreUnavailable
 from tests.store_fixtures import TRACK
 from tests.webapi_fixtures import Api, fields, serving
@@ -36,6 +36,10 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PATCH", "/v1/sites/{name}"): {"tracking": False},
     ("POST", "/v1/sites/{name}/targets/{address}/pool"): {"addresses": [f"info9@{TRACK}"]},
     ("POST", "/v1/sites/{name}/webhooks"): {"url": "https://crm.example/second"},
+    ("PATCH", "/v1/webhooks/{id}"): {"extras": True},
+    ("POST", "/v1/webhooks/{id}/rotate"): {},
+    ("POST", "/v1/webhooks/{id}/replay"): {"failed": True},
+    ("POST", "/v1/sites/{name}/blocked-senders"): {"sender": "ann@example.org"},
 }
 QUERIES = {"/v1/reports/sources": "?site=shop"}
 
@@ -54,14 +58,16 @@ class Filled:
     message: int
     delivery: int
     webhook: int
+    post: int
 
     def path(self, operation: Operation) -> str:
         kind = operation.path.split("/")[2]
         ids = {"messages": self.message, "queue": self.delivery, "webhooks": self.webhook}
         path = operation.path.replace("{id}", str(ids.get(kind, 0)))
-        path = path.replace("{name}", "shop").replace("{number}", self.visit)
+        path = path.replace("{name}", "shop").replace("{number}", self.visit).replace("{post}", str(self.post))
         address = f"info1@{TRACK}" if "substitutes" in path else "sales@example.com"
-        address = "ann@example.org" if "senders" in path else address
+        address = "ann@example.org" if path.startswith("/v1/senders") else address
+        address = "@blocked.example" if "blocked-senders" in path else address
         return path.replace("{address}", address) + QUERIES.get(operation.path, "")
 
 
@@ -71,7 +77,10 @@ async def fill(api: Api) -> Filled:
     await api.w.extract(accepted.message_id)
     ((delivery,),) = await api.w.store.write(lambda tx: tx.sql("SELECT id FROM deliveries"))
     await api.w.store.write(lambda tx: tx.sql("UPDATE deliveries SET state = 'failed'"))
-    return Filled(visit, accepted.message_id, delivery, api.w.site().webhooks[0].id)
+    shop = api.w.site()
+    await api.w.store.write(lambda tx: blocked.block(tx, shop.id, "@blocked.example", api.w.now))
+    ((post,),) = await api.w.store.write(lambda tx: tx.sql("SELECT id FROM posts"))
+    return Filled(visit, accepted.message_id, delivery, shop.webhooks[0].id, post)
 
 
 def dump(directory: Path) -> list[str]:
@@ -91,7 +100,7 @@ def name_of(operation: Operation) -> str:
 class TestTokens:
     @pytest.mark.parametrize("operation", PROTECTED, ids=name_of)
     async def test_every_verb_of_the_management_api_takes_a_token(self, api: Api, operation: Operation) -> None:
-        path = Filled("1", 1, 1, 1).path(operation)
+        path = Filled("1", 1, 1, 1, 1).path(operation)
         body = BODIES.get((operation.method, operation.path))
         response, octets = await api.request(operation.method, path, body)
         assert response.status == 401
@@ -153,9 +162,10 @@ class TestRoles:
             operation.method, path, body, token=await api.token(operation.role.name.lower())
         )
         # The shop is declared in relay.toml: its definition is refused here, but not for the role.
-        declared = operation.path in ("/v1/sites/{name}", "/v1/sites/{name}/webhooks", "/v1/webhooks/{id}") or (
-            "substitutes" in operation.path
-        )
+        declared = (
+            operation.path
+            in ("/v1/sites/{name}", "/v1/sites/{name}/webhooks", "/v1/webhooks/{id}", "/v1/webhooks/{id}/rotate")
+        ) or "substitutes" in operation.path
         assert response.status == (409 if declared and operation.role is Role.ADMIN else operation.status) or (
             response.status == 204 and operation.answer is None
         )
@@ -182,7 +192,7 @@ class TestScopes:
             assert [item["name"] for item in answer["items"]] == ["other"]
         elif name_of(operation) == "POST /v1/sites":
             assert status == 403
-        elif "senders" in operation.path:
+        elif operation.path.startswith("/v1/senders"):
             assert (status, answer) == (200, {"erased": 0, "left": 0})
         else:
             assert status == 404

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import func, select
 
 from relay.core.model import OutcomeKind
-from relay.store import events, retention, search
+from relay.store import posts as post_verbs
+from relay.store import retention, search
 from relay.store.messages import Accepted
 from relay.store.schema import messages
 from tests.store_fixtures import NOW, OTHER, SHOP, TRACK, part
@@ -44,9 +45,10 @@ class TestItem:
             "visit": visit,
             "attribution": {"state": "exact", "method": "pool/2", "candidates": []},
             "deal": {"id": None, "url": None},
+            "posting": [{"site": "shop", "state": "posted", "reason": None}],
             "state": "queued",
             "size": 28,
-            "attachments": [{"name": "Angebot & Preis.pdf", "size": 3, "type": "application/pdf"}],
+            "attachments": [{"name": "Angebot & Preis.pdf", "size": 3, "type": "application/pdf", "inline": False}],
             "auth": {"spf": None, "dkim": None, "dmarc": None},
         }
         assert url.startswith(f"{api.url}/a/")
@@ -226,8 +228,8 @@ class TestOneMessage:
         accepted = await api.letter(substitute, claim="forwarder")
         await api.w.finish(accepted.jobs[0], OutcomeKind.TEMPORARY)
         (job,) = await api.w.extract(accepted.message_id, claim="poster", text="Hello " * 3000)
-        result = events.PostResult(job, "waiting", NOW + 5, 500, "oops", NOW, 0.25)
-        await api.w.store.write(lambda tx: events.finish_post(tx, result, NOW))
+        result = post_verbs.PostResult(job, "waiting", NOW + 5, 500, "oops", NOW, 0.25)
+        await api.w.store.write(lambda tx: post_verbs.finish_post(tx, result, NOW))
         seen = await api.get(f"/v1/messages/{accepted.message_id}")
         assert (seen["id"], seen["visit"], seen["state"]) == (str(accepted.message_id), visit, "deferred")
         assert seen["text"] == "Hello " * 3000
@@ -263,14 +265,14 @@ class TestReplay:
         _, substitute = await api.w.shown()
         accepted = await api.letter(substitute)
         (job,) = await api.w.extract(accepted.message_id, claim="poster")
-        result = events.PostResult(job, "delivered", NOW, 200, "ok", NOW, 0.1)
-        await api.w.store.write(lambda tx: events.finish_post(tx, result, NOW))
+        result = post_verbs.PostResult(job, "delivered", NOW, 200, "ok", NOW, 0.1)
+        await api.w.store.write(lambda tx: post_verbs.finish_post(tx, result, NOW))
         token = await api.token("manager", "shop")
         path = f"/v1/messages/{accepted.message_id}/replay"
-        assert await api.call("POST", path, token=token) == (202, {"posts": 1})
+        assert await api.call("POST", path, token=token) == (202, {"posts": 1, "reattributed": 0})
         assert api.woken == ["posts"]
         webhook = api.w.site().webhooks[0].id
-        (again,) = await api.w.store.write(lambda tx: events.claim_posts(tx, {webhook: 10}, "poster", NOW))
+        (again,) = await api.w.store.write(lambda tx: post_verbs.claim_posts(tx, {webhook: 10}, "poster", NOW))
         assert again.uid == job.uid
 
     async def test_before_extraction_there_is_nothing_to_post(self, api: Api) -> None:

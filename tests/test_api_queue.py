@@ -9,7 +9,7 @@ import pytest
 
 from relay.config import Forward
 from relay.core.model import OutcomeKind
-from relay.store import events
+from relay.store import deals
 from tests.store_fixtures import TRACK
 from tests.webapi_fixtures import Api, fields, serving
 
@@ -107,7 +107,7 @@ class TestReport:
         await api.w.shown("jobs@example.com", page="https://www.shop.example/", number="56")
         with_deal = await api.letter(substitute)
         await api.letter(substitute, number=2)
-        await api.w.store.write(lambda tx: events.set_deal(tx, with_deal.message_id, "D-1", None))
+        await api.w.store.write(lambda tx: deals.set_deal(tx, with_deal.message_id, "D-1", None))
         api.w.pass_time(1)
         answer = await api.get("/v1/reports/sources?site=shop", "shop")
         named = ("marker", "source_level_1", "source_level_2", "visits", "messages", "deals")

@@ -11,7 +11,7 @@ import pytest
 from relay.config import Forward
 from relay.config.models import SiteOptions
 from relay.core.site import SiteSettings
-from relay.store import events
+from relay.store import posts as post_verbs
 from relay.store.schema import sites as sites_table
 from tests.store_fixtures import NOW, SHOP, TRACK, site
 from tests.webapi_fixtures import Api, fields, serving
@@ -503,12 +503,34 @@ class TestWebhooks:
             "enabled": True,
             "disabled_reason": None,
             "declared": False,
+            "events": ["message.received"],
+            "extras": False,
+            "concurrency": 10,
+            "login": None,
+            "headers": [],
+            "variables": [],
+            "template": "",
+            "deal_id": "",
+            "deal_url": "",
+            "conditions": {
+                "require_visit": "site",
+                "skip_bounces": "site",
+                "skip_automatic": "site",
+                "skip_blocked": "site",
+                "attribution": "",
+                "first_letter": "0s",
+                "min_size": 0,
+                "max_size": 0,
+                "max_recipients": 0,
+                "recipients": [],
+                "subject": None,
+            },
         }
         _, listed = await api.call("GET", "/v1/sites/garden/webhooks", token=admin)
         assert listed == {"items": [answer]}
         (view,) = api.w.site("garden").webhooks
-        assert secret not in view.secret
-        assert api.context.keys.unseal(view.secret) == secret
+        assert secret not in view.hook.secret
+        assert api.context.keys.unseal(view.hook.secret) == secret
 
     async def test_ones_own_secret_is_taken(self, api: Api, admin: str) -> None:
         await created(api, admin)
@@ -562,8 +584,8 @@ class TestWebhooks:
             accepted = await api.w.accept(substitute, claim=None, body=b"%d" % number)
             (job,) = await api.w.extract(accepted.message_id, claim="poster")
             state = "delivered" if number else "waiting"
-            result = events.PostResult(job, state, NOW + 5, 200, f"answer {number}", NOW, 0.1)
-            await api.w.store.write(lambda tx, result=result: events.finish_post(tx, result, NOW))  # type: ignore[misc]
+            result = post_verbs.PostResult(job, state, NOW + 5, 200, f"answer {number}", NOW, 0.1)
+            await api.w.store.write(lambda tx, result=result: post_verbs.finish_post(tx, result, NOW))  # type: ignore[misc]
         token = await api.token("viewer", "shop")
         path = f"/v1/webhooks/{api.w.site().webhooks[0].id}/deliveries"
         _, first = await api.call("GET", f"{path}?limit=2", token=token)

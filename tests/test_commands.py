@@ -21,7 +21,7 @@ from relay.secrets import token_hash
 from tests.daemon import PATIENCE, Daemon
 from tests.dead_ends import CARD, SECRET, SETTINGS, dead_port, declared, letter, mail
 from tests.smtp_sink import SmtpSink
-from webapi.hooks import WebhookShown
+from webapi.hook_models import WebhookShown
 from webapi.message_views import MessageItem
 from webapi.site_models import TargetSubstitutes
 from webapi.visits import VisitShown

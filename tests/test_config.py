@@ -370,6 +370,8 @@ def written(value: object) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return "[" + ", ".join(map(written, value)) + "]"
+    if isinstance(value, dict):
+        return "{}"
     if isinstance(value, float):
         return f'"{format_duration(value)}"'
     return f'"{"" if value is None else value}"'

@@ -23,13 +23,16 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from relay.core import payload
+from relay.core.hook import EventType
 from tests.store_fixtures import OTHER, SHOP, TRACK, part
 from tests.webapi_fixtures import Api, serving
+from webapi import schemas
 from webapi.app import OPERATIONS, build
 from webapi.openapi import document
 
+ROOT = Path(__file__).resolve().parent.parent
 #: Right requests for each operation, and as many wrong ones; all of them take some 10 s.
-EXAMPLES = 15
+EXAMPLES = 9
 #: What an answer to a right request must be: no 5xx, a status and a type that are documented, a body as documented.
 CONFORMING = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
@@ -88,8 +91,32 @@ class TestDocument:
                     assert jsonschema_rs.is_valid(whole, member["default"]), (name, member)
 
     def test_the_webhook_is_described_too(self) -> None:
-        post = document(OPERATIONS)["webhooks"]["message.received"]["post"]
-        assert post["requestBody"]["content"]["application/json"]["schema"] == payload.schema()
+        described = document(OPERATIONS)["webhooks"]
+        assert list(described) == [kind.value for kind in EventType]
+        body = described["message.received"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body["anyOf"][0] == payload.schema()
+
+    async def test_the_schemas_of_webhooks_are_documents_of_their_own_to_which_it_links(self, api: Api) -> None:
+        links = [post["post"]["externalDocs"]["url"] for post in document(OPERATIONS)["webhooks"].values()]
+        assert links == [f"/v1/schemas/{kind.value}" for kind in EventType]
+        for name, schema in schemas.documents().items():
+            response, octets = await api.request("GET", f"/v1/schemas/{name}")
+            assert (response.status, response.headers["Content-Type"]) == (200, "application/schema+json")
+            assert json.loads(octets) == schema
+            jsonschema_rs.meta.validate(schema)
+        assert (await api.call("GET", "/v1/schemas/nonsense"))[0] == 404
+
+    def test_the_documentation_has_the_same_schemas(self) -> None:
+        """Where this fails: python -m webapi.schemas docs/crm/schemas"""
+        kept = {path.stem: path.read_text("utf-8") for path in (ROOT / "docs/crm/schemas").glob("*.json")}
+        assert kept == {name: schemas.text_of(schema) for name, schema in schemas.documents().items()}
+
+    def test_every_member_of_a_body_is_described_with_an_example_that_fits(self) -> None:
+        for name, schema in schemas.documents().items():
+            for key, member in schema["properties"].items():
+                assert member["description"], (name, key)
+                for example in member["examples"]:
+                    assert jsonschema_rs.is_valid(member, example), (name, key)
 
 
 def _references(found: Any) -> list[str]:

@@ -14,13 +14,15 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from sqlalchemy import select
 
 from relay.core.backoff import WEBHOOK_DELAYS
+from relay.core.hook import Access, HookSettings
 from relay.core.mime import Part
 from relay.core.model import Attribution, AttributionState
 from relay.core.payload import KEYS, PayloadMessage
 from relay.secrets import Keys
-from relay.store import events
-from relay.store.events import PostJob
-from relay.store.schema import messages, post_attempts
+from relay.store import posts as post_verbs
+from relay.store.post_jobs import Hook
+from relay.store.posts import PostJob
+from relay.store.schema import events, post_attempts
 from tests.certificates import Certificate
 from tests.poster_fixtures import CARD, SECRET, jobs, posting, until_recorded
 from tests.store_fixtures import DAY, SHOP, World, hook, part, world
@@ -36,7 +38,8 @@ from tests.webhook_receiver import (
     redirect,
 )
 from webapi import links, post
-from webapi.post import Reply, read_deal, settle
+from webapi.deal import read_deal
+from webapi.post import Reply, settle
 
 NOW = 1_800_000_000.0
 
@@ -163,12 +166,12 @@ class TestAnswer:
 
     async def test_a_deal_becomes_the_messages(self, w: World, keys: Keys, crm: Receiver) -> None:
         await attempted(w, keys, crm, deal(4711, "https://crm.example/deals/4711"))
-        rows = await w.rows(select(messages.c.deal_id, messages.c.deal_url))
+        rows = await w.rows(select(events.c.deal_id, events.c.deal_url))
         assert rows == [("4711", "https://crm.example/deals/4711")]
 
     async def test_a_deal_in_a_refusal_does_not_count(self, w: World, keys: Keys, crm: Receiver) -> None:
         await attempted(w, keys, crm, Answer(500, b'{"deal_id": 1}'))
-        assert await w.rows(select(messages.c.deal_id)) == [(None,)]
+        assert await w.rows(select(events.c.deal_id)) == [(None,)]
 
     async def test_gone_disables_the_webhook_visibly(self, w: World, keys: Keys, crm: Receiver) -> None:
         assert (await attempted(w, keys, crm, 410))[:2] == ("failed", 410)
@@ -179,7 +182,7 @@ class TestAnswer:
 
     async def test_an_endless_answer_is_read_no_further_than_needed(self, w: World, keys: Keys, crm: Receiver) -> None:
         state, status, answer = await attempted(w, keys, crm, Endless(200))
-        assert (state, status, answer) == ("delivered", 200, "x" * events.ANSWER_KEPT)
+        assert (state, status, answer) == ("delivered", 200, "x" * post_verbs.ANSWER_KEPT)
 
     async def test_2xx_counts_even_if_the_rest_never_comes(
         self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
@@ -273,10 +276,13 @@ class TestUnreachable:
         assert crm.posts == []
 
 
+HOOK = Hook(1, "http://x/", "s", HookSettings())
+
+
 def job(attempts: int = 1) -> PostJob:
     message = PayloadMessage("1", "1", None, None, None, CARD)
     attribution = Attribution(AttributionState.NONE, "plus/1")
-    return PostJob(1, "me", attempts, "evt_1", 1, "http://x/", "s", 1, NOW, message, (), None, attribution)
+    return PostJob(1, "me", attempts, "evt_1", HOOK, 1, NOW, message, (), None, attribution)
 
 
 class TestSettle:
@@ -349,4 +355,4 @@ class TestDeal:
     def test_only_a_plain_number_and_a_web_address_count(
         self, answer: bytes, expected: tuple[str | None, str | None] | None
     ) -> None:
-        assert read_deal(answer) == expected
+        assert read_deal(answer, HOOK, Access()) == expected

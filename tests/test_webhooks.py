@@ -14,19 +14,13 @@ import structlog
 from sqlalchemy import select
 
 from relay.secrets import Keys
-from relay.store import events
+from relay.store import posts as post_verbs
 from relay.store.engine import StoreUnavailable
 from relay.store.messages import CLAIM
 from relay.store.schema import post_attempts, posts, webhooks
-from tests.poster_fixtures import SECRET, jobs, posting, until_recorded
+from tests.poster_fixtures import SECRET, Held, jobs, posting, settled, until_recorded
 from tests.store_fixtures import SHOP, World, hook, world
-from tests.webhook_receiver import (
-    Hang,
-    Post,
-    Receiver,
-    Step,
-    retry_after,
-)
+from tests.webhook_receiver import Hang, Receiver, retry_after
 from webapi import webhooks as poster_module
 
 
@@ -82,8 +76,8 @@ class TestSchedule:
         async with posting(w, keys, clock=time.time) as poster:
             w.now = time.time() - 4.9  # so the second attempt, 5 s after it, is nearly due
             (found,) = await jobs(w, claim=poster.claim)
-            result = events.PostResult(found, "waiting", time.time() + 0.1, 503, "", w.now, 0.1)
-            await w.store.write(lambda tx: events.finish_post(tx, result, w.now))
+            result = post_verbs.PostResult(found, "waiting", time.time() + 0.1, 503, "", w.now, 0.1)
+            await w.store.write(lambda tx: post_verbs.finish_post(tx, result, w.now))
             crm.script = 200
             poster.wake()  # there is nothing due yet: this look only learns when the next one will be
             assert (await until_recorded(w, 2))[0][0] == "delivered"
@@ -96,32 +90,11 @@ class TestSchedule:
             monkeypatch.setattr(poster, "_note", lost.append)
             poster.submit(await jobs(w, claim=poster.claim))
             await crm.wait_for(1)
-        await w.store.write(events.void_post_claims)
+        await w.store.write(lambda tx: post_verbs.void_post_claims(tx, w.now))
         async with posting(w, keys):
             await until_recorded(w)
         assert len({found.headers["webhook-id"] for found in crm.posts}) == 1
         assert len(crm.posts) == 2
-
-
-class Held:
-    """A script that answers nobody until it is opened."""
-
-    def __init__(self, step: Step = 200) -> None:
-        self.step = step
-        self._open = asyncio.Event()
-
-    async def __call__(self, post: Post) -> Step:
-        await self._open.wait()
-        return self.step
-
-    def open(self) -> None:
-        self._open.set()
-
-
-async def settled() -> None:
-    """Let everything happen that can happen without the network."""
-    for _ in range(100):
-        await asyncio.sleep(0)
 
 
 class TestLimits:
@@ -144,7 +117,7 @@ class TestLimits:
         await w.declare(replace(SHOP, webhooks=tuple(hook(crm.at(f"/{name}"), secret=secret) for name in "abc")))
         async with posting(w, keys, per_webhook=2, total=3) as poster:
             found = await jobs(w, 4, poster.claim)
-            poster.submit(sorted(found, key=lambda found: found.webhook_id))
+            poster.submit(sorted(found, key=lambda found: found.hook.id))
             await crm.wait_for(3)
             await settled()
             assert sorted(post.path for post in crm.posts) == ["/a", "/b", "/c"]
@@ -231,6 +204,39 @@ class TestOrder:
             await until_recorded(w, 40)
         assert [post.json["text"] for post in crm.posts] == [str(i) for i in range(40)]
 
+    async def test_what_is_given_back_while_older_ones_are_released_is_not_overtaken(
+        self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is not in the store yet when what waits there is claimed."""
+        monkeypatch.setattr(poster_module, "HANDED", 1)
+        crm.script = held = Held()
+        write, claimed = w.store.write, asyncio.Event()
+        async with posting(w, keys, per_webhook=1) as poster:
+            found = await jobs(w, 5, poster.claim)
+
+            async def releases(work: Any, **options: Any) -> Any:
+                w.store.write = claims  # type: ignore[method-assign]
+                poster.submit(found[3:4])
+                return await write(work, **options)
+
+            async def claims(work: Any, **options: Any) -> Any:
+                w.store.write = write  # type: ignore[method-assign]
+                result = await write(work, **options)
+                claimed.set()
+                return result
+
+            for number in range(3):  # under way, waiting, given back
+                poster.submit(found[number : number + 1])
+            w.store.write = releases  # type: ignore[assignment, method-assign]
+            poster.wake()
+            await claimed.wait()
+            await settled()
+            held.open()
+            await crm.wait_for(3)
+            poster.submit(found[4:])
+            await until_recorded(w, 5)
+        assert [post.json["text"] for post in crm.posts] == [str(i) for i in range(5)]
+
     async def test_long_texts_are_bounded_in_memory(
         self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -295,7 +301,7 @@ class TestClaims:
             await crm.wait_for(1)
         assert await w.rows(select(posts.c.state, posts.c.claim)) == [("waiting", poster.claim)]
         crm.script = 200
-        await w.store.write(events.void_post_claims)
+        await w.store.write(lambda tx: post_verbs.void_post_claims(tx, w.now))
         async with posting(w, keys):
             await until_recorded(w)
         first, second = crm.posts
@@ -360,14 +366,14 @@ class TestStoreTrouble:
         self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         crm.script = held = Held()
-        finish = events.finish_post
+        finish = post_verbs.finish_post
 
-        def broken(tx: Any, result: events.PostResult, now: float) -> bool:
+        def broken(tx: Any, result: post_verbs.PostResult, now: float) -> bool:
             if result.job.message.text == "1":
                 raise ValueError("this one cannot be written")
             return finish(tx, result, now)
 
-        monkeypatch.setattr(events, "finish_post", broken)
+        monkeypatch.setattr(post_verbs, "finish_post", broken)
         with structlog.testing.capture_logs() as logs:
             async with posting(w, keys) as poster:
                 poster.submit(await jobs(w, 3, poster.claim))

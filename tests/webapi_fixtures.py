@@ -16,16 +16,18 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from relay.bodies import Bodies
 from relay.config import Forward, Http, Limits
 from relay.geoip import GeoIp
 from relay.secrets import Keys, new_token, token_hash
 from relay.store import tokens
-from relay.store.messages import Accepted
+from relay.store.messages import Accepted, Evidence
 from relay.store.sites import SiteDefinition
-from tests.store_fixtures import OTHER, SHOP, World, world
+from tests.store_fixtures import DAY, OTHER, SHOP, World, world
 from webapi.app import runner
+from webapi.compose import Composer
 from webapi.context import Context
 
 SHOP_ORIGIN = "https://www.shop.example"
@@ -102,6 +104,16 @@ class Api:
         return await self.w.accept(*addresses, **{"claim": None, "body": body} | changes)
 
 
+class Nowhere(AbstractResolver):
+    """Knows no name: no test asks the network."""
+
+    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
+        raise OSError(None, "no such name")
+
+    async def close(self) -> None:
+        pass
+
+
 @contextlib.asynccontextmanager
 async def serving(
     directory: Path,
@@ -119,14 +131,19 @@ async def serving(
         bodies.prepare()
         listener = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        keys = Keys.load(directory / "keys")
         context = Context(
             store=w.store,
             bodies=bodies,
-            keys=Keys.load(directory / "keys"),
+            keys=keys,
             http=http or Http(),
             limits=limits or Limits(),
             forward=forward or Forward(),
             public_url=url,
+            composer=Composer(keys, url, 180 * DAY),
+            evidence=lambda: Evidence(DAY),
+            allow_private_addresses=True,
+            resolver=Nowhere(),
             geoip=GeoIp((), directory / "geoip"),
             clock=lambda: w.now,
             on_posts_due=lambda: woken.append("posts"),

@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from aiohttp import web
+from aiohttp.abc import AbstractResolver
 
 from relay.bodies import Bodies
-from relay.config import Forward, Http, Limits
+from relay.config import Forward, Http, Limits, Retention
 from relay.core.model import IpDetail
 from relay.geoip import GeoIp
 from relay.secrets import Keys
+from relay.store.messages import Evidence
 from relay.store.store import Store
 from webapi import hops
+from webapi.compose import Composer
 
 Network = IPv4Network | IPv6Network
 
@@ -48,7 +51,12 @@ class Context:
     forward: Forward
     public_url: str
     geoip: GeoIp
+    composer: Composer
+    evidence: Callable[[], Evidence]
+    allow_private_addresses: bool = False
+    resolver: AbstractResolver | None = None  # of webhooks' names; None: the system's
     visitor_ip: IpDetail = IpDetail.FULL
+    retention: Retention = field(default_factory=Retention)
     clock: Callable[[], float] = time.time
     on_posts_due: Callable[[], None] = _nothing
     on_deliveries_due: Callable[[], None] = _nothing

@@ -47,7 +47,7 @@ def _nothing(_: Tx) -> None:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    caller = await _let_in(request)
+    caller = await let_in(request)
     if caller is not None and caller.sites is not None:
         raise Problem(403, "this takes a token for all sites")
     store = request.app[CONTEXT].store
@@ -71,11 +71,11 @@ def _metric(name: str, kind: str, about: str, value: int) -> str:
 
 
 async def openapi(request: web.Request) -> web.Response:
-    await _let_in(request)
+    await let_in(request)
     return _json(request.app[DOCUMENT])
 
 
-async def _let_in(request: web.Request) -> Caller | None:
+async def let_in(request: web.Request) -> Caller | None:
     """Whoever has a token, or asks from this very machine; raises Problem 401."""
     caller = await request.app[GATE].optional(request)
     if caller is None and not is_local(request):

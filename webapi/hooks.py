@@ -1,128 +1,149 @@
-"""Webhooks over HTTP: where a site's events are posted, and what came of each (webhooks.py posts them)."""
+"""Webhooks over HTTP: where a site's events are posted (webhooks.py posts them, hook_log.py has what came of it)."""
 
 from __future__ import annotations
 
 import os
-from typing import Literal
+import secrets
+from collections.abc import Iterable
 
-from pydantic import BaseModel, Field
-
-from relay.config import fields as f
-from relay.config.models import Section
-from relay.store import history, sites
+from relay.config.problems import OptionError
+from relay.config.webhook import HookOptions, changed, check_template, options_of
+from relay.core.hook import Access
+from relay.secrets import SealError
+from relay.store import post_log, webhooks
 from relay.store.directory import SiteView, WebhookView
-from relay.store.sites import WebhookDefinition
+from relay.store.engine import Tx
+from relay.store.webhooks import WebhookDefinition
 from webapi import signature
 from webapi.auth import Role, visible_site
-from webapi.operation import Call, Operation, Parameters
+from webapi.hook_models import (
+    ChangedWebhook,
+    DealAnswered,
+    NewWebhook,
+    Rotation,
+    SecretShown,
+    Tested,
+    WebhookCreated,
+    WebhookDetail,
+    WebhookList,
+    WebhookShown,
+    request_shown,
+    shown,
+)
+from webapi.operation import Call, Operation
 from webapi.problems import Problem, not_found
-from webapi.values import Cursor, Limit, cursor_of, moment, moment_or_none, row_id
-
-
-class NewWebhook(Section):
-    """``secret`` null: one is made."""
-
-    url: f.WebhookUrl
-    secret: f.WebhookSecret | None = Field(default=None, repr=False)
-    fill: Literal["exact", "inferred", "likely"] = "inferred"
-
-
-class WebhookShown(BaseModel):
-    id: str
-    site: str
-    url: str
-    fill: str
-    enabled: bool
-    disabled_reason: str | None
-    declared: bool
-
-
-class WebhookCreated(WebhookShown):
-    secret: str = Field(description="To check signatures with (Standard Webhooks). Shown this once.")
-
-
-class WebhookList(BaseModel):
-    items: list[WebhookShown]
-
-
-class Posted(BaseModel):
-    id: str
-    event: str = Field(description="The webhook-id.")
-    message: str
-    state: str
-    attempts: int
-    next_at: str | None
-    status: int | None
-    answer: str | None
-    finished_at: str | None
-
-
-class PostedPage(BaseModel):
-    items: list[Posted]
-    next: str | None
-
-
-class PageQuery(Parameters):
-    limit: Limit = 50
-    cursor: Cursor | None = None
+from webapi.trial import trial
+from webapi.values import moment_or_none, row_id
 
 
 async def list_webhooks(call: Call) -> WebhookList:
     site = visible_site(call.context.store, call.caller, call.request.match_info["name"])
-    return WebhookList(items=[_shown(site, webhook) for webhook in site.webhooks])
+    return WebhookList(items=[_shown(call, site, webhook) for webhook in site.webhooks])
+
+
+async def show_webhook(call: Call) -> WebhookDetail:
+    site, webhook = find(call)
+    doing = await post_log.doing(call.context.store.reader, webhook.id)
+    return WebhookDetail(
+        **shown(site, webhook, call.context.keys),
+        waiting=doing.waiting,
+        failed=doing.failed,
+        last_at=moment_or_none(doing.last_at),
+        last_status=doing.last_status,
+        last_answer=doing.last_answer,
+    )
 
 
 async def create_webhook(call: Call) -> WebhookCreated:
     body: NewWebhook = call.body
     site = visible_site(call.context.store, call.caller, call.request.match_info["name"])
     _refuse_declared(site.declared)
-    if any(webhook.url == body.url for webhook in site.webhooks):
-        raise Problem(409, "the site has a webhook with this URL already", field="url")
+    if len(site.webhooks) >= webhooks.MOST:
+        raise Problem(409, f"the site has {webhooks.MOST} webhooks, the most it may have")
+    _judge(site.webhooks, body.url, body)
     secret = body.secret or signature.new_secret(os.urandom(32))
-    definition = WebhookDefinition(body.url, call.context.keys.seal(secret), body.fill)
+    wanted = _definition(call, body.url, secret, body)
     now = call.context.clock()
-    webhook_id = await call.context.store.redefine(lambda tx: sites.add_webhook(tx, site.id, definition, now))
-    site, webhook = _find(call, webhook_id)
-    return WebhookCreated(**_shown(site, webhook).model_dump(), secret=secret)
+    webhook_id = await call.context.store.redefine(lambda tx: webhooks.add(tx, site.id, wanted, now))
+    site, webhook = find(call, webhook_id)
+    return WebhookCreated(**shown(site, webhook, call.context.keys), secret=secret)
+
+
+async def change_webhook(call: Call) -> WebhookShown:
+    body: ChangedWebhook = call.body
+    context = call.context
+    site, webhook = find(call)
+    wanted = None
+    if body.model_fields_set - {"enabled"}:  # a switch, unlike a definition, is not relay.toml's alone
+        _refuse_declared(webhook.declared)
+        wanted = _changed(call, site, webhook, body)
+    now = context.clock()
+
+    def change(tx: Tx) -> None:
+        if wanted is not None:
+            webhooks.change(tx, webhook.id, wanted)
+        if body.enabled and not webhook.enabled:
+            webhooks.enable(tx, webhook.id)
+        elif body.enabled is False and webhook.enabled:
+            webhooks.switch_off(tx, webhook.id, webhooks.BY_HAND, now)
+
+    await context.store.redefine(change)
+    context.on_posts_due()
+    return _shown(call, *find(call))
 
 
 async def delete_webhook(call: Call) -> None:
-    _, webhook = _find(call)
+    _, webhook = find(call)
     _refuse_declared(webhook.declared)
     now = call.context.clock()
-    if not await call.context.store.redefine(lambda tx: sites.remove_webhook(tx, webhook.id, now)):
+    if not await call.context.store.redefine(lambda tx: webhooks.remove(tx, webhook.id, now)):
         raise not_found("webhook")
 
 
 async def enable_webhook(call: Call) -> WebhookShown:
-    _, webhook = _find(call)
-    await call.context.store.redefine(lambda tx: sites.enable_webhook(tx, webhook.id))
+    _, webhook = find(call)
+    await call.context.store.redefine(lambda tx: webhooks.enable(tx, webhook.id))
     call.context.on_posts_due()
-    return _shown(*_find(call))
+    return _shown(call, *find(call))
 
 
-async def list_posts(call: Call) -> PostedPage:
-    query: PageQuery = call.query
-    _, webhook = _find(call)
-    rows = await history.posted(call.context.store.reader, webhook.id, query.cursor, query.limit + 1)
-    items = [
-        Posted(
-            id=str(row["id"]),
-            event=row["uid"],
-            message=str(row["message_id"]),
-            state=row["state"],
-            attempts=row["attempts"],
-            next_at=moment(row["next_at"]) if row["state"] == "waiting" else None,
-            status=row["status"],
-            answer=row["answer"],
-            finished_at=moment_or_none(row["finished_at"]),
-        )
-        for row in rows[: query.limit]
-    ]
-    return PostedPage(items=items, next=cursor_of(int(items[-1].id)) if len(rows) > query.limit else None)
+async def rotate_secret(call: Call) -> SecretShown:
+    body: Rotation = call.body
+    _, webhook = find(call)
+    _refuse_declared(webhook.declared)
+    secret = body.secret or signature.new_secret(os.urandom(32))
+    sealed, until = call.context.keys.seal(secret), call.context.clock() + body.keep
+    if not await call.context.store.redefine(lambda tx: webhooks.rotate(tx, webhook.id, sealed, until)):
+        raise not_found("webhook")
+    return SecretShown(secret=secret)
 
 
-def _find(call: Call, webhook_id: int | None = None) -> tuple[SiteView, WebhookView]:
+async def test_webhook(call: Call) -> Tested:
+    """Post a made-up letter to it now, whether it is enabled or not."""
+    site, webhook = find(call)
+    context = call.context
+    found = await trial(
+        context.composer,
+        webhook.hook,
+        site.name,
+        f"test_{secrets.token_hex(8)}",
+        allow_private_addresses=context.allow_private_addresses,
+        clock=context.clock,
+        resolver=context.resolver,
+    )
+    request = found.request
+    return Tested(
+        succeeded=found.succeeded,
+        request=None if request is None else request_shown(request),
+        status=found.status,
+        answer=found.answer,
+        seconds=round(found.seconds, 3),
+        deal=None if found.deal is None else DealAnswered(id=found.deal[0], url=found.deal[1]),
+    )
+
+
+def find(call: Call, webhook_id: int | None = None) -> tuple[SiteView, WebhookView]:
+    """The webhook that the path names, with its site; raises Problem 404 where the caller sees none."""
     wanted = webhook_id or row_id(call.request.match_info["id"], "webhook")
     for site in call.context.store.sites.by_id.values():
         for webhook in site.webhooks:
@@ -131,21 +152,45 @@ def _find(call: Call, webhook_id: int | None = None) -> tuple[SiteView, WebhookV
     raise not_found("webhook")
 
 
+def _changed(call: Call, site: SiteView, webhook: WebhookView, body: ChangedWebhook) -> WebhookDefinition:
+    """What the webhook becomes. What only the receiver may know has to be readable: it would be lost otherwise."""
+    keys, sealed, url = call.context.keys, webhook.hook.access, body.url or webhook.url
+    try:
+        access = Access() if sealed is None else Access.from_json(keys.unseal(sealed))
+    except SealError as error:
+        raise Problem(409, f"its login, header fields and variables cannot be read: {error}") from None
+    try:
+        options = changed(options_of(webhook.fill, webhook.hook.settings, access), body)
+    except OptionError as error:
+        raise _refused(error) from None
+    _judge((other for other in site.webhooks if other.id != webhook.id), url, options)
+    return _definition(call, url, None, options)
+
+
+def _judge(others: Iterable[WebhookView], url: str, options: HookOptions) -> None:
+    if any(other.url == url for other in others):
+        raise Problem(409, "the site has a webhook with this URL already", field="url")
+    try:
+        check_template(url, options)
+    except OptionError as error:
+        raise _refused(error) from None
+
+
+def _refused(error: OptionError) -> Problem:
+    return Problem(400, f"{error.field}: {error}", field=error.field)
+
+
+def _definition(call: Call, url: str, secret: str | None, options: HookOptions) -> WebhookDefinition:
+    return webhooks.definition(url, secret, options.fill, options.settings(), options.access(), call.context.keys.seal)
+
+
 def _refuse_declared(declared: bool) -> None:
     if declared:
         raise Problem(409, "it is defined in relay.toml and changed there")
 
 
-def _shown(site: SiteView, webhook: WebhookView) -> WebhookShown:
-    return WebhookShown(
-        id=str(webhook.id),
-        site=site.name,
-        url=webhook.url,
-        fill=webhook.fill,
-        enabled=webhook.enabled,
-        disabled_reason=webhook.disabled_reason,
-        declared=webhook.declared,
-    )
+def _shown(call: Call, site: SiteView, webhook: WebhookView) -> WebhookShown:
+    return WebhookShown(**shown(site, webhook, call.context.keys))
 
 
 _OF_SITE = "/v1/sites/{name}/webhooks"
@@ -163,17 +208,18 @@ OPERATIONS = (
         status=201,
         problems=(404, 409),
     ),
-    Operation("DELETE", _ONE, "Remove it.", delete_webhook, Role.ADMIN, None, problems=(404, 409)),
+    Operation("GET", _ONE, "A webhook and how it is doing.", show_webhook, Role.VIEWER, WebhookDetail, problems=(404,)),
     Operation(
-        "GET",
-        f"{_ONE}/deliveries",
-        "What was posted to it, newest first.",
-        list_posts,
-        Role.VIEWER,
-        PostedPage,
-        query=PageQuery,
-        problems=(404,),
+        "PATCH",
+        _ONE,
+        "Change it; what is left out stays.",
+        change_webhook,
+        Role.ADMIN,
+        WebhookShown,
+        body=ChangedWebhook,
+        problems=(404, 409),
     ),
+    Operation("DELETE", _ONE, "Remove it.", delete_webhook, Role.ADMIN, None, problems=(404, 409)),
     Operation(
         "POST",
         f"{_ONE}/enable",
@@ -181,6 +227,25 @@ OPERATIONS = (
         enable_webhook,
         Role.ADMIN,
         WebhookShown,
+        problems=(404,),
+    ),
+    Operation(
+        "POST",
+        f"{_ONE}/rotate",
+        "A new secret; the one before signs as well for a while.",
+        rotate_secret,
+        Role.ADMIN,
+        SecretShown,
+        body=Rotation,
+        problems=(404, 409),
+    ),
+    Operation(
+        "POST",
+        f"{_ONE}/test",
+        "Post a made-up letter to it and answer what came of it.",
+        test_webhook,
+        Role.MANAGER,
+        Tested,
         problems=(404,),
     ),
 )

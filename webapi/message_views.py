@@ -8,15 +8,14 @@ from urllib.parse import quote
 from pydantic import BaseModel, Field
 
 from relay.core.attribution import best
+from relay.core.mimetext import file_name
 from relay.core.model import WORST_FIRST, Attribution, AttributionState
-from relay.store.history import DeliveryRow, Life, MessageRow
+from relay.store.history import DeliveryRow, MessageRow, Receipt
+from relay.store.life import Life
 from relay.store.messages import NEVER
 from webapi import links
 from webapi.context import Context
 from webapi.values import moment, moment_or_none
-
-#: Seconds for which the links to attachments of an answer are good.
-LINKS_LIVE_FOR = 86_400
 
 
 class CandidateView(BaseModel):
@@ -35,11 +34,20 @@ class DealView(BaseModel):
     url: str | None
 
 
+class PostingView(BaseModel):
+    """``reason``: why it is not sent to the CRM."""
+
+    site: str
+    state: str = Field(description="waiting (for its text), posted or withheld; readers tolerate new values.")
+    reason: str | None
+
+
 class AttachmentView(BaseModel):
-    name: str
+    name: str = Field(description="Safe to save under, on Windows and on Unix.")
     url: str | None = Field(description="A signed link that expires; null once the message's bytes are removed.")
     size: int = Field(description="Octets, decoded.")
-    type: str
+    type: str = Field(description="As the sender stated it; the link may serve it as application/octet-stream.")
+    inline: bool = Field(description="A picture that is shown in the text of the letter.")
 
 
 class AuthView(BaseModel):
@@ -60,6 +68,7 @@ class MessageItem(BaseModel):
     visit: str | None
     attribution: AttributionView
     deal: DealView
+    posting: list[PostingView] = Field(description="What becomes of it in the CRM, by site.")
     state: str = Field(description="The worst of its deliveries' states; readers tolerate new values.")
     size: int
     attachments: list[AttachmentView]
@@ -111,9 +120,24 @@ class EventView(BaseModel):
     type: str
     state: str
     reason: str | None
+    webhooks: list[WebhookPostView]
+
+
+class WebhookPostView(BaseModel):
+    """An event on its way to one webhook; ``answer``: the receiver's, or why there is none."""
+
+    webhook: str
+    url: str
+    state: str
+    attempts: int
+    next_at: str | None
+    status: int | None
+    answer: str | None
 
 
 class PostView(BaseModel):
+    """One attempt."""
+
     event: str
     url: str
     state: str
@@ -157,7 +181,8 @@ def item(context: Context, row: MessageRow, sites: frozenset[int] | None) -> Mes
         subject=row.subject,
         visit=chosen.visit if chosen else None,
         attribution=_attribution(chosen),
-        deal=DealView(id=row.deal_id, url=row.deal_url),
+        deal=DealView(id=row.deal[0], url=row.deal[1]),
+        posting=[_posting(receipt) for receipt in row.receipts],
         state=row.state if sites is None else next((s.value for s in WORST_FIRST if s.value in states), row.state),
         size=row.size,
         attachments=_attachments(context, row),
@@ -183,14 +208,36 @@ def detail(context: Context, row: MessageRow, life: Life, sites: frozenset[int] 
         deliveries=[_delivery(delivery) for delivery in row.deliveries],
         paths=[PathView(**path | {"received_at": moment(path["received_at"])}) for path in life.paths],
         attempts=[_attempt(attempt) for attempt in life.attempts],
-        events=[EventView(id=event.pop("uid"), **event) for event in map(dict, life.events)],
-        posts=[_post(post) for post in life.posts],
+        events=[_event(event, life) for event in life.events],
+        posts=[_post(post) for post in life.post_attempts],
     )
 
 
 def _attempt(attempt: dict[str, Any]) -> AttemptView:
     times = {name: moment(attempt[name]) for name in ("started_at", "finished_at")}
     return AttemptView(**attempt | times, delivery=str(attempt["delivery_id"]))
+
+
+def _event(event: dict[str, Any], life: Life) -> EventView:
+    own = [post for post in life.posts if post["uid"] == event["uid"]]
+    shown = {name: event[name] for name in ("site", "type", "state", "reason")}
+    return EventView(id=event["uid"], **shown, webhooks=[_webhook_post(post) for post in own])
+
+
+def _webhook_post(post: dict[str, Any]) -> WebhookPostView:
+    return WebhookPostView(
+        webhook=str(post["webhook_id"]),
+        url=post["url"],
+        state=post["state"],
+        attempts=post["attempts"],
+        next_at=moment(post["next_at"]) if post["state"] == "waiting" else None,
+        status=post["status"],
+        answer=post["answer"],
+    )
+
+
+def _posting(receipt: Receipt) -> PostingView:
+    return PostingView(site=receipt.site, state=receipt.state, reason=receipt.reason)
 
 
 def _post(post: dict[str, Any]) -> PostView:
@@ -213,23 +260,19 @@ def _attribution(delivery: DeliveryRow | None) -> AttributionView:
 
 
 def _attachments(context: Context, row: MessageRow) -> list[AttachmentView]:
-    expires = int(context.clock()) + LINKS_LIVE_FOR
+    expires = int(context.clock() + context.http.links_live_for)
     key = context.keys.current("links")
-    return [
-        AttachmentView(
-            name=part.name,
-            url=None
-            if row.raw_removed_at is not None
-            else f"{context.public_url}/a/{links.make(key, row.id, part.index, expires)}/{_in_url(part.name)}",
-            size=part.size,
-            type=part.type,
-        )
-        for part in row.attachments
-    ]
+    found = []
+    for part in row.attachments:
+        name = file_name(part.name, part.type, part.index)  # an older version may have stored another
+        token = links.make(key, row.id, part.index, expires) if row.raw_removed_at is None else None
+        url = token and f"{context.public_url}/a/{token}/{_in_url(name)}"
+        found.append(AttachmentView(name=name, url=url, size=part.size, type=part.type, inline=part.inline))
+    return found
 
 
 def _in_url(name: str) -> str:
-    return quote(name.encode("utf-8", "replace"), safe="") or "attachment"
+    return quote(name.encode(), safe="")
 
 
 def _delivery(row: DeliveryRow) -> DeliveryView:

@@ -7,13 +7,16 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from relay.core.model import fold
-from relay.store import events, history, retention
+from relay.store import deals, history, retention
+from relay.store import replay as replay_verbs
 from relay.store.history import Filter, MessageRow
+from relay.store.life import life as read_life
 from webapi import message_views as views
 from webapi.auth import Role, visible_site
 from webapi.message_views import MessageDetail, MessagePage
 from webapi.operation import Call, Operation, Parameters, Strict
 from webapi.problems import Problem, not_found
+from webapi.replays import reattribute
 from webapi.values import Cursor, Digits, Limit, Moment, Text, cursor_of, row_id
 
 #: Transactions in which one sender's messages are erased at most; a bite each.
@@ -41,8 +44,13 @@ class Deal(Strict):
     url: Annotated[Text, Field(max_length=2048, pattern=r"^https?://[^\s]+$")] | None = None
 
 
+class ReplayQuery(Parameters):
+    reattribute: Annotated[bool, Field(description="First look again whose visit it came from.")] = False
+
+
 class Replayed(BaseModel):
     posts: int
+    reattributed: int = Field(description="Deliveries whose attribution came out otherwise.")
 
 
 class Erased(BaseModel):
@@ -74,27 +82,31 @@ async def list_messages(call: Call) -> MessagePage:
 
 async def show_message(call: Call) -> MessageDetail:
     row = await visible_message(call)
-    life = await history.life(call.context.store.reader, row, call.caller.sites)
+    life = await read_life(call.context.store.reader, row, call.caller.sites)
     return views.detail(call.context, row, life, call.caller.sites)
 
 
 async def replay(call: Call) -> Replayed:
-    """Post the message's events again, under the same webhook-id, whatever the conditions said."""
-    row = await visible_message(call)
+    """Post the message's receipt again, under the same webhook-id, whatever the conditions said."""
+    query: ReplayQuery = call.query
+    context, row = call.context, await visible_message(call)
     sites = None if call.caller.sites is None else sorted(call.caller.sites)
-    now = call.context.clock()
-    count = await call.context.store.write(lambda tx: events.replay(tx, row.id, sites, now))
-    if not count:
+    now, changed = context.clock(), 0
+    if query.reattribute:
+        changed = await reattribute(context.store, row.id, context.evidence(), now, sites)
+    count = await context.store.write(lambda tx: replay_verbs.replay(tx, row.id, sites, now))
+    if not count and not changed:
         raise Problem(409, "nothing to post: the text is not extracted yet, or no webhook is enabled")
-    call.context.on_posts_due()
-    return Replayed(posts=count)
+    context.on_posts_due()
+    return Replayed(posts=count, reattributed=changed)
 
 
 async def put_deal(call: Call) -> None:
     row = await visible_message(call)
     deal: Deal = call.body
-    if not await call.context.store.write(lambda tx: events.set_deal(tx, row.id, deal.id, deal.url)):
-        raise not_found("message")
+    sites = call.caller.sites
+    if not await call.context.store.write(lambda tx: deals.set_deal(tx, row.id, deal.id, deal.url, sites)):
+        raise Problem(409, "the message is for none of your sites, so it is nobody's deal")
 
 
 async def erase_message(call: Call) -> None:
@@ -157,11 +169,12 @@ OPERATIONS = (
         replay,
         Role.MANAGER,
         Replayed,
+        query=ReplayQuery,
         status=202,
         problems=(404, 409),
     ),
     Operation(
-        "PUT", f"{_ONE}/deal", "The CRM's number for it.", put_deal, Role.MANAGER, None, body=Deal, problems=(404,)
+        "PUT", f"{_ONE}/deal", "The CRM's number for it.", put_deal, Role.MANAGER, None, body=Deal, problems=(404, 409)
     ),
     Operation(
         "DELETE", _ONE, "Erase it with everything about it.", erase_message, Role.ADMIN, None, problems=(404, 409)

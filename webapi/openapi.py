@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from relay.core import payload
-from webapi import problems
+from relay.core.hook import EventType
+from webapi import problems, schemas
 from webapi.operation import JSON, Operation
 from webapi.problems import ProblemDocument
 
@@ -22,6 +22,7 @@ _TEMPLATE = "#/components/schemas/{model}"
 _PARAMETERS: dict[str, Document] = {
     "id": {"description": "Its id.", "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,18}$"}},
     "number": {"description": "Number of a visit.", "schema": {"type": "string", "pattern": "^[0-9]{1,20}$"}},
+    "post": {"description": "Id of a post.", "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,18}$"}},
     "name": {"description": "Its name.", "schema": {"type": "string", "minLength": 1}},
     "address": {"description": "A bare address.", "schema": {"type": "string", "minLength": 3}},
     "token": {"description": "The signed part of the link.", "schema": {"type": "string", "minLength": 1}},
@@ -29,12 +30,10 @@ _PARAMETERS: dict[str, Document] = {
 #: Statuses that every operation with a token can answer: no or a wrong token, no right, too many failures.
 _OF_TOKENS = (401, 403, 429)
 _SIGNED = ("webhook-id", "webhook-timestamp", "webhook-signature")
-_WEBHOOK: Document = {
-    "summary": "A message with its visit, posted to the site's webhooks.",
-    "description": "Signed after Standard Webhooks; webhook-id stays the same over retries and replays.",
-    "parameters": [{"name": name, "in": "header", "required": True, "schema": {"type": "string"}} for name in _SIGNED],
-    "requestBody": {"required": True, "content": {JSON: {"schema": payload.schema()}}},
-    "responses": {"200": {"description": "Taken. A JSON answer with deal_id and deal_url becomes the deal."}},
+_ABOUT = {
+    EventType.RECEIVED: "A message with its visit, posted to the site's webhooks.",
+    EventType.FAILED: "A message could not be forwarded and is held; for webhooks that ask for it.",
+    EventType.REATTRIBUTED: "A message was attributed anew, and came out otherwise; for webhooks that ask for it.",
 }
 
 
@@ -68,11 +67,32 @@ def document(operations: Iterable[Operation]) -> Document:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "webhooks": {"message.received": {"post": _WEBHOOK}},
+        "webhooks": {kind.value: {"post": _webhook(kind)} for kind in EventType},
         "components": {
             "schemas": components,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
+    }
+
+
+def _webhook(kind: EventType) -> Document:
+    names = [name for name in schemas.documents() if name.removesuffix(".extended") == kind.value]
+    found = [schemas.documents()[name] for name in names]
+    return {
+        "summary": _ABOUT[kind],
+        "description": (
+            "Signed after Standard Webhooks; webhook-id stays the same over retries and replays. The body is also a "
+            f"document of its own: {', '.join(map(schemas.link, names))}."
+        ),
+        "externalDocs": {"url": schemas.link(names[0]), "description": "JSON Schema of the body."},
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "schema": {"type": "string"}} for name in _SIGNED
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {JSON: {"schema": found[0] if len(found) == 1 else {"anyOf": found}}},
+        },
+        "responses": {"200": {"description": "Taken. A JSON answer with deal_id and deal_url becomes the deal."}},
     }
 
 

@@ -6,24 +6,21 @@ addresses (webapi/guard.py).
 
 from __future__ import annotations
 
-import json
-import math
+import hashlib
 import os
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from urllib.parse import quote, urlsplit
 
 import aiohttp
 import structlog
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from relay.core import payload
 from relay.core.backoff import retry_after, webhook_delay
-from relay.core.payload import PayloadAttachment
-from relay.secrets import Keys, SealError
-from relay.store.events import ANSWER_KEPT, PostJob, PostResult
-from webapi import links, signature
+from relay.core.template import TemplateError
+from relay.secrets import SealError
+from relay.store.posts import ANSWER_KEPT, PostJob, PostResult
+from webapi.compose import Composer, NotWanted, Request
+from webapi.deal import Deal, read_deal
 from webapi.guard import ForbiddenAddress, guarded_connector
 
 log = structlog.get_logger()
@@ -31,10 +28,9 @@ log = structlog.get_logger()
 #: Seconds that an attempt may take in all, and octets of its answer that are read.
 TIMEOUT = 15.0
 ANSWER = 64 * 1024
-#: Characters of a deal's number and of its address.
-DEAL_ID, DEAL_URL = 200, 2000
 #: Parsed URLs kept.
 URLS = 1000
+_OURS = "the attempt failed here, the log says why"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,10 @@ class Reply:
     status: int | None
     text: str
     retry_after: str | None = None
-    deal: tuple[str | None, str | None] | None = None
+    deal: Deal | None = None
+    withheld: bool = False  # nothing was sent, and nothing is to be
+    digest: bytes | None = None
+    size: int | None = None
 
 
 def settle(job: PostJob, reply: Reply, started_at: float, duration: float, now: float, jitter: float) -> PostResult:
@@ -52,14 +51,18 @@ def settle(job: PostJob, reply: Reply, started_at: float, duration: float, now: 
 
     2xx is success, 410 the end of this webhook, everything else (redirects, too) is tried again by the schedule.
     """
-    state, next_at, disable = "failed", now, None
-    if reply.status is not None and 200 <= reply.status < 300:
+    state, next_at, disable, put_off = "failed", now, None, False
+    if reply.withheld:
+        state = "withheld"
+    elif reply.status is not None and 200 <= reply.status < 300:
         state = "delivered"
     elif reply.status == 410:
         disable = "the receiver answered 410 Gone"
     elif (delay := webhook_delay(job.attempts, jitter)) is not None:
         if reply.retry_after is not None and reply.status in (429, 503):
-            delay = max(delay, retry_after(reply.retry_after, now) or 0.0)
+            asked = retry_after(reply.retry_after, now)
+            put_off = asked is not None
+            delay = max(delay, asked or 0.0)
         state, next_at = "waiting", now + delay
     return PostResult(
         job=job,
@@ -71,51 +74,17 @@ def settle(job: PostJob, reply: Reply, started_at: float, duration: float, now: 
         duration=duration,
         deal=reply.deal,
         disable_webhook=disable,
+        put_off=put_off,
+        digest=reply.digest,
+        size=reply.size,
     )
 
 
-def read_deal(answer: bytes) -> tuple[str | None, str | None] | None:
-    """(``deal_id``, ``deal_url``) of a JSON answer, None when it has neither. What is not a plain value is ignored."""
-    if b'"deal_' not in answer:
-        return None
-    try:
-        found = json.loads(answer)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict):
-        return None
-    deal_id, url = _plain(found.get("deal_id"), DEAL_ID), _plain(found.get("deal_url"), DEAL_URL)
-    if url is not None and not _is_web_address(url):
-        url = None
-    return None if deal_id is None and url is None else (deal_id, url)
-
-
-def _plain(value: object, longest: int) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    text = str(value).strip()
-    return text if text.isprintable() and 0 < len(text) <= longest else None
-
-
-def _is_web_address(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and " " not in text
-    except ValueError:
-        return False
-
-
 class Client:
-    """Makes the requests. Attachments' links begin with ``public_url`` and live for ``links_live_for`` seconds."""
+    """Makes the requests that ``composer`` composes."""
 
-    def __init__(self, keys: Keys, public_url: str, links_live_for: float) -> None:
-        self._keys = keys
-        self._links_at = public_url.rstrip("/") + "/a/"
-        self._links_live_for = links_live_for
-        self._agent = _user_agent()
-        self._unsealed: dict[int, tuple[str, str]] = {}
+    def __init__(self, composer: Composer) -> None:
+        self._composer = composer
         self._urls: dict[str, URL] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -135,11 +104,28 @@ class Client:
 
     async def post(self, job: PostJob, now: float) -> Reply:
         """One attempt; whatever goes wrong is a reply without a status."""
+        try:
+            request = self._composer.compose(job, now)
+        except NotWanted as error:
+            return Reply(None, str(error), withheld=True)
+        except (SealError, TemplateError) as error:
+            return Reply(None, unmade(error))
+        except Exception:
+            log.exception("post failed", webhook=job.hook.id, uid=job.uid)
+            return Reply(None, _OURS)
+        reply = await self.send(request, job)
+        return replace(reply, digest=hashlib.sha256(request.body).digest(), size=len(request.body))
+
+    async def send(self, request: Request, job: PostJob) -> Reply:
+        """Make the request as it is; whatever goes wrong is a reply without a status."""
         assert self._session is not None
         try:
-            body = self._body(job)
-            async with self._session.post(
-                self._url(job.url), data=body, headers=self._headers(job, body, int(now)), allow_redirects=False
+            async with self._session.request(
+                request.method,
+                self._url(request.url),
+                data=request.body if request.method != "GET" else None,
+                headers=request.headers,
+                allow_redirects=False,
             ) as response:
                 answer = await _read(response)
                 success = 200 <= response.status < 300
@@ -147,40 +133,13 @@ class Client:
                     response.status,
                     answer[: 4 * ANSWER_KEPT].decode("utf-8", "replace"),
                     response.headers.get("Retry-After"),
-                    read_deal(answer) if success else None,
+                    read_deal(answer, job.hook, self._composer.access(job.hook)) if success and answer else None,
                 )
-        except (aiohttp.ClientError, OSError, SealError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             return Reply(None, _reason(error))
         except Exception:
-            log.exception("post failed", webhook=job.webhook_id, uid=job.uid)
-            return Reply(None, "the attempt failed here, the log says why")
-
-    def _body(self, job: PostJob) -> bytes:
-        message = job.message
-        if job.parts:
-            key, expires = self._keys.current("links"), int(job.created_at + self._links_live_for)
-            attachments = tuple(
-                PayloadAttachment(
-                    part.name,
-                    f"{self._links_at}{links.make(key, job.message_id, part.index, expires)}/{_in_url(part.name)}",
-                )
-                for part in job.parts
-            )
-            message = replace(message, attachments=attachments)
-        return payload.encode(payload.build(message, job.visit, job.attribution))
-
-    def _headers(self, job: PostJob, body: bytes, timestamp: int) -> dict[str, str]:
-        sealed, secret = self._unsealed.get(job.webhook_id, ("", ""))
-        if sealed != job.secret:
-            secret = self._keys.unseal(job.secret)
-            self._unsealed[job.webhook_id] = (job.secret, secret)
-        return {
-            "Content-Type": "application/json",
-            "User-Agent": self._agent,
-            "webhook-id": job.uid,
-            "webhook-timestamp": str(timestamp),
-            "webhook-signature": signature.sign([secret], job.uid, timestamp, body),
-        }
+            log.exception("post failed", webhook=job.hook.id, uid=job.uid)
+            return Reply(None, _OURS)
 
     def _url(self, text: str) -> URL:
         url = self._urls.get(text)
@@ -192,17 +151,6 @@ class Client:
             except ValueError:
                 raise aiohttp.InvalidURL(text) from None
         return url
-
-
-def _user_agent() -> str:
-    try:
-        return f"visit-relay/{version('visit-relay')}"
-    except PackageNotFoundError:  # run from a source tree
-        return "visit-relay"
-
-
-def _in_url(name: str) -> str:
-    return quote(name.encode("utf-8", "replace"), safe="") or "attachment"
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -217,6 +165,13 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     if not response.content.at_eof():
         response.close()
     return bytes(answer)
+
+
+def unmade(error: SealError | TemplateError) -> str:
+    """Why there is no request: something of the webhook is to be put right, then the next attempt goes through."""
+    if isinstance(error, SealError):
+        return f"the webhook's secret cannot be read: {error}"
+    return f"the webhook's template fails: {error}"
 
 
 def _reason(error: Exception) -> str:
@@ -236,6 +191,4 @@ def _reason(error: Exception) -> str:
         return "the connection was closed without an answer"
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return "the webhook's URL is not valid"
-    if isinstance(error, SealError):
-        return f"the webhook's secret cannot be read: {error}"
     return f"the attempt failed: {type(error).__name__}"

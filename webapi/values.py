@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PlainValidator
 
 from webapi.problems import not_found
 
-_LARGEST_ID = (1 << 63) - 1
+LARGEST_ID = (1 << 63) - 1
 
 
 def moment(seconds: float) -> str:
@@ -43,14 +43,14 @@ def _read_cursor(value: object) -> int:
         row_id = int.from_bytes(base64.urlsafe_b64decode(f"{text}="), "big")
     except (binascii.Error, ValueError):
         row_id = 0
-    if not 0 < row_id <= _LARGEST_ID or cursor_of(row_id) != text:
+    if not 0 < row_id <= LARGEST_ID or cursor_of(row_id) != text:
         raise ValueError("must be the next of an earlier answer")
     return row_id
 
 
 def row_id(text: str, what: str) -> int:
     """A number out of a path; raises Problem 404 for what cannot be one."""
-    if not (text.isascii() and text.isdecimal() and len(text) <= 19) or not 0 < int(text) <= _LARGEST_ID:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19) or not 0 < int(text) <= LARGEST_ID:
         raise not_found(what)
     return int(text)
 

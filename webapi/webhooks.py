@@ -4,9 +4,15 @@
     store ── claim_posts, by webhook ───────────┴▶ lane of the webhook ─▶ post ─▶ settle ─▶ record ─▶ store: finish_post
 
 A webhook's first attempts start in order. So when its lane is full, newer posts are given back and follow the older
-ones through the store. A webhook that keeps failing gets one attempt at a time, so that dead ones leave the pool to
-the others. A claim is never renewed: it lasts 600 s, an attempt at most 15, and a job that has waited for half the
-claim is given back instead of attempted.
+ones through the store. A claim is never renewed: it lasts 600 s, an attempt at most 15, and a job that has waited for
+half the claim is given back instead of attempted.
+
+The breaker of a webhook looks at its failures in a row (no answer, 429, 5xx; other answers are about one event):
+
+    fewer than FAILING    as many attempts at once as the webhook takes
+    FAILING               one at a time, so that dead ones leave the pool to the others
+    RESTING               and a rest after each, 1 s doubling to MAX_REST, so that what waits is not used up on it
+    a success             all of it is over; after RESTING what waits for its next attempt is tried soon
 """
 
 from __future__ import annotations
@@ -15,25 +21,31 @@ import asyncio
 import random
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 from aiohttp.abc import AbstractResolver
 
 from relay import background
-from relay.secrets import Keys
-from relay.store import events
+from relay.core.hook import CONCURRENCY
+from relay.store import posts
 from relay.store.engine import StoreUnavailable
-from relay.store.events import PostJob, PostResult
 from relay.store.messages import CLAIM
+from relay.store.posts import PostJob, PostResult
 from relay.store.store import Store
+from webapi.compose import Composer
 from webapi.post import Client, settle
 
 log = structlog.get_logger()
 
 #: Failed attempts in a row after which a webhook gets one attempt at a time.
 FAILING = 3
+#: … and after which it is left alone for a while after each of them; seconds at first and at most.
+RESTING = 10
+REST, MAX_REST = 1.0, 30.0
+#: Seconds between two times that what waits for a webhook is tried at once because it answers again.
+HASTEN_AGAIN = 600.0
 #: Jobs claimed ahead, as a multiple of the attempts that a webhook may have under way.
 AHEAD = 4
 #: Jobs of one webhook that may wait in memory after they were handed over, and characters of text of all webhooks.
@@ -50,47 +62,54 @@ RECORD_AGAIN = 1.0
 
 @dataclass(slots=True)
 class _Lane:
-    """One webhook. ``behind``: older posts of it wait in the store, so newer ones must not overtake them."""
+    """One webhook. ``behind``: older posts of it wait in the store, so newer ones must not overtake them.
+
+    ``gone``: the receiver wants nothing more (410), which is not recorded yet.
+    """
 
     waiting: deque[tuple[PostJob, float]] = field(default_factory=deque)  # with the time of the claim
     running: int = 0
     failures: int = 0
+    slots: int = CONCURRENCY
+    rest: asyncio.TimerHandle | None = None
+    not_before: float = 0.0  # the latest time that a Retry-After has named
+    hastened_at: float = float("-inf")  # by the loop's clock
     behind: bool = False
-    given_back: int = 0  # counts; a claim made before the last of them does not clear ``behind``
+    gone: bool = False
+    given_back: int = 0  # counts; a look begun before the last of them does not clear ``behind``
 
 
 class Poster:
     """Posts every event of this node. ``claim`` names this run of the process in the store.
 
-    ``links_live_for``: seconds from the event. ``per_webhook``, ``total``: attempts under way. ``resolver`` replaces
-    the system's.
+    ``total``: attempts under way, of all webhooks. ``resolver`` replaces the system's. ``rest``: see REST.
     """
 
     def __init__(
         self,
         store: Store,
-        keys: Keys,
+        composer: Composer,
         *,
-        public_url: str,
-        links_live_for: float,
         allow_private_addresses: bool,
         clock: Callable[[], float],
-        per_webhook: int = 10,
         total: int = 50,
         resolver: AbstractResolver | None = None,
+        rest: float = REST,
     ) -> None:
         self._store = store
-        self._client = Client(keys, public_url, links_live_for)
+        self._client = Client(composer)
+        self._rest = rest
         self._allow_private = allow_private_addresses
         self._resolver = resolver
         self._clock = clock
-        self._per_webhook = per_webhook
         self._total = total
         self.claim = secrets.token_hex(8)
         self.outcomes: Counter[str] = Counter()
         self._lanes: dict[int, _Lane] = {}
         self._turns: dict[int, _Lane] = {}  # lanes that may have something to do, the next one first
         self._under_way: set[asyncio.Task[None]] = set()
+        self._held: set[int] = set()  # posts in the lanes and under way
+        self._hastening: set[asyncio.Task[None]] = set()
         self._memory = 0
         self._unused: list[PostJob] = []
         self._results: list[PostResult] = []
@@ -111,7 +130,7 @@ class Poster:
         """Post these, claimed by :attr:`claim`, in this order."""
         now = self._clock()
         for job in jobs:
-            lane = self._lanes.setdefault(job.webhook_id, _Lane())
+            lane = self._lanes.setdefault(job.hook.id, _Lane())
             if self._closing or lane.behind or len(lane.waiting) >= HANDED or self._memory > MEMORY:
                 self._give_back(lane, job)
             else:
@@ -131,11 +150,15 @@ class Poster:
         for lane in self._lanes.values():
             self._unused += [job for job, _ in lane.waiting]
             lane.waiting.clear()
+            if lane.rest is not None:
+                lane.rest.cancel()
         if self._under_way:
             _, late = await asyncio.wait(self._under_way, timeout=grace)
             for task in late:
                 task.cancel()  # it may have arrived: posted again, under the same id, at the next start
             await asyncio.gather(*late, return_exceptions=True)
+        for task in tuple(self._hastening):
+            task.cancel()
         self._finished.set()
         try:
             if self._recorder is not None:
@@ -158,26 +181,30 @@ class Poster:
 
     async def _look(self) -> float:
         """Claim what is due and there is room for; seconds until the next look."""
+        # Counted first: what is given back from here on is not in the store yet when what waits there is claimed.
+        given_back = {webhook: lane.given_back for webhook, lane in self._lanes.items()}
         try:
             await self._release()
             now = self._clock()
-            due = [row[0] for row in await self._store.reader.run(events.DUE_WEBHOOKS, now=now)]
-            await self._claim(due, now)
-            ((next_at,),) = await self._store.reader.run(events.NEXT_POST, now=now)
+            due = [row[0] for row in await self._store.reader.run(posts.DUE_WEBHOOKS, now=now)]
+            await self._claim(due, now, given_back)
+            ((next_at,),) = await self._store.reader.run(posts.NEXT_POST, now=now)
         except StoreUnavailable as error:
             log.error("posting waits for the store", error=str(error))
             return POLL
         return POLL if next_at is None else min(POLL, max(PAUSE, next_at - now))
 
-    async def _claim(self, due: Sequence[int], now: float) -> None:
+    async def _claim(self, due: Sequence[int], now: float, given_back: Mapping[int, int]) -> None:
         for webhook in due:
             self._lanes.setdefault(webhook, _Lane())
-        given_back = {webhook: lane.given_back for webhook, lane in self._lanes.items()}
         capacity = {webhook: room for webhook in due if (room := self._room(self._lanes[webhook])) > 0}
-        jobs = await self._store.write(lambda tx: events.claim_posts(tx, capacity, self.claim, now)) if capacity else []
-        claimed = Counter(job.webhook_id for job in jobs)
+        jobs: list[PostJob] = []
+        if capacity:
+            held = frozenset(self._held)
+            jobs = await self._store.write(lambda tx: posts.claim_posts(tx, capacity, self.claim, now, held))
+        claimed = Counter(job.hook.id for job in jobs)
         for job in jobs:
-            self._enqueue(self._lanes[job.webhook_id], job, now)
+            self._enqueue(self._lanes[job.hook.id], job, now)
         for webhook, lane in self._lanes.items():
             more = webhook in due and claimed[webhook] >= capacity.get(webhook, 0)
             lane.behind = more or (lane.behind and lane.given_back != given_back.get(webhook))
@@ -187,16 +214,19 @@ class Poster:
         return 0 if self._memory > MEMORY else AHEAD * self._slots(lane) - len(lane.waiting)
 
     def _slots(self, lane: _Lane) -> int:
-        return self._per_webhook if lane.failures < FAILING else 1
+        return lane.slots if lane.failures < FAILING else 1
 
     def _enqueue(self, lane: _Lane, job: PostJob, claimed_at: float) -> None:
         lane.waiting.append((job, claimed_at))
-        self._memory += len(job.message.text or "")
-        self._turns.setdefault(job.webhook_id, lane)
+        self._held.add(job.post_id)
+        lane.slots = job.hook.settings.concurrency
+        self._memory += _weight(job)
+        self._turns.setdefault(job.hook.id, lane)
 
     def _give_back(self, lane: _Lane, job: PostJob) -> None:
         lane.behind = True
         lane.given_back += 1
+        self._held.discard(job.post_id)
         self._unused.append(job)
         if len(self._unused) >= UNUSED or not lane.running:
             self._work.set()
@@ -206,7 +236,7 @@ class Poster:
         if not unused:
             return
         try:
-            await self._store.write(lambda tx: events.release_posts(tx, unused))
+            await self._store.write(lambda tx: posts.release_posts(tx, unused))
         except StoreUnavailable:
             self._unused += unused
             raise
@@ -216,7 +246,8 @@ class Poster:
         while self._turns and len(self._under_way) < self._total:
             webhook = next(iter(self._turns))
             lane = self._turns.pop(webhook)
-            job = self._next(lane) if lane.running < self._slots(lane) else None
+            free = lane.rest is None and not lane.gone and lane.running < self._slots(lane)
+            job = self._next(lane) if free else None
             if job is not None:
                 lane.running += 1
                 task = asyncio.create_task(self._attempt(lane, job))
@@ -227,7 +258,7 @@ class Poster:
         oldest = self._clock() - CLAIM / 2
         while lane.waiting:
             job, claimed_at = lane.waiting.popleft()
-            self._memory -= len(job.message.text or "")
+            self._memory -= _weight(job)
             if claimed_at >= oldest:
                 return job
             self._give_back(lane, job)
@@ -241,16 +272,67 @@ class Poster:
             reply = await self._client.post(job, started_at)
             duration = loop.time() - start
             result = settle(job, reply, started_at, duration, self._clock(), random.random())  # noqa: S311 (jitter)
-            lane.failures = 0 if result.state == "delivered" else lane.failures + 1
+            self._judge(lane, result)
+            lane.gone = lane.gone or result.disable_webhook is not None
             self._note(result)
         finally:
             self._under_way.discard(task)
             lane.running -= 1
             if lane.waiting:
-                self._turns.setdefault(job.webhook_id, lane)
+                self._turns.setdefault(job.hook.id, lane)
             if lane.behind and len(lane.waiting) <= self._slots(lane):
                 self._work.set()
             self._take_turns()
+
+    def _judge(self, lane: _Lane, result: PostResult) -> None:
+        """The breaker (see above)."""
+        if result.digest is None:
+            return  # nothing was sent, so it says nothing about the receiver
+        if not _says_ill(result):
+            if lane.failures >= FAILING:
+                log.info("webhook answers again", webhook=result.job.hook.id, after=lane.failures)
+            now = asyncio.get_running_loop().time()
+            # It was down. One that stumbles, or comes and goes, keeps to the schedule.
+            if lane.failures >= RESTING and now - lane.hastened_at >= HASTEN_AGAIN:
+                lane.hastened_at = now
+                self._hasten(result.job.hook.id, lane)
+            lane.failures = 0
+            return
+        lane.failures += 1
+        if result.put_off:
+            lane.not_before = max(lane.not_before, result.next_at)
+        if lane.failures in (FAILING, RESTING):
+            log.warning("webhook keeps failing", webhook=result.job.hook.id, failures=lane.failures)
+        if lane.failures >= RESTING and lane.rest is None and not self._closing:
+            pause = min(self._rest * 2 ** min(lane.failures - RESTING, 10), MAX_REST)
+            lane.rest = asyncio.get_running_loop().call_later(pause, self._rested, result.job.hook.id, lane)
+
+    def _hasten(self, webhook: int, lane: _Lane) -> None:
+        """What waits for hours because the receiver was down need not, but for what a Retry-After said."""
+
+        async def bites() -> None:
+            begin = max(self._clock(), lane.not_before)
+            try:
+                rows = await self._store.reader.run(posts.TRIED, webhook=webhook)
+                waiting = sorted(row[0] for row in rows)  # in the order of the events
+                for start in range(0, len(waiting), posts.BITE):
+                    bite, due, now = waiting[start : start + posts.BITE], begin + start / posts.PACE, self._clock()
+                    await self._store.write(lambda tx: posts.hasten(tx, bite, due, now))  # noqa: B023
+            except StoreUnavailable:
+                return  # the schedule holds
+            self._work.set()
+
+        task = asyncio.create_task(bites())
+        self._hastening.add(task)
+        task.add_done_callback(self._hastening.discard)
+
+    def _rested(self, webhook: int, lane: _Lane) -> None:
+        lane.rest = None
+        if lane.waiting:
+            self._turns.setdefault(webhook, lane)
+            self._take_turns()
+        else:
+            self._work.set()
 
     def _note(self, result: PostResult) -> None:
         self._results.append(result)
@@ -259,7 +341,7 @@ class Poster:
         level = log.info if result.state == "delivered" else log.warning
         level(
             "post",
-            webhook=result.job.webhook_id,
+            webhook=result.job.hook.id,
             uid=result.job.uid,
             status=result.status,
             state=result.state,
@@ -278,6 +360,18 @@ class Poster:
                     log.error("results not recorded, these are posted again", count=len(results))
                     break
                 await asyncio.sleep(RECORD_AGAIN)
+            for result in results:
+                if result.disable_webhook is not None:
+                    self._clear(self._lanes[result.job.hook.id])
+
+    def _clear(self, lane: _Lane) -> None:
+        """Give back what waits for a webhook that is disabled now: the store fails it."""
+        lane.gone = False
+        while lane.waiting:
+            job, _ = lane.waiting.popleft()
+            self._memory -= _weight(job)
+            self._give_back(lane, job)
+        self._work.set()
 
     async def _write(self, results: Sequence[PostResult]) -> bool:
         """False when the store is not there. A result that cannot be written by itself is lost, and posted again."""
@@ -285,11 +379,24 @@ class Poster:
         # A disabled webhook shows in the directory of sites.
         write = self._store.redefine if any(result.disable_webhook for result in results) else self._store.write
         try:
-            await write(lambda tx: [events.finish_post(tx, result, now) for result in results])
+            await write(lambda tx: [posts.finish_post(tx, result, now) for result in results])
         except StoreUnavailable:
-            return False
+            return False  # they stay in hand
         except Exception:
             if len(results) > 1:
                 return all([await self._write([result]) for result in results])
             log.exception("result not recorded", uid=results[0].job.uid)
+        self._held.difference_update(result.job.post_id for result in results)
         return True
+
+
+def _weight(job: PostJob) -> int:
+    """Characters that a waiting job holds in memory."""
+    return len(job.message.text or "") + len((job.extras and job.extras.html) or "")
+
+
+def _says_ill(result: PostResult) -> bool:
+    """Whether this attempt says that the receiver is not well, rather than something about its event."""
+    if result.state == "delivered":
+        return False
+    return result.status is None or result.status == 429 or result.status >= 500

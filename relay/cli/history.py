@@ -106,18 +106,23 @@ def api_context(config: Config) -> Context:
     from relay.bodies import Bodies
     from relay.geoip import GeoIp
     from relay.secrets import Keys
+    from relay.store.messages import Evidence
     from relay.store.store import DATABASE, Store
+    from webapi.compose import Composer
     from webapi.context import Context
 
+    keys = Keys.load(config.data_dir / "keys")
     return Context(
         store=Store(config.data_dir / DATABASE),  # not opened: a view reads nothing
         bodies=Bodies(config.data_dir / "bodies"),
-        keys=Keys.load(config.data_dir / "keys"),
+        keys=keys,
         http=config.http,
         limits=config.limits,
         forward=config.forward,
         public_url=config.http.public_url,
         geoip=GeoIp(()),
+        composer=Composer(keys, config.http.public_url, config.retention.raw),
+        evidence=lambda: Evidence(config.attribution.window),
     )
 
 

@@ -13,7 +13,8 @@ from relay.cli.settings import config_option, load
 
 if TYPE_CHECKING:
     from relay.config import Config
-    from relay.store.history import Life, MessageRow
+    from relay.store.history import MessageRow
+    from relay.store.life import Life
 
 MESSAGE_ID = click.IntRange(min=1)
 
@@ -51,25 +52,29 @@ def raw(config_file: Path, message_id: int) -> None:
 
 @message.command()
 @click.argument("message_id", metavar="ID", type=MESSAGE_ID)
+@click.option("--reattribute", is_flag=True, help="First look again whose visit it came from.")
 @config_option
-def replay(config_file: Path, message_id: int) -> None:
+def replay(config_file: Path, message_id: int, reattribute: bool) -> None:
     """Post the message's events to the webhooks again, whatever the conditions said, under the same webhook-id."""
     from relay.cli.writing import write
 
-    made = write(load(config_file), "message.replay", {"message": message_id})
+    made = write(load(config_file), "message.replay", {"message": message_id, "reattribute": reattribute})
     count = made["posts"]
+    if reattribute:
+        click.echo("its attribution has changed" if made["reattributed"] else "its attribution is what it was")
     click.echo(f"message {message_id} is posted again to {count} {'webhook' if count == 1 else 'webhooks'}")
 
 
 async def _message(config: Config, message_id: int) -> tuple[MessageRow, Life]:
     from relay.cli.reading import reading
     from relay.store import history
+    from relay.store.life import life
 
     async with reading(config) as reader:
         row = await history.one(reader, message_id, None)
         if row is None:
             raise click.ClickException(f"there is no message {message_id}")
-        return row, await history.life(reader, row, None)
+        return row, await life(reader, row, None)
 
 
 async def _raw(config: Config, message_id: int) -> None:
@@ -111,7 +116,7 @@ def _show(row: MessageRow, life: Life) -> None:
             ("size", f"{row.size} octets" + ("" if row.raw_removed_at is None else ", removed since")),
             ("state", row.state),
             ("automatic", row.automatic),
-            ("deal", " ".join(filter(None, (row.deal_id, row.deal_url))) or None),
+            ("deal", " ".join(filter(None, row.deal)) or None),
             ("attachments", ", ".join(part.name for part in row.attachments) or None),
         ]
     )
@@ -147,13 +152,18 @@ def _events(life: Life) -> None:
     ]
     rows += [
         (post["started_at"], "posted", f"{post['url']}: {post['status'] or 'no answer'} {post['answer']}")
-        for post in life.posts
+        for post in life.post_attempts
     ]
     click.echo()
     output.table(("time", "what", "how"), [(output.time(at), what, how) for at, what, how in sorted(rows)])
     for event in life.events:
         reason = f" ({event['reason']})" if event["reason"] else ""
-        click.echo(output.printable(f"event {event['uid']} for site {event['site']}: {event['state']}{reason}"))
+        said = f"event {event['uid']} ({event['type']}) for site {event['site']}: {event['state']}{reason}"
+        click.echo(output.printable(said))
+        for post in life.posts:
+            if post["uid"] == event["uid"]:
+                why = f": {post['answer']}" if post["answer"] else ""
+                click.echo(output.printable(f"  webhook {post['webhook_id']} {post['url']}: {post['state']}{why}"))
     if life.text:
         click.echo()
         for line in life.text.splitlines():

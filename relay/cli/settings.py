@@ -54,6 +54,7 @@ class Value(click.ParamType[str, str]):
 
 
 ADDRESS = Value("address", "address")
+BLOCKED_SENDER = Value("sender", "blocked_sender")
 DOMAIN = Value("domain", "domain")
 DURATION = Value("duration", "duration")
 NEXT_HOP = Value("url", "next_hop")
@@ -62,6 +63,25 @@ SITE_KEY = Value("key", "site_key")
 SITE_NAME = Value("name", "site_name")
 WEBHOOK_SECRET = Value("secret", "webhook_secret")
 WEBHOOK_URL = Value("url", "webhook_url")
+
+
+def webhook_settings(path: Path | None) -> dict[str, Any]:
+    """The keys of [[site.webhook]] in a TOML file; a template that it names by its file is read."""
+    import tomllib
+
+    if path is None:
+        return {}
+    try:
+        given: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        template = given.get("template")
+        if isinstance(template, str) and template.endswith(".toml") and "\n" not in template:
+            given["template"] = (path.parent / template).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{path}: {error}") from None
+    for name in ("site", "url", "secret", "webhook"):
+        if name in given:
+            raise click.ClickException(f"{path}: {name}: is given on the command line, a secret by stdin")
+    return given
 
 
 def secret_line(kind: Value) -> str:

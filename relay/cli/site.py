@@ -1,4 +1,4 @@
-"""relay site list | show | add | remove | tracking | crm"""
+"""relay site list | show | add | remove | tracking | crm | block | unblock | blocked"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from relay.cli.settings import ORIGIN, SITE_KEY, SITE_NAME, config_option, load
+from relay.cli.settings import BLOCKED_SENDER, ORIGIN, SITE_KEY, SITE_NAME, config_option, load
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -170,6 +170,52 @@ async def _as_api(config: Config, view: SiteView) -> dict[str, Any]:
         sites = await directory(reader)
         substitutes = {target.id: await sites.substitutes(target.id) for target in view.targets}
     return shown(view, substitutes, Keys.load(config.data_dir / "keys")).model_dump()
+
+
+@site.command()
+@click.argument("name", type=SITE_NAME)
+@click.argument("sender", type=BLOCKED_SENDER)
+@config_option
+def block(config_file: Path, name: str, sender: str) -> None:
+    """Make no more deals of SENDER's letters: an address, or a domain as @example.com. They are forwarded as before."""
+    from relay.cli.writing import write
+
+    made = write(load(config_file), "site.block", {"site": name, "sender": sender})
+    click.echo(f"{made['sender']} is blocked at site {name}: its letters become no deals")
+
+
+@site.command()
+@click.argument("name", type=SITE_NAME)
+@click.argument("sender", type=BLOCKED_SENDER)
+@config_option
+def unblock(config_file: Path, name: str, sender: str) -> None:
+    """Make deals of SENDER's letters again."""
+    from relay.cli.writing import write
+
+    made = write(load(config_file), "site.unblock", {"site": name, "sender": sender})
+    click.echo(f"{made['sender']} is not blocked at site {name} any more")
+
+
+@site.command()
+@click.argument("name", type=SITE_NAME)
+@config_option
+def blocked(config_file: Path, name: str) -> None:
+    """List the senders whose letters become no deals, one a line."""
+    from relay.cli import output
+
+    for sender in asyncio.run(_blocked(load(config_file), name)):
+        click.echo(output.printable(sender))
+
+
+async def _blocked(config: Config, name: str) -> list[str]:
+    from relay.cli.reading import directory, reading
+    from relay.store import blocked
+
+    async with reading(config) as reader:
+        sites = await directory(reader)
+        if name not in sites.by_name:
+            raise click.ClickException(f"there is no site named {name!r}")
+        return await blocked.listing(reader, sites.by_name[name].id)
 
 
 def _switch(on: bool) -> str:

@@ -19,25 +19,29 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import BeforeValidator, Field, PlainValidator, Strict, ValidationInfo
 from pydantic_core import PydanticKnownError
 
+from relay import presets
 from relay.core.address import AddressError, domain_of, parse
 from relay.core.model import Address
 from relay.core.nexthop import parse_next_hop
+from relay.core.template import TemplateError
 from relay.core.visit import is_number
 
 T = TypeVar("T")
 
 SYSTEMD: Literal["systemd"] = "systemd"
 
+_SUFFIX = ".toml"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _duration = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)").fullmatch
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}").fullmatch
 _PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}){1,8}").fullmatch
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}").fullmatch  # RFC 9110 §5.6.2
 _COOKIE = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 _KEY = re.compile(r"pk_[A-Za-z0-9_-]{1,61}").fullmatch
 
 
-def _by(read: Callable[..., object]) -> PlainValidator:
+def by(read: Callable[..., object]) -> PlainValidator:
     """Let ``read`` alone make the value, out of a string."""
     return PlainValidator(read, json_schema_input_type=str)
 
@@ -83,7 +87,7 @@ def between(low: str, high: str) -> PlainValidator:
             raise ValueError(f'must be from "{low}" to "{high}", not "{value}"')
         return seconds
 
-    return _by(read)
+    return by(read)
 
 
 def domain(value: object) -> str:
@@ -294,6 +298,40 @@ def optional_path(value: object, info: ValidationInfo) -> Path | None:
     return None if value in ("", None) else path(value, info)
 
 
+def template(value: object, info: ValidationInfo) -> str:
+    """A template for webhooks: a shipped one's name, an own one's text, or in relay.toml the path of its file."""
+    given = text(value)
+    try:
+        if given and given not in presets.names():
+            base = (info.context or {}).get("base")
+            if base is not None and given.endswith(_SUFFIX) and "\n" not in given:
+                given = Path(base, given).read_text("utf-8")
+            elif "=" not in given:
+                names = ", ".join(f'"{name}"' for name in presets.names())
+                own = "the text of a template" if base is None else 'the file of a template, "….toml"'
+                raise ValueError(f"is neither {names} nor {own}")
+            presets.of(given)
+    except TemplateError as error:
+        raise ValueError(error.message if error.field == "template" else f"is no template: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ValueError(f"cannot be read: {reason}") from None
+    return given
+
+
+def blocked_sender(value: object) -> str:
+    """A bare address, or a whole domain as "@example.com"; in lower case, as senders are compared."""
+    given = text(value).strip()
+    if given.startswith("@"):
+        return f"@{domain(given[1:])}"
+    return str(address(given)).lower()
+
+
+def is_token(name: str) -> bool:
+    """Whether this can be the name of a header field (RFC 9110 §5.1)."""
+    return _TOKEN(name) is not None
+
+
 def _systemd_alone(value: object) -> object:
     return [SYSTEMD] if value == SYSTEMD else value
 
@@ -301,29 +339,29 @@ def _systemd_alone(value: object) -> object:
 #: A TOML list. The list itself is lax (TOML gives a list, we keep a tuple), its members are as strict as ever.
 Listed = Annotated[tuple[T, ...], Strict(False)]
 
-Hostname = Annotated[str, _by(domain)]
-Domain = Annotated[str | None, _by(optional(domain))]
-Mailbox = Annotated[Address, _by(address)]
-OptionalMailbox = Annotated[Address | None, _by(optional(address))]
-OptionalNextHop = Annotated[str | None, _by(optional(next_hop))]
-Listen = Annotated[Endpoint | Literal["systemd"], _by(listen)]
+Hostname = Annotated[str, by(domain)]
+Domain = Annotated[str | None, by(optional(domain))]
+Mailbox = Annotated[Address, by(address)]
+OptionalMailbox = Annotated[Address | None, by(optional(address))]
+OptionalNextHop = Annotated[str | None, by(optional(next_hop))]
+Listen = Annotated[Endpoint | Literal["systemd"], by(listen)]
 Listens = Annotated[Listed[Listen], Field(min_length=1), BeforeValidator(_systemd_alone)]
-Nameserver = Annotated[Endpoint, _by(nameserver)]
-Network = Annotated[IPv4Network | IPv6Network, _by(network)]
-PublicUrl = Annotated[str, _by(public_url)]
-WebhookUrl = Annotated[str, _by(webhook_url)]
-WebhookSecret = Annotated[str, _by(webhook_secret)]
-Origin = Annotated[str, _by(origin)]
-Storage = Annotated[Literal["sqlite"], _by(storage)]
-UrlPath = Annotated[str, _by(url_path)]
-VisitNumber = Annotated[str, _by(visit_number)]
-SiteName = Annotated[str, _by(site_name)]
-SiteKey = Annotated[str, _by(site_key)]
-ShortText = Annotated[str, _by(short_text)]
-OptionalShortText = Annotated[str | None, _by(optional(short_text))]
-OptionalCookieName = Annotated[str | None, _by(optional(cookie_name))]
-FilePath = Annotated[Path, _by(path)]
-OptionalFilePath = Annotated[Path | None, _by(optional_path)]
+Nameserver = Annotated[Endpoint, by(nameserver)]
+Network = Annotated[IPv4Network | IPv6Network, by(network)]
+PublicUrl = Annotated[str, by(public_url)]
+WebhookUrl = Annotated[str, by(webhook_url)]
+WebhookSecret = Annotated[str, by(webhook_secret)]
+Origin = Annotated[str, by(origin)]
+Storage = Annotated[Literal["sqlite"], by(storage)]
+UrlPath = Annotated[str, by(url_path)]
+VisitNumber = Annotated[str, by(visit_number)]
+SiteName = Annotated[str, by(site_name)]
+SiteKey = Annotated[str, by(site_key)]
+ShortText = Annotated[str, by(short_text)]
+OptionalShortText = Annotated[str | None, by(optional(short_text))]
+OptionalCookieName = Annotated[str | None, by(optional(cookie_name))]
+FilePath = Annotated[Path, by(path)]
+OptionalFilePath = Annotated[Path | None, by(optional_path)]
 #: How many of something; at least one.
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 #: Octets.

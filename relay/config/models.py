@@ -9,9 +9,11 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import Field, Strict, model_validator
 
 from relay.config import fields as f
+from relay.config.webhook import HookOptions, check_template
+from relay.config.webhook import Section as Section
 from relay.core.channel import Channel, SourceRule
 from relay.core.model import IpDetail, Method
 from relay.core.site import LeaseOn, SiteSettings, Touch
@@ -20,10 +22,6 @@ _LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
 #: How many names are generated for a pool that has neither a list nor a size.
 DEFAULT_POOL_SIZE = 30
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
 class Storage(Section):
@@ -50,6 +48,7 @@ class Http(Section):
     tls_key: f.OptionalFilePath = None
     max_body: Annotated[int, Field(ge=1024, le=1 << 30)] = 1_048_576
     max_bind_body: Annotated[int, Field(ge=1024, le=1 << 20)] = 16_384
+    links_live_for: Annotated[float, f.between("1m", "400d")] = 86_400.0
 
 
 class Limits(Section):
@@ -144,13 +143,18 @@ class Static(Section):
     label: f.ShortText
 
 
-class Webhook(Section):
+class Webhook(HookOptions):
     """Within its site a webhook is known by its URL: that is how its state is found again after a restart."""
 
     url: f.WebhookUrl
     secret: f.WebhookSecret = Field(repr=False)
-    fill: Literal["exact", "inferred", "likely"] = "inferred"
+    previous_secret: Annotated[str | None, f.by(f.optional(f.webhook_secret))] = Field(default=None, repr=False)
     enabled: bool = True
+
+    @model_validator(mode="after")
+    def _template_works(self) -> Webhook:
+        check_template(self.url, self)
+        return self
 
 
 class SourceOf(Section):
@@ -217,7 +221,7 @@ class Site(SiteOptions):
     sources: f.Listed[SourceOf] = Field(default=(), alias="source")
     targets: f.Listed[Target] = Field(default=(), alias="target")
     statics: f.Listed[Static] = Field(default=(), alias="static")
-    webhooks: f.Listed[Webhook] = Field(default=(), alias="webhook")
+    webhooks: Annotated[f.Listed[Webhook], Field(max_length=20)] = Field(default=(), alias="webhook")
 
 
 class Config(Section):

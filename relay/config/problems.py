@@ -21,6 +21,14 @@ _TYPES = {
 _BOUNDS = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le")}
 
 
+class OptionError(ValueError):
+    """An option that is sound, but does not go with the others; ``field`` names it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """``path`` as in ``site[0].target[1].lease``; empty when the file as a whole is meant."""
@@ -35,11 +43,17 @@ class Problem:
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     """Every error of a validation of ``model``, in the order of the fields. Values are named by their type only."""
     return [
-        Problem(path_of(details["loc"]), _message(details, model))
+        Problem(path_of(_place(details)), _message(details, model))
         for details in error.errors(include_url=False, include_input=True)
         # pydantic counts sound items only: a list whose items are all reported is not empty on top of it
         if not (details["type"] == "too_short" and details["input"])
     ]
+
+
+def _place(details: ErrorDetails) -> tuple[int | str, ...]:
+    """Where the error is: what a table as a whole is refused for may be one key of it."""
+    error = details.get("ctx", {}).get("error")
+    return (*details["loc"], error.field) if isinstance(error, OptionError) else details["loc"]
 
 
 def path_of(location: Sequence[int | str]) -> str:
@@ -66,7 +80,8 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
     if kind in ("literal_error", "enum"):
         found = details["input"] if isinstance(details["input"], str) else None
         instead = _type_name(details["input"]) if found is None else f'"{found:.40}"'
-        return f"must be {str(context['expected']).replace(chr(39), chr(34))}, not {instead}"
+        expected = str(context["expected"]).replace("'", '"').replace("True", "true").replace("False", "false")
+        return f"must be {expected}, not {instead}"
     if kind == "too_short":
         return "must not be empty"
     if kind == "value_error":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import smtplib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -156,6 +157,19 @@ async def test_a_mail_from_a_terminal_appears_by_itself_and_the_command_for_it_i
         await expect(page.locator("#history-rows tr")).to_contain_text("From a shell")
         await expect(page.locator("#mails > details > summary")).to_contain_text("From a shell")
         await expect(page.locator("#deals mark", has_text='"marker"')).to_have_text('"marker": "business card"')
+
+
+async def test_history_says_why_a_letter_was_not_sent_to_the_crm(demo: Demo, browser: Browser) -> None:
+    def out_of_office() -> None:
+        with smtplib.SMTP("127.0.0.1", demo.ports.smtp, timeout=10) as client:
+            client.sendmail("bob@visitor.example", [CARD], "Subject: Away\r\nAuto-Submitted: auto-replied\r\n\r\nx\r\n")
+
+    await asyncio.to_thread(out_of_office)
+    async with opened(browser, demo.url) as page:
+        row = page.locator("#history-rows tr")
+        await expect(row).to_contain_text("not sent: automatic mail (auto-submitted)")
+        await expect(row).to_contain_text("forwarded")
+        await expect(page.locator("#deals")).not_to_contain_text("Deal")
 
 
 async def test_an_attachment_is_in_the_mail_and_its_link_in_the_crm_leads_to_it(demo: Demo, browser: Browser) -> None:

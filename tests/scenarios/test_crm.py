@@ -61,7 +61,7 @@ async def test_a_crm_that_is_down_gets_the_same_event_again_when_it_is_back(rela
     # The third attempt would come after five minutes; the operator asks for it sooner.
     second = (await relay.crm.wait_for(before + 2))[before + 1]
     await relay.daemon.logged("post", uid=second.headers["webhook-id"], attempt=2)
-    assert (await relay.call("POST", f"/v1/messages/{message}/replay", expect=202)) == {"posts": 1}
+    assert (await relay.call("POST", f"/v1/messages/{message}/replay", expect=202)) == {"posts": 1, "reattributed": 0}
     await relay.daemon.logged("post", uid=second.headers["webhook-id"], state="delivered")
     posts = relay.crm.posts[before:]
     assert len(posts) == 3

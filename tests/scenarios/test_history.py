@@ -143,7 +143,7 @@ async def test_a_wrong_token_sees_nothing(past: Past) -> None:
 async def test_a_replay_posts_the_same_event_again(past: Past) -> None:
     relay, message = past.relay, past.messages[SUBJECTS[1]]
     before = len(relay.crm.posts)
-    assert await relay.call("POST", f"/v1/messages/{message}/replay", expect=202) == {"posts": 1}
+    assert await relay.call("POST", f"/v1/messages/{message}/replay", expect=202) == {"posts": 1, "reattributed": 0}
     post = (await relay.crm.wait_for(before + 1))[before]
     assert post.headers["webhook-id"] == await relay.event(message)
     assert post.json["subject"] == SUBJECTS[1]

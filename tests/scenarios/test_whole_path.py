@@ -139,7 +139,5 @@ async def test_a_letter_without_a_visit_is_forwarded_but_not_posted(relay: World
         lambda row: row[0] != "waiting",
     )
     assert (state, reason) == ("withheld", "no visit")
-    assert (
-        await relay.rows("SELECT posts.id FROM posts JOIN events ON events.id = event_id WHERE message_id = ?", message)
-        == []
-    )
+    of_message = "SELECT posts.state FROM posts JOIN events ON events.id = event_id WHERE message_id = ?"
+    assert await relay.rows(of_message, message) == [("withheld",)]

@@ -155,10 +155,16 @@
       cell("Deal", item.deal.id ? dealLink(item.deal) : "–"),
       cell("Subject", open),
       cell("Attribution", mark),
-      cell("State", pill(item.state)));
+      cell("State", pill(item.state), notSent(item)));
     row.children[0].classList.add("one-line");
     place(byId("history-rows"), row);
     showTook(item.id);
+  }
+
+  // Why the CRM did not get it, where it did not.
+  function notSent(item) {
+    const why = item.posting.find((one) => one.state === "withheld")?.reason;
+    return why ? make("span", { class: "quiet" }, asText(` not sent: ${why}`)) : "";
   }
 
   const received = (item) => Date.parse(item.received_at) / 1000;
