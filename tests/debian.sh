@@ -3,7 +3,7 @@
 set -u
 declare -A needed=(
   [postfix]=postfix [swaks]=swaks [chromium]=chromium [strace]=strace [mkfs.ext4]=e2fsprogs [openssl]=openssl
-  [losetup]=mount [php]=php-cli [gcc]=gcc
+  [losetup]=mount [php]=php-cli [gcc]=gcc [node]=nodejs [curl]=curl
 )
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
