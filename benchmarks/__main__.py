@@ -1,4 +1,7 @@
-"""python -m benchmarks [mail | binds | memory | day] …: measure, print PASS or FAIL by goal; exit 1 after a FAIL."""
+"""python -m benchmarks [mail | binds | webhooks | memory | day] …: measure, print PASS or FAIL by goal.
+
+Exit code 1 after a FAIL.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import binds, day, mail, memory
+from benchmarks import binds, day, mail, memory, webhooks
 from benchmarks.postfix import Postfix, PostfixFailed
 from benchmarks.processes import file_system
 from benchmarks.programs import LoadFailed
@@ -22,7 +25,7 @@ from benchmarks.workplace import Workplace, workplace
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("part", nargs="?", choices=("all", "mail", "binds", "memory", "day"), default="all")
+    parser.add_argument("part", nargs="?", choices=("all", "mail", "binds", "webhooks", "memory", "day"), default="all")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each server in turn")
     parser.add_argument("--size", type=int, help="mail: only the workloads with this size in octets")
     parser.add_argument("--kept", action="store_true", help="mail: only the workloads with many messages a connection")
@@ -98,6 +101,8 @@ def main() -> int:
             if wanted.part in ("all", "binds"):
                 with Relay(place.directory / "binds", place.next_hop.port, place.webhook.port) as relay:
                     binds.measure(place, relay, wanted.binds, wanted.rounds)
+            if wanted.part in ("all", "webhooks"):
+                webhooks.measure(place, wanted.rounds)
             if wanted.part in ("all", "memory"):
                 with Relay(place.directory / "memory", place.next_hop.port, place.webhook.port) as relay:
                     mail.prepare(place, relay, mail.RECIPIENTS)

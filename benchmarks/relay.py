@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,12 @@ address = "{unique}"
 method = "unique"
 domain = "track.test"
 
+"""
+SECRET = "whsec_YmVuY2htYXJrcyBvZiB2aXNpdC1yZWxheSAwMDAxMjM="
+WEBHOOK = """
 [[site.webhook]]
-url = "http://127.0.0.1:{webhook}/hook"
-secret = "whsec_YmVuY2htYXJrcyBvZiB2aXNpdC1yZWxheSAwMDAxMjM="
+url = "{url}"
+secret = "{secret}"
 """
 
 
@@ -138,19 +142,21 @@ class Relay:
     recipient = "sales+"
     first_recipient = FIRST_VISIT
 
-    def __init__(self, root: Path, next_hop: int, webhook: int) -> None:
+    def __init__(self, root: Path, next_hop: int, webhook: int | Sequence[str]) -> None:
+        """``webhook``: the port of the one there is, or the URLs of all."""
+        urls = [f"http://127.0.0.1:{webhook}/hook"] if isinstance(webhook, int) else webhook
         root.mkdir(parents=True, exist_ok=True)
         self._config = root / "relay.toml"
         self._config.write_text(
             CONFIG.format(
                 next_hop=next_hop,
-                webhook=webhook,
                 key=SITE_KEY,
                 origin=ORIGIN,
                 address=ADDRESS,
                 unique=UNIQUE_ADDRESS,
                 geoip=json.dumps([str(file) for file in GEOIP]),
             )
+            + "".join(WEBHOOK.format(url=url, secret=SECRET) for url in urls)
         )
         self._database = root / "data" / "relay.db"
         self._log = root / "log"
