@@ -289,7 +289,10 @@ class TestDeal:
         assert await api.call("PUT", f"{path}/deal", deal, token=token) == (204, None)
         assert (await api.get(path))["deal"] == deal
         await api.call("PUT", f"{path}/deal", {"id": "D-18"}, token=token)
-        assert (await api.get(path))["deal"] == deal | {"id": "D-18"}
+        assert (await api.get(path))["deal"] == {"id": "D-18", "url": None}
+        await api.call("PUT", f"{path}/deal", {"id": "D-18", "url": "https://crm.example/deals/18"}, token=token)
+        await api.call("PUT", f"{path}/deal", {"id": "D-18"}, token=token)
+        assert (await api.get(path))["deal"] == {"id": "D-18", "url": "https://crm.example/deals/18"}
 
     @pytest.mark.parametrize(
         ("body", "field"),

@@ -159,7 +159,7 @@ class TestThread:
     async def test_the_latest_deal_of_the_thread_counts(self, w: World) -> None:
         await give(w, await letter(w, 1))
         await give(w, await letter(w, 2, answers="1@x"), ("18", None))
-        assert await deal_of(w, await letter(w, 3, answers="1@x")) == ("18", D17[1])
+        assert await deal_of(w, await letter(w, 3, answers="1@x")) == ("18", None)  # the link was of the other number
 
     async def test_where_it_refers_to_two_threads_the_nearest_with_a_deal_counts(self, w: World) -> None:
         await letter(w, 1)
@@ -261,8 +261,25 @@ class TestLateDeal:
         first, second = await letter(w, 1), await letter(w, 2, answers="1@x")
         await give(w, first, (None, D17[1]))
         assert (await deal_of(w, first), await deal_of(w, second)) == ((None, D17[1]), (None, None))
-        await give(w, first, ("17", None))  # the number comes: the whole deal goes on
+        await give(w, first, D17)  # the number comes: the whole deal goes on
         assert await deal_of(w, second) == D17
+
+    @pytest.mark.parametrize(
+        ("then", "becomes"),
+        [
+            (("17", None), D17),  # the same number again says nothing of its link
+            (("18", None), ("18", None)),
+            (("18", "https://crm/18"), ("18", "https://crm/18")),
+            ((None, "https://crm/new"), ("17", "https://crm/new")),
+        ],
+    )
+    async def test_a_link_stays_with_its_number(
+        self, w: World, then: tuple[str | None, str | None], becomes: tuple[str, str | None]
+    ) -> None:
+        only = await letter(w, 1)
+        await give(w, only)
+        await give(w, only, then)
+        assert await deal_of(w, only) == becomes
 
 
 async def test_the_answer_to_another_event_is_the_messages_deal(tmp_path: Path) -> None:

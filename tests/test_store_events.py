@@ -368,7 +368,7 @@ class TestClaim:
         (job,) = await posted(w)
         assert await w.store.write(lambda tx: post_verbs.void_post_claims(tx, w.now)) == 1
         (again,) = await claim(w, "after")
-        assert again.uid == job.uid
+        assert (again.uid, again.attempts) == (job.uid, 1)  # nobody knows whether the receiver heard of it
         assert not await finish(w, job)
 
     async def test_a_released_claim_was_no_attempt(self, w: World) -> None:
@@ -403,7 +403,7 @@ class TestFinish:
         await finish(w, job, deal=("17", "https://crm.example/17"))
         assert await w.rows(select(event_table.c.deal_id, event_table.c.deal_url)) == [("17", "https://crm.example/17")]
         assert await w.store.write(lambda tx: deals.set_deal(tx, job.message_id, "18", None)) == 1
-        assert await w.rows(select(event_table.c.deal_id, event_table.c.deal_url)) == [("18", "https://crm.example/17")]
+        assert await w.rows(select(event_table.c.deal_id, event_table.c.deal_url)) == [("18", None)]
         assert not await w.store.write(lambda tx: deals.set_deal(tx, 999, "18", None))
 
     async def test_a_failing_event_holds_nothing_back(self, w: World) -> None:

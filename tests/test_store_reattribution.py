@@ -444,6 +444,30 @@ class TestChanged:
                 (CHANGED, "posted", None),
             ]
 
+    @pytest.mark.parametrize("asked", [{}, {"attribution": "exact"}])
+    async def test_who_was_told_is_told_when_it_is_taken_back(self, tmp_path: Path, asked: dict[str, Any]) -> None:
+        """The CRM has a visit that the letter does not come from: its conditions must not keep that from it."""
+        async with world(tmp_path, replace(SHOP, webhooks=(asking(*ALL, conditions=asked),))) as w:
+            first, leased = await w.shown()
+            message_id = await letter(w, leased)
+            await withdraw(w, first)
+            assert await again(w, message_id) == 1
+            assert [state for state, *_ in await found(w, message_id)] == ["none"]
+            assert await event_rows(w) == [("message.received", "posted", None), (CHANGED, "posted", None)]
+            (job,) = await told(w)
+            assert (job.visit, job.extras is not None and job.extras.data["previous"]["visit_id"]) == (None, first)
+
+    async def test_who_was_told_neither_before_nor_now_is_not_told_of_the_change(self, tmp_path: Path) -> None:
+        strict = asking(*ALL, conditions={"attribution": "exact"})
+        async with world(tmp_path, replace(SHOP, webhooks=(strict,))) as w:
+            first, second, leased = await two_holders(w)
+            message_id = await letter(w, leased)
+            await withdraw(w, first)
+            await withdraw(w, second)
+            assert await again(w, message_id) == 1
+            why = "the attribution is likely, not exact"
+            assert await event_rows(w) == [("message.received", "withheld", why), (CHANGED, "withheld", "no visit")]
+
     async def test_twice_is_two_events_with_ids_of_their_own(self, w: World) -> None:
         first, _, leased = await two_holders(w)
         message_id = await letter(w, leased)

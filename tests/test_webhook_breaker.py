@@ -15,11 +15,11 @@ from sqlalchemy import select
 from relay.core.hook import Access, HookSettings
 from relay.secrets import Keys
 from relay.store import webhooks as webhook_verbs
-from relay.store.schema import post_attempts, posts
+from relay.store.schema import events, post_attempts, posts
 from tests.poster_fixtures import SECRET, Held, jobs, posting, settled, until, until_recorded
 from tests.store_fixtures import SHOP, World, hook, world
 from tests.webhook_receiver import Abort, Post, Receiver, Step, retry_after
-from webapi.webhooks import FAILING, RESTING
+from webapi.breaker import FAILING, RESTING
 
 #: A rest that does not end in a test, and one that nobody notices.
 LONG, SHORT = 1000.0, 0.001
@@ -94,6 +94,21 @@ class TestBreaker:
         ]
         texts = [got.json["text"] for got in crm.posts[: RESTING + 4]]
         assert texts == [str(number) for number in range(RESTING + 4)]  # first attempts in order all the same
+
+    async def test_a_success_of_an_attempt_that_was_under_way_ends_its_rest(
+        self, w: World, keys: Keys, crm: Receiver
+    ) -> None:
+        slow = Held()
+        crm.script = lambda got: slow(got) if got.json["text"] == "0" else 500 if len(crm.posts) <= RESTING + 1 else 200
+        async with posting(w, keys, per_webhook=RESTING + 1, rest=LONG) as poster:
+            poster.submit(await jobs(w, RESTING + 1, poster.claim))
+            await until_recorded(w, RESTING)
+            poster.submit(await jobs(w, 1, poster.claim, text="last"))
+            await settled()
+            assert len(crm.posts) == RESTING + 1
+            slow.open()
+            await until_recorded(w, RESTING + 2)
+        assert crm.posts[-1].json["text"] == "last"
 
     @pytest.mark.parametrize("step", [429, 500, 503, 599, Abort()])
     async def test_no_answer_429_and_5xx_say_that_it_is_not_well(
@@ -224,6 +239,7 @@ class TestNothingSent:
         assert poster.outcomes == {"withheld": 1}
         rows = await w.rows(select(posts.c.finished_at.is_not(None), posts.c.claim, posts.c.attempts))
         assert rows == [(True, None, 1)]
+        assert await w.rows(select(events.c.state, events.c.reason)) == [("withheld", "no google_client_id")]
         assert await w.rows(select(post_attempts.c.digest, post_attempts.c.size)) == [(None, None)]
 
     async def test_a_template_that_fails_is_tried_again_and_says_why(self, w: World, keys: Keys, crm: Receiver) -> None:
@@ -266,6 +282,19 @@ class TestNothingSent:
                 poster.submit(await jobs(w, 1, poster.claim, text="17"))
                 await until_recorded(w, count + 1)
         assert told(logs) == [("webhook keeps failing", FAILING), ("webhook keeps failing", RESTING)]
+
+
+async def test_what_one_template_withholds_is_still_posted_where_another_webhook_gets_it(
+    w: World, keys: Keys, crm: Receiver
+) -> None:
+    picky = replace(template_of(keys, crm, "ga4"), access=keys.seal(TestNothingSent.GA4.to_json()))
+    plain = hook(crm.at("/plain"), secret=keys.seal(SECRET))
+    await w.declare(replace(SHOP, webhooks=(plain, picky)))
+    async with posting(w, keys) as poster:
+        poster.submit(await jobs(w, claim=poster.claim))
+        await until_recorded(w, 2)
+    assert await w.rows(select(posts.c.state).order_by(posts.c.state)) == [("delivered",), ("withheld",)]
+    assert await w.rows(select(events.c.state, events.c.reason)) == [("posted", None)]
 
 
 class TestConcurrency:

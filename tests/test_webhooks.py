@@ -125,6 +125,24 @@ class TestLimits:
             await until_recorded(w, 12)
         assert crm.most_under_way == 3
 
+    async def test_slow_webhooks_leave_room_for_one_with_nothing_under_way(
+        self, w: World, keys: Keys, crm: Receiver
+    ) -> None:
+        """They answer, so no breaker slows them down."""
+        held = Held()
+        async with Receiver(held) as slow:
+            secret = keys.seal(SECRET)
+            hooks = (*(hook(slow.at(f"/{name}"), secret=secret) for name in "abcde"), hook(crm.url, secret=secret))
+            await w.declare(replace(SHOP, webhooks=hooks))
+            async with posting(w, keys, per_webhook=3, total=10) as poster:
+                for job in sorted(await jobs(w, 8, poster.claim), key=lambda found: found.hook.url == crm.url):
+                    poster.submit([job])
+                    await settled()
+                await crm.wait_for(8)
+                assert slow.under_way == 8
+                held.open()
+                await until_recorded(w, 48)
+
     async def test_a_dead_webhook_holds_nobody_up(self, w: World, keys: Keys, crm: Receiver) -> None:
         async with Receiver(Hang()) as dead:
             secret = keys.seal(SECRET)

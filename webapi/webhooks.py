@@ -4,15 +4,9 @@
     store ── claim_posts, by webhook ───────────┴▶ lane of the webhook ─▶ post ─▶ settle ─▶ record ─▶ store: finish_post
 
 A webhook's first attempts start in order. So when its lane is full, newer posts are given back and follow the older
-ones through the store. A claim is never renewed: it lasts 600 s, an attempt at most 15, and a job that has waited for
-half the claim is given back instead of attempted.
-
-The breaker of a webhook looks at its failures in a row (no answer, 429, 5xx; other answers are about one event):
-
-    fewer than FAILING    as many attempts at once as the webhook takes
-    FAILING               one at a time, so that dead ones leave the pool to the others
-    RESTING               and a rest after each, 1 s doubling to MAX_REST, so that what waits is not used up on it
-    a success             all of it is over; after RESTING what waits for its next attempt is tried soon
+ones through the store. A claim is never renewed: it lasts 600 s, an attempt at most 15. A job that has waited for half
+the claim is given back instead of attempted, and so is one that was read before something of it changed: its letter was
+erased, its webhook switched off or given another URL.
 """
 
 from __future__ import annotations
@@ -34,18 +28,14 @@ from relay.store.engine import StoreUnavailable
 from relay.store.messages import CLAIM
 from relay.store.posts import PostJob, PostResult
 from relay.store.store import Store
+from webapi.breaker import FAILING, RESTING, Breaker, says_ill
 from webapi.compose import Composer
 from webapi.post import Client, settle
 
 log = structlog.get_logger()
 
-#: Failed attempts in a row after which a webhook gets one attempt at a time.
-FAILING = 3
-#: … and after which it is left alone for a while after each of them; seconds at first and at most.
-RESTING = 10
-REST, MAX_REST = 1.0, 30.0
-#: Seconds between two times that what waits for a webhook is tried at once because it answers again.
-HASTEN_AGAIN = 600.0
+#: One in so many of all attempts is kept for webhooks that have none under way.
+KEPT = 5
 #: Jobs claimed ahead, as a multiple of the attempts that a webhook may have under way.
 AHEAD = 4
 #: Jobs of one webhook that may wait in memory after they were handed over, and characters of text of all webhooks.
@@ -69,20 +59,23 @@ class _Lane:
 
     waiting: deque[tuple[PostJob, float]] = field(default_factory=deque)  # with the time of the claim
     running: int = 0
-    failures: int = 0
-    slots: int = CONCURRENCY
+    concurrency: int = CONCURRENCY
+    breaker: Breaker = field(default_factory=Breaker)
     rest: asyncio.TimerHandle | None = None
-    not_before: float = 0.0  # the latest time that a Retry-After has named
-    hastened_at: float = float("-inf")  # by the loop's clock
     behind: bool = False
     gone: bool = False
     given_back: int = 0  # counts; a look begun before the last of them does not clear ``behind``
+
+    @property
+    def slots(self) -> int:
+        """Attempts that it may have under way."""
+        return self.breaker.slots(self.concurrency)
 
 
 class Poster:
     """Posts every event of this node. ``claim`` names this run of the process in the store.
 
-    ``total``: attempts under way, of all webhooks. ``resolver`` replaces the system's. ``rest``: see REST.
+    ``total``: attempts under way, of all webhooks. ``resolver`` replaces the system's. ``rest``: the first, in s.
     """
 
     def __init__(
@@ -94,7 +87,7 @@ class Poster:
         clock: Callable[[], float],
         total: int = 50,
         resolver: AbstractResolver | None = None,
-        rest: float = REST,
+        rest: float = 1.0,
     ) -> None:
         self._store = store
         self._client = Client(composer)
@@ -211,15 +204,12 @@ class Poster:
         self._take_turns()
 
     def _room(self, lane: _Lane) -> int:
-        return 0 if self._memory > MEMORY else AHEAD * self._slots(lane) - len(lane.waiting)
-
-    def _slots(self, lane: _Lane) -> int:
-        return lane.slots if lane.failures < FAILING else 1
+        return 0 if self._memory > MEMORY else AHEAD * lane.slots - len(lane.waiting)
 
     def _enqueue(self, lane: _Lane, job: PostJob, claimed_at: float) -> None:
         lane.waiting.append((job, claimed_at))
         self._held.add(job.post_id)
-        lane.slots = job.hook.settings.concurrency
+        lane.concurrency = job.hook.settings.concurrency
         self._memory += _weight(job)
         self._turns.setdefault(job.hook.id, lane)
 
@@ -243,10 +233,9 @@ class Poster:
 
     def _take_turns(self) -> None:
         """Begin as many attempts as the limits allow, one webhook after the other."""
-        while self._turns and len(self._under_way) < self._total:
-            webhook = next(iter(self._turns))
+        while (webhook := self._whose_turn()) is not None:
             lane = self._turns.pop(webhook)
-            free = lane.rest is None and not lane.gone and lane.running < self._slots(lane)
+            free = lane.rest is None and not lane.gone and lane.running < lane.slots
             job = self._next(lane) if free else None
             if job is not None:
                 lane.running += 1
@@ -254,12 +243,20 @@ class Poster:
                 self._under_way.add(task)
                 self._turns[webhook] = lane
 
+    def _whose_turn(self) -> int | None:
+        """The last slots are for webhooks with nothing under way: slow ones must not take all of them."""
+        free = self._total - len(self._under_way)
+        if free > self._total // KEPT:
+            return next(iter(self._turns), None)
+        return next((webhook for webhook, lane in self._turns.items() if free > 0 and not lane.running), None)
+
     def _next(self, lane: _Lane) -> PostJob | None:
         oldest = self._clock() - CLAIM / 2
+        edition = self._store.writer.edition
         while lane.waiting:
             job, claimed_at = lane.waiting.popleft()
             self._memory -= _weight(job)
-            if claimed_at >= oldest:
+            if claimed_at >= oldest and job.edition == edition:
                 return job
             self._give_back(lane, job)
         return None
@@ -280,38 +277,35 @@ class Poster:
             lane.running -= 1
             if lane.waiting:
                 self._turns.setdefault(job.hook.id, lane)
-            if lane.behind and len(lane.waiting) <= self._slots(lane):
+            if lane.behind and len(lane.waiting) <= lane.slots:
                 self._work.set()
             self._take_turns()
 
     def _judge(self, lane: _Lane, result: PostResult) -> None:
-        """The breaker (see above)."""
+        """What the attempt says of its receiver goes to the breaker; nothing where nothing was sent."""
         if result.digest is None:
-            return  # nothing was sent, so it says nothing about the receiver
-        if not _says_ill(result):
-            if lane.failures >= FAILING:
-                log.info("webhook answers again", webhook=result.job.hook.id, after=lane.failures)
-            now = asyncio.get_running_loop().time()
-            # It was down. One that stumbles, or comes and goes, keeps to the schedule.
-            if lane.failures >= RESTING and now - lane.hastened_at >= HASTEN_AGAIN:
-                lane.hastened_at = now
-                self._hasten(result.job.hook.id, lane)
-            lane.failures = 0
             return
-        lane.failures += 1
-        if result.put_off:
-            lane.not_before = max(lane.not_before, result.next_at)
-        if lane.failures in (FAILING, RESTING):
-            log.warning("webhook keeps failing", webhook=result.job.hook.id, failures=lane.failures)
-        if lane.failures >= RESTING and lane.rest is None and not self._closing:
-            pause = min(self._rest * 2 ** min(lane.failures - RESTING, 10), MAX_REST)
-            lane.rest = asyncio.get_running_loop().call_later(pause, self._rested, result.job.hook.id, lane)
+        webhook, loop, failures = result.job.hook.id, asyncio.get_running_loop(), lane.breaker.failures
+        if says_ill(result.state, result.status):
+            pause = lane.breaker.failed(result.next_at if result.put_off else None)
+            if lane.breaker.failures in (FAILING, RESTING):
+                log.warning("webhook keeps failing", webhook=webhook, failures=lane.breaker.failures)
+            if pause is not None and lane.rest is None and not self._closing:
+                lane.rest = loop.call_later(pause * self._rest, self._rested, webhook, lane)
+            return
+        if failures >= FAILING:
+            log.info("webhook answers again", webhook=webhook, after=failures)
+        if lane.breaker.succeeded(loop.time()):
+            self._hasten(webhook, lane)
+        if lane.rest is not None:  # an attempt that was under way beside this one had begun it
+            lane.rest.cancel()
+            self._rested(webhook, lane)
 
     def _hasten(self, webhook: int, lane: _Lane) -> None:
         """What waits for hours because the receiver was down need not, but for what a Retry-After said."""
 
         async def bites() -> None:
-            begin = max(self._clock(), lane.not_before)
+            begin = max(self._clock(), lane.breaker.not_before)
             try:
                 rows = await self._store.reader.run(posts.TRIED, webhook=webhook)
                 waiting = sorted(row[0] for row in rows)  # in the order of the events
@@ -320,6 +314,8 @@ class Poster:
                     await self._store.write(lambda tx: posts.hasten(tx, bite, due, now))  # noqa: B023
             except StoreUnavailable:
                 return  # the schedule holds
+            except Exception:
+                log.exception("posts not hastened", webhook=webhook)
             self._work.set()
 
         task = asyncio.create_task(bites())
@@ -393,10 +389,3 @@ class Poster:
 def _weight(job: PostJob) -> int:
     """Characters that a waiting job holds in memory."""
     return len(job.message.text or "") + len((job.extras and job.extras.html) or "")
-
-
-def _says_ill(result: PostResult) -> bool:
-    """Whether this attempt says that the receiver is not well, rather than something about its event."""
-    if result.state == "delivered":
-        return False
-    return result.status is None or result.status == 429 or result.status >= 500

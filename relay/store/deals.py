@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import bindparam, func, or_, select, update
+from sqlalchemy import bindparam, case, func, or_, select, update
 
 from relay.core.hook import EventType
 from relay.store.attribution import THREAD_REACH
@@ -51,12 +51,14 @@ _OF_THREAD = Statement(
 _REJOIN = Statement(
     update(messages).where(messages.c.thread_id == bindparam("message")).values(thread_id=bindparam("thread"))
 )
+# A link belongs to its number: another number does not keep it.
+_IS_ANOTHER = bindparam("deal").is_not(None) & bindparam("deal").is_distinct_from(events.c.deal_id)
 _SET = Statement(
     update(events)
     .where(events.c.id == bindparam("event"))
     .values(
         deal_id=func.coalesce(bindparam("deal"), events.c.deal_id),
-        deal_url=func.coalesce(bindparam("url"), events.c.deal_url),
+        deal_url=case((_IS_ANOTHER, bindparam("url")), else_=func.coalesce(bindparam("url"), events.c.deal_url)),
     )
 )
 _POSTED = events.alias()
@@ -125,7 +127,11 @@ def of_post(tx: Tx, post_id: int, deal_id: str | None, url: str | None) -> None:
 def set_deal(
     tx: Tx, message_id: int, deal_id: str | None, url: str | None, sites: Collection[int] | None = None
 ) -> int:
-    """The CRM's number for this message at these sites (None: all); None leaves what is there. The events changed."""
+    """The CRM's number for this message at these sites (None: all); the events changed.
+
+    Without a number the one that is there stays; without a link the one that is there, unless the number changes.
+    """
+    tx.revise()
     changed = 0
     for event_id, site_id in tx.all(_EVENTS_OF_MESSAGE, message=message_id):
         if sites is None or site_id in sites:

@@ -103,13 +103,34 @@ class Statement:
         return str(self._statement.compile(dialect=_CONSTANTS_DIALECT, column_keys=self._keys))
 
 
+@dataclass(slots=True)
+class Edition:
+    """Counts the times that rows changed of which somebody may keep a copy in memory (:meth:`Tx.revise`)."""
+
+    number: int = 0
+
+
 class Tx:
     """An open transaction: what a verb sees of the database."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "_edition")
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, edition: Edition | None = None) -> None:
         self._connection = connection
+        self._edition = edition or Edition()
+
+    @property
+    def edition(self) -> int:
+        """What a copy of rows is marked with that outlives its transaction."""
+        return self._edition.number
+
+    def revise(self) -> None:
+        """Every copy made until now may be wrong: its message was erased, its webhook switched off.
+
+        It shows from here on, not only after COMMIT, and stays when this transaction fails: a copy that is taken for
+        old is read again, which costs little.
+        """
+        self._edition.number += 1
 
     def run(self, statement: Statement, **params: Any) -> int:
         """Execute; the number of rows changed."""
@@ -200,7 +221,13 @@ class Writer:
         self._connection: sqlite3.Connection | None = None
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self.stats = WriterStats()
+        self._edition = Edition()
         self._stopping = False
+
+    @property
+    def edition(self) -> int:
+        """A copy of rows with another number (``Tx.edition``) is to be read again before it is acted upon."""
+        return self._edition.number
 
     @property
     def is_alive(self) -> bool:
@@ -298,7 +325,7 @@ class Writer:
         """All verbs in one transaction. False when a verb raised: nothing has happened then."""
         assert self._connection is not None
         self._connection.execute("BEGIN IMMEDIATE")
-        tx = Tx(self._connection)
+        tx = Tx(self._connection, self._edition)
         for job in batch:
             try:
                 job.result = job.verb(tx)
@@ -314,7 +341,7 @@ class Writer:
     def _attempt_apart(self, batch: list[_Job]) -> None:
         assert self._connection is not None
         self._connection.execute("BEGIN IMMEDIATE")
-        tx = Tx(self._connection)
+        tx = Tx(self._connection, self._edition)
         for job in batch:
             job.error = None
             self._connection.execute("SAVEPOINT verb")

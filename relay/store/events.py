@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -85,6 +85,7 @@ _EVENT = (
         messages.c.size,
         messages.c.subject,
         messages.c.received_at,
+        events.c.data,
     )
     .join(sites, sites.c.id == events.c.site_id)
     .join(deliveries, deliveries.c.id == events.c.delivery_id)
@@ -155,6 +156,7 @@ class Event:
     size: int
     subject: str | None
     received_at: float
+    data: str | None
 
 
 def unextracted(tx: Tx, after: int, most: int) -> list[tuple[int, bytes | None, str | None]]:
@@ -252,7 +254,10 @@ class _Judge:
     _blocked: bool | None = None
 
     def reason(self, settings: HookSettings) -> str | None:
-        """Why not; None for an event that is to be posted. A failed delivery is told to whoever asked for that."""
+        """Why not; None for an event that is to be posted. A failed delivery is told to whoever asked for that.
+
+        A change is told as well to whom what was stated before was for: it may have to be taken back there.
+        """
         event = self.event
         if event.type == EventType.FAILED:
             return None
@@ -269,7 +274,11 @@ class _Judge:
             subject=event.subject or "",
             previous=self._previous(asked.first_letter) if asked.first_letter else None,
         )
-        return verdict(facts, asked)
+        why = verdict(facts, asked)
+        if why is not None and event.type == EventType.REATTRIBUTED and event.data is not None:
+            before = AttributionState(json.loads(event.data)["previous"]["state"])
+            return why if verdict(replace(facts, attribution=before), asked) is not None else None
+        return why
 
     def _is_blocked(self) -> bool:
         if self._blocked is None:

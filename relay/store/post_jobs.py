@@ -39,7 +39,10 @@ class Hook:
 
 @dataclass(frozen=True, slots=True)
 class PostJob:
-    """One event to be posted to one webhook. ``parts`` still need their links; ``extras`` only where they are sent."""
+    """One event to be posted to one webhook. ``parts`` still need their links; ``extras`` only where they are sent.
+
+    A copy of rows: before an attempt its ``edition`` is compared with the writer's.
+    """
 
     post_id: int
     claim: str
@@ -53,6 +56,7 @@ class PostJob:
     visit: PayloadVisit | None
     attribution: Attribution
     extras: PayloadExtras | None = None
+    edition: int = 0
 
 
 #: The columns of a webhook that make a Hook.
@@ -155,6 +159,7 @@ def post_job(tx: Tx, post_id: int, claim: str) -> PostJob:
         visit=_stated(tx, attribution, fill, label, SiteSettings.from_json(settings).touch),
         attribution=attribution,
         extras=_extras(tx, event_id, attribution, fill) if extended else None,
+        edition=tx.edition,
     )
 
 

@@ -17,7 +17,7 @@ from relay.store.engine import Statement, Tx
 from relay.store.messages import CLAIM
 from relay.store.post_jobs import PostJob as PostJob
 from relay.store.post_jobs import post_job
-from relay.store.schema import post_attempts, posts, webhooks
+from relay.store.schema import events, post_attempts, posts, webhooks
 
 #: Characters of a receiver's answer that the delivery log keeps.
 ANSWER_KEPT = 2000
@@ -86,8 +86,11 @@ _CLAIM = Statement(
     .where(posts.c.id == bindparam("post"))
     .values(claim=bindparam("by"), claimed_until=bindparam("until"), attempts=posts.c.attempts + 1)
 )
+# Whether the attempt was begun nobody knows: it must not use up the schedule of a receiver that never heard of it.
 _VOID = Statement(
-    update(posts).where(posts.c.state == "waiting", posts.c.claimed_until > 0).values(claim=None, claimed_until=0)
+    update(posts)
+    .where(posts.c.state == "waiting", posts.c.claimed_until > 0)
+    .values(claim=None, claimed_until=0, attempts=posts.c.attempts - 1)
 )
 _PLANNED_WRONG = Statement(
     update(posts)
@@ -128,6 +131,16 @@ _FINISH = Statement(
         claim=None,
         claimed_until=0,
     )
+)
+_ITS_EVENT = posts.alias()
+_OF_EVENT = Statement(
+    select(posts.c.event_id, posts.c.state, posts.c.answer)
+    .join(_ITS_EVENT, _ITS_EVENT.c.event_id == posts.c.event_id)
+    .where(_ITS_EVENT.c.id == bindparam("post"))
+    .order_by(posts.c.webhook_id)
+)
+_EVENT_WITHHELD = Statement(
+    update(events).where(events.c.id == bindparam("event")).values(state="withheld", reason=bindparam("why"))
 )
 _LOG = Statement(insert_into(post_attempts), "post_id started_at duration status answer digest size")
 _DISABLE = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "enabled disabled_reason")
@@ -261,9 +274,19 @@ def finish_post(tx: Tx, result: PostResult, now: float) -> bool:
         digest=result.digest,
         size=result.size,
     )
+    if state == "withheld":
+        _withhold_event(tx, job.post_id)
     if result.deal is not None:
         deals.of_post(tx, job.post_id, *result.deal)
     if result.disable_webhook is not None:
         tx.run(_DISABLE, webhook=webhook_id, enabled=0, disabled_reason=result.disable_webhook)
         give_up(tx, webhook_id, result.disable_webhook, now)
     return True
+
+
+def _withhold_event(tx: Tx, post_id: int) -> None:
+    """A template had no use for it: when no webhook gets the event, History says so, with all the reasons."""
+    rows = tx.all(_OF_EVENT, post=post_id)
+    if all(state == "withheld" for _, state, _ in rows):
+        reasons = dict.fromkeys(answer for _, _, answer in rows)
+        tx.run(_EVENT_WITHHELD, event=rows[0][0], why="; ".join(reasons))

@@ -112,6 +112,7 @@ def reattribute(
         for delivery in moved:
             _write(tx, delivery)
         if moved:
+            tx.revise()
             changed += len(moved)
             _restate(tx, message_id, site_id, own, renewed, now)
     return changed

@@ -169,6 +169,8 @@ def sweep(tx: Tx, cut: Cut, now: float) -> Swept:
     for (visit_id,) in gone_visits:
         delete_visit(tx, visit_id, now)
     old_ips = tx.all(_OLD_IPS, before=cut.visitor_ip)
+    if old_ips:
+        tx.revise()
     for (visit_id,) in old_ips:
         tx.run(_FORGET_IP, visit=visit_id, ip=None, user_agent=None)
     gone_routes = tx.all(_OLD_ROUTES, before=cut.routes)
@@ -181,6 +183,7 @@ def sweep(tx: Tx, cut: Cut, now: float) -> Swept:
 
 def delete_visit(tx: Tx, visit_id: int, now: float) -> None:
     """Forget a visit and its bindings; a unique address that was its own is retired, and goes on forwarding."""
+    tx.revise()
     _retire_unique(tx, visit_id, now)
     tx.run(_DELETE_VISIT, visit=visit_id)
 
@@ -229,6 +232,7 @@ def erase_visit(tx: Tx, site_id: int, number: str, now: float, *, browser: bool)
     row = tx.one(_VISITS_BY_NUMBER, site=site_id, number=number)
     if row is None:
         return 0
+    tx.revise()
     visit_id, first_id = row
     ids = {visit_id}
     if browser:
@@ -265,6 +269,7 @@ def erase_message(tx: Tx, message_id: int, sites: Collection[int] | None = None)
 
 def _delete_share(tx: Tx, message_id: int, file: str | None, site: int) -> str | None:
     """What one site has of a message; the name of the body file when nobody else has anything of it."""
+    tx.revise()
     tx.run(_PART, message=message_id, site=site)  # what its delivery carried stands for itself from now on
     tx.run(_DELETE_EVENTS_AT_SITE, message=message_id, site=site)
     tx.run(_DELETE_PATHS_AT_SITE, message=message_id, site=site)
@@ -300,6 +305,7 @@ def erase_sender(tx: Tx, address: str, sites: Collection[int] | None = None) -> 
 
 
 def _delete(tx: Tx, message_id: int) -> None:
+    tx.revise()
     search.forget(tx, message_id)
     tx.run(_DELETE_MESSAGE, message=message_id)
 

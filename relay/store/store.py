@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from relay.store import migrate
 from relay.store.directory import Directory
-from relay.store.engine import Reader, Verb, Writer
+from relay.store.engine import Reader, Tx, Verb, Writer
 from relay.store.routes import RouteCache
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Store:
         return await self.writer.run(verb, idle=idle)
 
     async def redefine(self, verb: Verb[T]) -> T:
-        """Run a verb that changes sites, targets or routes, then refresh what is kept in memory of them.
+        """Run a verb that changes sites, targets, webhooks or routes, then refresh what memory keeps of them.
 
         Who is cancelled meanwhile doesn't wait any more, but the verb is run, and so is the refreshing: memory that is
         behind the database would stay so until the next change.
@@ -55,7 +55,7 @@ class Store:
 
     async def _redefine(self, verb: Verb[T]) -> T:
         try:
-            return await self.writer.run(verb)
+            return await self.writer.run(lambda tx: _revising(tx, verb))
         finally:
             self.routes.forget_all()
             await self.sites.load()
@@ -64,3 +64,8 @@ class Store:
         """Finish what was handed over, then close the database."""
         await self.reader.close()
         await self.writer.close()
+
+
+def _revising(tx: Tx, verb: Verb[T]) -> T:
+    tx.revise()
+    return verb(tx)

@@ -24,8 +24,6 @@ SOUND = 5
 EVENTS, KILLS = (20_000, 50) if SOAK else (200, 3)
 #: The first of these come without a kill, and their order is looked at.
 ORDERED = EVENTS // 5
-#: Seconds that a post which failed after a kill may wait for its next attempt; what waits longer is replayed.
-LONGEST = 400.0 if SOAK else 10.0
 #: Seconds until all is posted. Reached only when a test fails.
 PATIENCE = 1800.0 if SOAK else 60.0
 #: Seconds over which a kill's moment is spread.
@@ -43,7 +41,6 @@ class Hooks:
         self._sound = ", ".join(f"'{url}'" for url in sound)
         self.names = {url: name for name, url in receivers.urls.items()}
         self.claimed: Counter[tuple[str, str]] = Counter()  # (webhook-id, name)
-        self.replayed: Counter[str] = Counter()  # webhook-id
 
     async def kill(self) -> None:
         """Kill the daemon, note which posts it had claimed, and start it again."""
@@ -60,7 +57,6 @@ class Hooks:
         deadline = time.monotonic() + PATIENCE
         while await self._left():
             assert time.monotonic() < deadline, self._relay.daemon.log[-20:]
-            await self._replay_late()
             await asyncio.sleep(LOOK)
         states = await self._relay.rows(
             "SELECT DISTINCT posts.state FROM posts JOIN webhooks ON webhooks.id = posts.webhook_id "
@@ -76,18 +72,6 @@ class Hooks:
             f" WHERE posts.state = 'waiting' AND webhooks.url IN ({self._sound}))"
         )
         return int(mail + posts)
-
-    async def _replay_late(self) -> None:
-        """A kill counts the attempts that were claimed; what fails after one or two is not tried for a long time."""
-        rows = await self._relay.rows(
-            "SELECT DISTINCT events.uid, events.message_id FROM posts JOIN events ON events.id = posts.event_id "
-            f"JOIN webhooks ON webhooks.id = posts.webhook_id WHERE webhooks.url IN ({self._sound}) "
-            "AND posts.state = 'waiting' AND posts.claim IS NULL AND posts.next_at > ?",
-            time.time() + LONGEST,
-        )
-        for uid, message in rows:
-            self.replayed[uid] += 1
-            await self._relay.call("POST", f"/v1/messages/{message}/replay", expect=202)
 
     async def first_attempts_in_order(self) -> int:
         """Every webhook's first attempts were begun in the order of the events; how many these were."""
@@ -153,7 +137,7 @@ def settled(ledger: Ledger, hooks: Hooks, received: dict[str, dict[str, list[Any
         for uid, (letter, requests, accepted, _) in received[name].items():
             assert ids.setdefault(letter, uid) == uid, f"letter {letter} was posted under {uid} and {ids[letter]}"
             assert accepted > 0, f"letter {letter} never got its 200 of {name}"
-            allowed = hooks.claimed[uid, name] + hooks.replayed[uid]
+            allowed = hooks.claimed[uid, name]
             assert accepted - 1 <= allowed, f"letter {letter} came {accepted} times to {name}, {allowed} were under way"
             assert name == "flaky" or accepted == requests
             repeats[name] += accepted - 1
@@ -164,6 +148,5 @@ def settled(ledger: Ledger, hooks: Hooks, received: dict[str, dict[str, list[Any
     claimed = sum(count for (_, name), count in hooks.claimed.items() if name in repeats)
     return (
         f"{len(ledger.acknowledged)} letters acknowledged, {ledger.resent} sent again by their sender, none lost; "
-        f"came twice to a sound webhook: {repeats.total()}, of {claimed} claimed at a kill and "
-        f"{hooks.replayed.total()} replayed"
+        f"came twice to a sound webhook: {repeats.total()}, of {claimed} claimed at a kill"
     )
