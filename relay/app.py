@@ -32,6 +32,7 @@ from relay.forward import Forwarder
 from relay.geoip import GeoIp
 from relay.intake import Intake, Policy
 from relay.learning import Learning
+from relay.pace import Pace
 from relay.secrets import Keys
 from relay.smtp_in import Listen, SmtpServer
 from relay.smtp_limits import Limits, Settings
@@ -87,7 +88,8 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
         bodies.prepare()
         store = await _open_store(stack, config, keys, clock)
         composer = Composer(keys, config.http.public_url, config.retention.raw)
-        forwarder, poster = await _start_workers(stack, config, store, bodies, keys, composer, clock)
+        pace = Pace()
+        forwarder, poster = await _start_workers(stack, config, store, bodies, keys, composer, clock, pace)
         extraction = Extraction(
             store,
             bodies,
@@ -95,6 +97,7 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
             claim=poster.claim,
             on_posts=poster.submit,
             clock=clock,
+            pace=pace,
         )
         await extraction.start()
         stack.push_async_callback(extraction.close, GRACE)
@@ -191,6 +194,7 @@ async def _start_workers(
     keys: Keys,
     composer: Composer,
     clock: Clock,
+    pace: Pace,
 ) -> tuple[Forwarder, Poster]:
     nameservers = [str(server) for server in config.dns.nameservers]
     resolver = Resolver(nameservers, lifetime=config.dns.timeout)
@@ -217,6 +221,7 @@ async def _start_workers(
         composer,
         allow_private_addresses=config.webhooks.allow_private_addresses,
         clock=clock,
+        pace=pace,
     )
     await poster.start()
     stack.push_async_callback(poster.close, GRACE)

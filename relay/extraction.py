@@ -2,8 +2,7 @@
 
 Posting waits for this and for nothing else. Polling the store is the truth; what intake hands over is a short cut.
 
-Mail goes first. Reading and posting a message cost as much as accepting and forwarding it, and nobody waits for them
-on an open connection: while messages come in thick they wait, each for LAG at most.
+Mail goes first: while messages come in thick they wait to be read, each for LAG at most (relay/pace.py).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import structlog
 from relay import background
 from relay.bodies import Bodies, Body
 from relay.extract import Extractor, ExtractorClosed
+from relay.pace import LAG, WINDOW, Pace, is_ahead
 from relay.store import events, search
 from relay.store.engine import StoreUnavailable
 from relay.store.posts import PostJob
@@ -30,45 +30,10 @@ MEMORY = 64 * 1024 * 1024
 IN_HAND = 10_000
 #: Messages read at once: enough for the workers to have a batch each and the next one ready.
 AT_ONCE = 256
-#: More messages a second than this, looked at over so many seconds, are thick; so many octets count as one more.
-THICK = 200.0
-WINDOW = 0.25
-OCTETS = 50_000
-#: Seconds that a message waits at most because of other mail.
-LAG = 4.0
 #: Messages taken from the store at once.
 BITE = 100
 #: Seconds between two looks at the store when nothing wakes us.
 POLL = 5.0
-
-
-def _is_ahead(time: float, now: float, most: float) -> bool:
-    """Whether ``time`` is still to come. More than ``most`` ahead it is not: a clock set back holds nothing up."""
-    return time - most <= now < time
-
-
-class Pace:
-    """Whether messages come in thick. Times are seconds of any clock."""
-
-    def __init__(self) -> None:
-        self._since = 0.0
-        self._weight = 0.0
-        self._was_thick = False
-
-    def note(self, now: float, size: int) -> None:
-        """One more message, of ``size`` octets."""
-        self._roll(now)
-        self._weight += 1 + size / OCTETS
-
-    def is_thick(self, now: float) -> bool:
-        self._roll(now)
-        return self._was_thick or self._weight > THICK * WINDOW
-
-    def _roll(self, now: float) -> None:
-        passed = now - self._since
-        if not 0 <= passed < WINDOW:
-            self._was_thick = passed > 0 and self._weight > THICK * passed
-            self._since, self._weight = now, 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +47,10 @@ class _Message:
 
 
 class Extraction:
-    """Hands messages to the workers and their results to the store; ``on_posts`` takes the posts that come of it."""
+    """Hands messages to the workers and their results to the store; ``on_posts`` takes the posts that come of it.
+
+    ``pace`` is told of every message, and says when to wait.
+    """
 
     def __init__(
         self,
@@ -93,6 +61,7 @@ class Extraction:
         claim: str,
         on_posts: Callable[[list[PostJob]], None],
         clock: Callable[[], float],
+        pace: Pace | None = None,
     ) -> None:
         self._store = store
         self._bodies = bodies
@@ -100,7 +69,7 @@ class Extraction:
         self._claim = claim
         self._on_posts = on_posts
         self._clock = clock
-        self._pace = Pace()
+        self._pace = pace or Pace()
         self._waiting: dict[int, _Message] = {}  # the oldest first
         self._reading: dict[int, asyncio.Task[None]] = {}
         self._memory = 0
@@ -160,7 +129,7 @@ class Extraction:
         hold = self._pace.is_thick(now) and not self._is_late(now)
         while self._waiting and len(self._reading) < AT_ONCE:
             message = next(iter(self._waiting.values()))
-            if hold and _is_ahead(message.latest, now, LAG):
+            if hold and is_ahead(message.latest, now, LAG):
                 return
             del self._waiting[message.id]
             task = asyncio.create_task(self._read(message.id, message.data, message.file))
@@ -168,7 +137,7 @@ class Extraction:
             task.add_done_callback(partial(self._end, message))
 
     def _is_late(self, now: float) -> bool:
-        return self._behind and not _is_ahead(self._behind_until, now, LAG)
+        return self._behind and not is_ahead(self._behind_until, now, LAG)
 
     def _end(self, message: _Message, task: asyncio.Task[None]) -> None:
         del self._reading[message.id]
@@ -205,7 +174,7 @@ class Extraction:
             self._advance(now)
             behind = self._is_late(now) or (self._behind and not self._pace.is_thick(now))
             failed = False
-            if not self._waiting and (behind or not _is_ahead(self._look_at, now, POLL)):
+            if not self._waiting and (behind or not is_ahead(self._look_at, now, POLL)):
                 self._look_at = now + POLL
                 try:
                     await self._catch_up()

@@ -12,7 +12,8 @@ from sqlalchemy import select
 
 from relay.bodies import Body
 from relay.extract import Extractor
-from relay.extraction import LAG, THICK, WINDOW, Extraction, Pace
+from relay.extraction import Extraction
+from relay.pace import LAG, THICK, WINDOW, Pace
 from relay.store.schema import bodies, messages
 from tests.parts import PATIENCE, Parts, running_parts
 from tests.smtp_client import SmtpClient
@@ -144,7 +145,7 @@ async def test_thick_mail_waits_until_it_has_waited_for_long_enough(
     clock = Clock()
     async with reading(parts, clock) as extraction:
         await caught_up(parts, extraction)
-        monkeypatch.setattr("relay.extraction.THICK", 0.0)
+        monkeypatch.setattr("relay.pace.THICK", 0.0)
         extraction._pace.note(clock.now, 0)
         await mail(parts, 5)
         await hand_over(parts, extraction)
@@ -173,7 +174,7 @@ async def test_what_had_to_wait_is_read_as_soon_as_the_burst_is_over(
     clock = Clock()
     async with reading(parts, clock) as extraction:
         await caught_up(parts, extraction)
-        monkeypatch.setattr("relay.extraction.THICK", 0.0)
+        monkeypatch.setattr("relay.pace.THICK", 0.0)
         extraction._pace.note(clock.now, 0)
         await mail(parts, 5)
         await hand_over(parts, extraction)
@@ -187,7 +188,7 @@ async def test_a_clock_set_back_holds_nothing_up(parts: Parts, monkeypatch: pyte
     clock = Clock()
     async with reading(parts, clock) as extraction:
         await caught_up(parts, extraction)
-        monkeypatch.setattr("relay.extraction.THICK", 0.0)
+        monkeypatch.setattr("relay.pace.THICK", 0.0)
         extraction._pace.note(clock.now, 0)
         await mail(parts, 5)
         await hand_over(parts, extraction)
@@ -202,7 +203,7 @@ async def test_mail_without_room_waits_in_the_store_and_no_longer(
     clock = Clock()
     async with reading(parts, clock) as extraction:
         await caught_up(parts, extraction)
-        monkeypatch.setattr("relay.extraction.THICK", 0.0)
+        monkeypatch.setattr("relay.pace.THICK", 0.0)
         monkeypatch.setattr("relay.extraction.IN_HAND", 2)
         extraction._pace.note(clock.now, 0)
         await mail(parts, 5)

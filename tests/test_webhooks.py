@@ -13,6 +13,7 @@ import pytest
 import structlog
 from sqlalchemy import select
 
+from relay.pace import LAG, THICK, WINDOW, Pace
 from relay.secrets import Keys
 from relay.store import posts as post_verbs
 from relay.store.engine import StoreUnavailable
@@ -340,6 +341,39 @@ class Failing:
             self.failed.set()
             raise StoreUnavailable("disk I/O error")
         return await self._write(verb, idle=idle)
+
+
+class TestMailGoesFirst:
+    def thick(self, w: World) -> Pace:
+        """Mail that comes in thick, now."""
+        pace = Pace()
+        for _ in range(int(THICK)):
+            pace.note(w.now, 0)
+        return pace
+
+    async def test_while_mail_comes_in_thick_posts_wait(self, w: World, keys: Keys, crm: Receiver) -> None:
+        pace = self.thick(w)
+        async with posting(w, keys, pace=pace) as poster:
+            poster.submit(await jobs(w, 3, poster.claim))
+            await asyncio.sleep(2 * WINDOW)
+            assert crm.posts == []
+            w.pass_time(LAG / 2)  # it is over
+            await until_recorded(w, 3)
+        assert [post.json["text"] for post in crm.posts] == ["0", "1", "2"]
+
+    async def test_but_none_for_too_long(self, w: World, keys: Keys, crm: Receiver) -> None:
+        async with posting(w, keys, pace=self.thick(w)) as poster:
+            found = await jobs(w, 3, poster.claim)
+            w.pass_time(LAG)
+            poster._pace = self.thick(w)
+            poster.submit(found)
+            await until_recorded(w, 3)
+
+    async def test_closing_meanwhile_gives_them_back(self, w: World, keys: Keys, crm: Receiver) -> None:
+        async with posting(w, keys, pace=self.thick(w)) as poster:
+            poster.submit(await jobs(w, 3, poster.claim))
+        assert await w.rows(select(posts.c.state, posts.c.claim, posts.c.attempts)) == [("waiting", None, 0)] * 3
+        assert crm.posts == []
 
 
 class TestStoreTrouble:

@@ -23,6 +23,7 @@ from aiohttp.abc import AbstractResolver
 
 from relay import background
 from relay.core.hook import CONCURRENCY
+from relay.pace import LAG, WINDOW, Pace, is_ahead
 from relay.store import posts
 from relay.store.engine import StoreUnavailable
 from relay.store.messages import CLAIM
@@ -76,6 +77,7 @@ class Poster:
     """Posts every event of this node. ``claim`` names this run of the process in the store.
 
     ``total``: attempts under way, of all webhooks. ``resolver`` replaces the system's. ``rest``: the first, in s.
+    ``pace`` says when mail comes in thick: then posts wait (relay/pace.py).
     """
 
     def __init__(
@@ -88,10 +90,13 @@ class Poster:
         total: int = 50,
         resolver: AbstractResolver | None = None,
         rest: float = 1.0,
+        pace: Pace | None = None,
     ) -> None:
         self._store = store
         self._client = Client(composer)
         self._rest = rest
+        self._pace = pace or Pace()
+        self._holding: asyncio.TimerHandle | None = None
         self._allow_private = allow_private_addresses
         self._resolver = resolver
         self._clock = clock
@@ -140,6 +145,8 @@ class Poster:
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
+        if self._holding is not None:
+            self._holding.cancel()
         for lane in self._lanes.values():
             self._unused += [job for job, _ in lane.waiting]
             lane.waiting.clear()
@@ -251,15 +258,30 @@ class Poster:
         return next((webhook for webhook, lane in self._turns.items() if free > 0 and not lane.running), None)
 
     def _next(self, lane: _Lane) -> PostJob | None:
-        oldest = self._clock() - CLAIM / 2
-        edition = self._store.writer.edition
+        now, edition = self._clock(), self._store.writer.edition
         while lane.waiting:
-            job, claimed_at = lane.waiting.popleft()
+            job, claimed_at = lane.waiting[0]
+            if self._pace.is_thick(now) and is_ahead(_latest(job, claimed_at), now, LAG):
+                self._hold()
+                return None
+            lane.waiting.popleft()
             self._memory -= _weight(job)
-            if claimed_at >= oldest and job.edition == edition:
+            if claimed_at >= now - CLAIM / 2 and job.edition == edition:
                 return job
             self._give_back(lane, job)
         return None
+
+    def _hold(self) -> None:
+        """Mail goes first; look again soon."""
+        if self._holding is None and not self._closing:
+            self._holding = asyncio.get_running_loop().call_later(WINDOW, self._go_on)
+
+    def _go_on(self) -> None:
+        self._holding = None
+        for webhook, lane in self._lanes.items():
+            if lane.waiting:
+                self._turns.setdefault(webhook, lane)
+        self._take_turns()
 
     async def _attempt(self, lane: _Lane, job: PostJob) -> None:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -384,6 +406,11 @@ class Poster:
             log.exception("result not recorded", uid=results[0].job.uid)
         self._held.difference_update(result.job.post_id for result in results)
         return True
+
+
+def _latest(job: PostJob, claimed_at: float) -> float:
+    """When it is posted however thick mail comes in: it may have waited to be read for as long already."""
+    return LAG + (job.created_at if job.attempts <= 1 else claimed_at)
 
 
 def _weight(job: PostJob) -> int:
