@@ -106,7 +106,7 @@ def _ratio(rounds: Sequence[tuple[Sent, Sent]]) -> tuple[float, float, float]:
         silent, ten = ([value for pair in drawn for value in pair[which].took] for which in (0, 1))
         return percentile(ten, 0.99) / percentile(silent, 0.99)
 
-    chance = random.Random(SEED)  # noqa: S311 (a draw, no secret)
+    chance = random.Random(SEED)
     ratios = sorted(of(chance.choices(rounds, k=len(rounds))) for _ in range(DRAWS))
     return ratios[DRAWS // 40], of(rounds), ratios[-DRAWS // 40]
 
