@@ -11,17 +11,14 @@ from pydantic import Field
 
 from relay.config import fields as f
 from relay.config.models import Section
-from relay.config.problems import OptionError
-from relay.config.webhook import HookChange, HookOptions, changed, check_template, options_of
+from relay.config.webhook import HookChange, HookOptions
 from relay.control import ControlError, Lines
-from relay.core.hook import Access
 from relay.declare import fresh_secret
-from relay.secrets import SealError
+from relay.hook_changes import HookRefused, changed_webhook, new_webhook
 from relay.store import replay, webhooks
 from relay.store.directory import SiteView, WebhookView
 from relay.store.replay import Selection
 from relay.store.sites import DeclaredElsewhere
-from relay.store.webhooks import WebhookDefinition
 from relay.workplace import Command, Workplace
 from webapi.compose import Composer
 from webapi.replays import replay_selected
@@ -40,11 +37,11 @@ async def add_webhook(place: Workplace, given: AddWebhook) -> Lines:
     site = place.site(given.site)
     if site.declared:
         raise DeclaredElsewhere(site.name)
-    if len(site.webhooks) >= webhooks.MOST:
-        raise ControlError(f"site {site.name!r} has {webhooks.MOST} webhooks, the most it may have", "site")
-    _judge(site, None, given.url, given)
     secret, now = given.secret or fresh_secret(), place.clock()
-    wanted = _definition(place, given.url, secret, given)
+    try:
+        wanted = new_webhook(site, given.url, secret, given, place.keys, called=f"site {site.name!r}")
+    except HookRefused as error:
+        raise ControlError(str(error), error.field or "site") from None
     webhook_id = await place.store.redefine(lambda tx: webhooks.add(tx, site.id, wanted, now))
     return {"id": webhook_id} | ({} if given.secret else {"secret": secret})
 
@@ -62,19 +59,12 @@ class ChangeWebhook(HookChange):
 
 async def change_webhook(place: Workplace, given: ChangeWebhook) -> Lines:
     site, webhook = _own(place, given.webhook)
-    url = given.url or webhook.url
-    sealed = webhook.hook.access
     try:
-        access = Access() if sealed is None else Access.from_json(place.keys.unseal(sealed))
-        options = changed(options_of(webhook.fill, webhook.hook.settings, access), given)
-    except SealError as error:
-        raise ControlError(f"its login, header fields and variables cannot be read: {error}", "webhook") from None
-    except OptionError as error:
-        raise _refused(error) from None
-    _judge(site, webhook, url, options)
-    wanted = _definition(place, url, None, options)
+        wanted = changed_webhook(site, webhook, given.url, given, place.keys, called=f"site {site.name!r}")
+    except HookRefused as error:
+        raise ControlError(str(error), error.field or "webhook") from None
     await place.store.redefine(lambda tx: webhooks.change(tx, webhook.id, wanted))
-    return {"id": webhook.id, "url": url}
+    return {"id": webhook.id, "url": wanted.url}
 
 
 async def remove_webhook(place: Workplace, given: NamedWebhook) -> Lines:
@@ -198,20 +188,3 @@ def _own(place: Workplace, webhook_id: int) -> tuple[SiteView, WebhookView]:
     if webhook.declared:
         raise DeclaredElsewhere(site.name)
     return site, webhook
-
-
-def _judge(site: SiteView, webhook: WebhookView | None, url: str, options: HookOptions) -> None:
-    if any(other.url == url for other in site.webhooks if webhook is None or other.id != webhook.id):
-        raise ControlError(f"site {site.name!r} has a webhook with this URL already", "url")
-    try:
-        check_template(url, options)
-    except OptionError as error:
-        raise _refused(error) from None
-
-
-def _refused(error: OptionError) -> ControlError:
-    return ControlError(f"{error.field}: {error}", error.field)
-
-
-def _definition(place: Workplace, url: str, secret: str | None, options: HookOptions) -> WebhookDefinition:
-    return webhooks.definition(url, secret, options.fill, options.settings(), options.access(), place.keys.seal)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from relay.store.webhooks import MOST
 from tests.daemon import PATIENCE, Daemon
 from tests.dead_ends import CARD, SECRET, SETTINGS, dead_port, declared, letter
 from tests.test_commands import ALONE, BESIDE, Place
@@ -196,6 +197,13 @@ class TestOptions:
             "webhook", "change", place.hook("differing.test/2"), "--url", "https://crm.differing.test/1"
         )
         assert said == "site 'differing' has a webhook with this URL already"
+
+    def test_a_site_has_so_many_and_no_more(self, place: Hooks) -> None:
+        name = place.shop("crowded")
+        for number in range(MOST):
+            place.done("webhook", "add", name, f"https://crm.crowded.test/{number}")
+        said = place.refused("webhook", "add", name, "https://crm.crowded.test/more")
+        assert said == f"site 'crowded' has {MOST} webhooks, the most it may have"
 
     def test_the_daemon_reads_no_template_by_its_name(self, place: Hooks, tmp_path: Path) -> None:
         (place.daemon.config.parent / "own.toml").write_text(TEMPLATE)

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
 
-from relay.config.problems import OptionError
-from relay.config.webhook import HookOptions, changed, check_template, options_of
-from relay.core.hook import Access
-from relay.secrets import SealError
+from relay.hook_changes import HookRefused, changed_webhook, new_webhook
 from relay.store import post_log, webhooks
 from relay.store.directory import SiteView, WebhookView
 from relay.store.engine import Tx
-from relay.store.webhooks import WebhookDefinition
 from webapi import signature
 from webapi.auth import Role, visible_site
 from webapi.hook_models import (
@@ -58,11 +53,11 @@ async def create_webhook(call: Call) -> WebhookCreated:
     body: NewWebhook = call.body
     site = visible_site(call.context.store, call.caller, call.request.match_info["name"])
     _refuse_declared(site.declared)
-    if len(site.webhooks) >= webhooks.MOST:
-        raise Problem(409, f"the site has {webhooks.MOST} webhooks, the most it may have")
-    _judge(site.webhooks, body.url, body)
     secret = body.secret or signature.new_secret(os.urandom(32))
-    wanted = _definition(call, body.url, secret, body)
+    try:
+        wanted = new_webhook(site, body.url, secret, body, call.context.keys)
+    except HookRefused as error:
+        raise _problem(error) from None
     now = call.context.clock()
     webhook_id = await call.context.store.redefine(lambda tx: webhooks.add(tx, site.id, wanted, now))
     site, webhook = find(call, webhook_id)
@@ -76,7 +71,10 @@ async def change_webhook(call: Call) -> WebhookShown:
     wanted = None
     if body.model_fields_set - {"enabled"}:  # a switch, unlike a definition, is not relay.toml's alone
         _refuse_declared(webhook.declared)
-        wanted = _changed(call, site, webhook, body)
+        try:
+            wanted = changed_webhook(site, webhook, body.url, body, context.keys)
+        except HookRefused as error:
+            raise _problem(error) from None
     now = context.clock()
 
     def change(tx: Tx) -> None:
@@ -152,36 +150,8 @@ def find(call: Call, webhook_id: int | None = None) -> tuple[SiteView, WebhookVi
     raise not_found("webhook")
 
 
-def _changed(call: Call, site: SiteView, webhook: WebhookView, body: ChangedWebhook) -> WebhookDefinition:
-    """What the webhook becomes. What only the receiver may know has to be readable: it would be lost otherwise."""
-    keys, sealed, url = call.context.keys, webhook.hook.access, body.url or webhook.url
-    try:
-        access = Access() if sealed is None else Access.from_json(keys.unseal(sealed))
-    except SealError as error:
-        raise Problem(409, f"its login, header fields and variables cannot be read: {error}") from None
-    try:
-        options = changed(options_of(webhook.fill, webhook.hook.settings, access), body)
-    except OptionError as error:
-        raise _refused(error) from None
-    _judge((other for other in site.webhooks if other.id != webhook.id), url, options)
-    return _definition(call, url, None, options)
-
-
-def _judge(others: Iterable[WebhookView], url: str, options: HookOptions) -> None:
-    if any(other.url == url for other in others):
-        raise Problem(409, "the site has a webhook with this URL already", field="url")
-    try:
-        check_template(url, options)
-    except OptionError as error:
-        raise _refused(error) from None
-
-
-def _refused(error: OptionError) -> Problem:
-    return Problem(400, f"{error.field}: {error}", field=error.field)
-
-
-def _definition(call: Call, url: str, secret: str | None, options: HookOptions) -> WebhookDefinition:
-    return webhooks.definition(url, secret, options.fill, options.settings(), options.access(), call.context.keys.seal)
+def _problem(error: HookRefused) -> Problem:
+    return Problem(409 if error.conflict else 400, str(error), field=error.field)
 
 
 def _refuse_declared(declared: bool) -> None:
