@@ -504,6 +504,14 @@ class TestReplay:
         assert {found.hook.url for found in await claim(w)} == {"https://crm.example/hook", "https://new.example/"}
 
 
+async def test_what_was_given_back_after_its_webhook_was_removed_fails_for_that(w: World) -> None:
+    (job,) = await posted(w)
+    await w.store.redefine(lambda tx: webhook_verbs.remove(tx, job.hook.id, w.now))
+    await w.store.write(lambda tx: post_verbs.release_posts(tx, [job]))
+    assert await claim(w) == []
+    assert await post_states(w, "state", "answer") == [("failed", "the webhook was removed")]
+
+
 async def test_a_removed_site_posts_nothing_more(w: World) -> None:
     (job,) = await posted(w)
     await posted(w, body=b"1", claim=None)

@@ -228,7 +228,7 @@ class TestWebhooks:
     async def test_one_that_is_gone_from_the_file_is_out_of_use_and_its_log_stays(self, w: World) -> None:
         await w.declare(SHOP)
         await w.declare(replace(SHOP, webhooks=()))
-        assert await hooks(w, "enabled", "removed_at") == [(0, NOW)]
+        assert await hooks(w, "enabled", "removed_at", "disabled_reason") == [(0, NOW, "the webhook was removed")]
         assert w.site().webhooks == ()
         assert await w.store.write(lambda tx: webhook_verbs.remove(tx, 1, w.now)) is False
 

@@ -76,7 +76,8 @@ _SWITCH = Statement(
     "enabled disabled_reason",
 )
 _REMOVE = Statement(
-    update(webhooks).where(webhooks.c.id == bindparam("webhook"), webhooks.c.removed_at.is_(None)), "removed_at enabled"
+    update(webhooks).where(webhooks.c.id == bindparam("webhook"), webhooks.c.removed_at.is_(None)),
+    "removed_at enabled disabled_reason",
 )
 
 
@@ -148,7 +149,7 @@ def rotate(tx: Tx, webhook_id: int, secret: str, until: float) -> bool:
 
 def remove(tx: Tx, webhook_id: int, now: float) -> bool:
     """Take the webhook out of use; what waits for it fails, its delivery log stays. False when there is none."""
-    if not tx.run(_REMOVE, webhook=webhook_id, removed_at=now, enabled=0):
+    if not tx.run(_REMOVE, webhook=webhook_id, removed_at=now, enabled=0, disabled_reason=REMOVED):
         return False
     posts.give_up(tx, webhook_id, REMOVED, now)
     return True
