@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from relay.store import blocked
+from relay.store import blocked, post_log
 from relay.store.schema import deliveries
 from tests.hook_fixtures import (
     CARD,
@@ -111,6 +111,23 @@ class TestLog:
         (attempt,) = (await api.get(f"{webhook['path']}/deliveries/{item['id']}"))["tries"]
         assert (attempt["status"], attempt["answer"]) == (None, "no connection: Connection refused")
         assert attempt["as_sent"] is True
+
+    async def test_one_that_is_erased_between_two_readings_is_no_post_any_more(
+        self, api: Api, admin: str, crm: Receiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        webhook = await added(api, admin, crm.url)
+        (message,) = await posted(api, crm)
+        (item,) = (await api.get(f"{webhook['path']}/deliveries"))["items"]
+        read = post_log.post
+
+        async def erased(*args: Any) -> Any:
+            row = await read(*args)
+            await api.w.store.write(lambda tx: tx.sql("DELETE FROM messages WHERE id = ?", (message,)))
+            return row
+
+        monkeypatch.setattr(post_log, "post", erased)
+        status, problem = await api.call("GET", f"{webhook['path']}/deliveries/{item['id']}", token=admin)
+        assert (status, problem["detail"]) == (404, "no such post")
 
     async def test_what_the_template_withheld_says_why_and_shows_no_request(
         self, api: Api, admin: str, crm: Receiver

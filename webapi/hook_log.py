@@ -9,7 +9,7 @@ from typing import Any, Literal
 from relay.core.template import TemplateError
 from relay.secrets import SealError
 from relay.store import post_log, replay
-from relay.store.post_jobs import PostJob, post_job
+from relay.store.post_jobs import PostJob, find_job
 from relay.store.replay import Selection
 from webapi.auth import Role
 from webapi.compose import NotWanted, Request
@@ -45,7 +45,9 @@ async def show_post(call: Call) -> PostedDetail:
     if row is None:
         raise not_found("post")
     tries = row.pop("tries")
-    job: PostJob = await store.write(lambda tx: post_job(tx, row["id"], ""), idle=True)
+    job: PostJob | None = await store.write(lambda tx: find_job(tx, row["id"], ""), idle=True)
+    if job is None:
+        raise not_found("post")  # erased since
     at = tries[-1]["started_at"] if tries else call.context.clock()
     try:
         request: Request | None = composer.compose(job, at)

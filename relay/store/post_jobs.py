@@ -132,8 +132,16 @@ _SOURCE = Statement(
 
 def post_job(tx: Tx, post_id: int, claim: str) -> PostJob:
     """The post with this id, which ``claim`` holds."""
+    job = find_job(tx, post_id, claim)
+    assert job is not None
+    return job
+
+
+def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:
+    """The same; None when it is gone, erased with its message."""
     row = tx.one(_POST, post=post_id)
-    assert row is not None
+    if row is None:
+        return None
     hook = read_hook(row[:_A])
     attempts, uid, fill, message_id, created_at, sender, recipient, subject, head, rest, attachments = row[_A:_B]
     attribution = read_attribution(row[_B:_C])
