@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -63,7 +64,8 @@ async def added(w: World, definition: WebhookDefinition) -> int:
 
 async def selected(w: World, wanted: Selection, webhook: int | None = None, name: str = "shop") -> list[int]:
     webhook = webhook or await webhook_of(w, name)
-    return await replay.selected(w.store.reader, webhook, w.site(name).id, wanted)
+    last = await replay.newest(w.store.reader)
+    return await replay.selected(w.store.reader, webhook, w.site(name).id, wanted, 0, last)
 
 
 async def again(w: World, ids: Sequence[int], webhook: int | None = None, *, forced: bool = False) -> int:
@@ -157,10 +159,15 @@ class TestSelection:
         assert await selected(w, FAILURES, one.hook.id) == [1]
         assert await selected(w, FAILURES, second) == []
 
-    async def test_there_is_a_most(self, w: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        await delivered(w, 4)
-        monkeypatch.setattr(replay, "MOST", 3)
-        assert await selected(w, EVERYTHING) == [1, 2, 3]
+    async def test_one_reading_finds_a_page_between_two_events(self, w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        await delivered(w, 5)
+        monkeypatch.setattr(replay, "PAGE", 3)
+        webhook, shop = await webhook_of(w), w.site().id
+        for after, last, expected in ((0, 5, [1, 2, 3]), (1, 5, [2, 3, 4]), (3, 5, [4, 5]), (3, 4, [4]), (5, 5, [])):
+            assert await replay.selected(w.store.reader, webhook, shop, EVERYTHING, after, last) == expected
+
+    async def test_without_events_there_is_nothing_newest(self, w: World) -> None:
+        assert await replay.newest(w.store.reader) == 0
 
     async def test_single_posts_are_found_only_at_their_own_webhook(self, w: World) -> None:
         (job,) = await delivered(w)
@@ -299,6 +306,44 @@ async def test_the_order_of_many_bites_goes_on_where_the_last_ended(w: World, mo
     assert await replays.replay_selected(w.store, webhook, shop, EVERYTHING, w.now) == 5
     dues = [due for (due,) in await w.rows(select(posts.c.next_at).order_by(posts.c.id))]
     assert dues == pytest.approx([w.now + number / PACE for number in range(5)])
+
+
+@pytest.mark.parametrize("wanted", [EVERYTHING, FAILURES])
+async def test_what_one_reading_does_not_find_the_next_one_does_once(
+    w: World, monkeypatch: pytest.MonkeyPatch, wanted: Selection
+) -> None:
+    from webapi import replays
+
+    monkeypatch.setattr(replay, "PAGE", 3)
+    monkeypatch.setattr(replays, "BITE", 2)
+    for _ in range(7):
+        (job,) = await letter(w)
+        await finish(w, job, "failed")
+    webhook, shop = await webhook_of(w), w.site().id
+    assert await replays.replay_selected(w.store, webhook, shop, wanted, w.now) == 7
+    assert await post_rows(w, "state", "attempts") == [("waiting", 0)] * 7
+    dues = [due for (due,) in await w.rows(select(posts.c.next_at).order_by(posts.c.id))]
+    assert dues == pytest.approx([w.now + number / PACE for number in range(7)])
+
+
+async def test_what_comes_in_during_a_replay_is_no_part_of_it(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one that goes slower than the mail would never end."""
+    from webapi import replays
+
+    monkeypatch.setattr(replay, "PAGE", 1)
+    await delivered(w, 2)
+    read, came = replay.selected, 0
+
+    async def busy(*args: Any) -> list[int]:
+        nonlocal came
+        found: list[int] = await read(*args)
+        if came < 5:
+            came += 1
+            await delivered(w)
+        return found
+
+    monkeypatch.setattr(replay, "selected", busy)
+    assert await replays.replay_selected(w.store, await webhook_of(w), w.site().id, EVERYTHING, w.now) == 2
 
 
 class TestPlans:

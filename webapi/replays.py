@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 from relay.core import substitute
 from relay.core.address import AddressError, lookup_keys, parse
@@ -26,16 +26,23 @@ async def replay_selected(
 
     Raises replay.OutOfUse and StoreUnavailable; what was done until then stays done.
     """
-    event_ids = await replay.selected(store.reader, webhook_id, site_id, wanted)
     count = 0
-    for start in range(0, len(event_ids), BITE):
-        bite = event_ids[start : start + BITE]
+    async for bite in _bites(store, webhook_id, site_id, wanted):
         if evidence is not None:
             for message_id in await post_log.message_of(store.reader, bite):
                 await reattribute(store, message_id, evidence, now, (site_id,))
         begin = now + count / PACE
         count += await store.write(lambda tx: replay.replay_to(tx, webhook_id, bite, begin, now))  # noqa: B023
     return count
+
+
+async def _bites(store: Store, webhook_id: int, site_id: int, wanted: Selection) -> AsyncIterator[list[int]]:
+    """The events that are selected, oldest first; none that came after the beginning, so that it ends."""
+    after, last = 0, await replay.newest(store.reader)
+    while event_ids := await replay.selected(store.reader, webhook_id, site_id, wanted, after, last):
+        for start in range(0, len(event_ids), BITE):
+            yield event_ids[start : start + BITE]
+        after = event_ids[-1]
 
 
 async def replay_posts(store: Store, webhook_id: int, event_ids: Sequence[int], now: float) -> int:

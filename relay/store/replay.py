@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, or_, select, update
+from sqlalchemy import bindparam, func, or_, select, update
 
 from relay.core.hook import EventType, HookSettings
 from relay.store import events as event_verbs
@@ -14,8 +14,8 @@ from relay.store.engine import Reader, Statement, Tx
 from relay.store.posts import PACE
 from relay.store.schema import events, messages, posts, webhooks
 
-#: Events of one bulk replay at most.
-MOST = 100_000
+#: Events that one reading of a bulk replay finds at most.
+PAGE = 100_000
 
 _HOOK = Statement(
     select(webhooks.c.settings, webhooks.c.site_id).where(
@@ -104,8 +104,16 @@ def replay_to(
     return count
 
 
-async def selected(reader: Reader, webhook_id: int, site_id: int, wanted: Selection) -> list[int]:
-    """The ids of the events, oldest first, at most MOST; raises StoreUnavailable."""
+async def newest(reader: Reader) -> int:
+    """The highest id of an event, 0 without any: where a replay ends that begins now. Raises StoreUnavailable."""
+    ((found,),) = await reader.all(select(func.max(events.c.id)))
+    return found or 0
+
+
+async def selected(
+    reader: Reader, webhook_id: int, site_id: int, wanted: Selection, after: int, last: int
+) -> list[int]:
+    """The ids of the events after one and up to another, oldest first, at most PAGE; raises StoreUnavailable."""
     if wanted.failed:
         # A post that waits for its next attempt has failed, too, so far.
         lost = or_(posts.c.state == "failed", (posts.c.state == "waiting") & (posts.c.attempts > 0))
@@ -129,4 +137,5 @@ async def selected(reader: Reader, webhook_id: int, site_id: int, wanted: Select
         query = query.where(messages.c.received_at >= wanted.since)
     if wanted.until is not None:
         query = query.where(messages.c.received_at < wanted.until)
-    return [row[0] for row in await reader.all(query.order_by(events.c.id).limit(MOST))]
+    query = query.where(events.c.id > after, events.c.id <= last).order_by(events.c.id).limit(PAGE)
+    return [row[0] for row in await reader.all(query)]
