@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Table
 
-from relay.store import blocked
+from relay.store import blocked, events
 from relay.store.blocked import TooMany
+from relay.store.engine import Statement, Tx
+from relay.store.events import SENDER_REACH
+from relay.store.schema import deliveries, messages
 from tests.post_fixtures import asking, event_rows, post_rows
 from tests.store_fixtures import DAY, NOW, OTHER, SHOP, TRACK, World, hook, world
 
@@ -41,6 +45,48 @@ async def block(w: World, sender: str, name: str = "shop") -> None:
 
 async def asked(w_path: Path, **conditions: Any) -> Any:
     return world(w_path, replace(SHOP, webhooks=(asking("message.received", conditions=conditions),)), OTHER)
+
+
+async def copied(w: World, message_id: int, times: int) -> None:
+    """So many further letters like this one."""
+
+    def columns(table: Table, *but: str) -> str:
+        return ", ".join(f'"{column.name}"' for column in table.c if column.name not in but)
+
+    letter, delivery = columns(messages, "id"), columns(deliveries, "id", "message_id")
+
+    def copy(tx: Tx) -> None:
+        ((last,),) = tx.sql("SELECT max(id) FROM messages")
+        numbers = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {times})"
+        tx.sql(
+            f"INSERT INTO messages (id, {letter}) {numbers} SELECT {last} + i, {letter} FROM n, messages "
+            f"WHERE id = {message_id}"
+        )
+        tx.sql(
+            f"INSERT INTO deliveries (message_id, {delivery}) {numbers} SELECT {last} + i, {delivery} "
+            f"FROM n, deliveries WHERE message_id = {message_id}"
+        )
+
+    await w.store.write(copy)
+
+
+async def instructions(w: World) -> int:
+    """What SQLite does to find the sender's letter before a new one, in its own instructions."""
+
+    def count(tx: Tx) -> int:
+        done = 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+
+        tx._connection.set_progress_handler(tick, 1)
+        tx.one(events._PREVIOUS, sender="ann@example.org", message=1 << 40, site=site, reach=events.SENDER_REACH)
+        tx._connection.set_progress_handler(None, 0)
+        return done
+
+    site = w.site().id
+    return await w.store.write(count)
 
 
 class TestBlocked:
@@ -146,6 +192,73 @@ class TestFirstLetter:
         async with await asked(tmp_path, first_letter=30 * DAY) as w:
             await judged(w, THEIRS)
             assert await judged(w) == POSTED
+
+    async def test_any_number_of_letters_to_other_sites_hides_none(self, tmp_path: Path) -> None:
+        async with await asked(tmp_path, first_letter=30 * DAY) as w:
+            await judged(w)
+            await copied(w, (await w.accept(THEIRS)).message_id, 100_000)
+            assert await instructions(w) < 1000
+            assert await judged(w) == self.REFUSED
+
+    async def test_any_number_of_letters_of_others_hides_none(self, tmp_path: Path) -> None:
+        async with await asked(tmp_path, first_letter=30 * DAY) as w:
+            await judged(w)
+            await copied(w, (await w.accept(CARD, sender="bob@x")).message_id, 10_000)
+            assert await instructions(w) < 1000
+            assert await judged(w) == self.REFUSED
+
+    async def test_it_is_found_among_letters_to_both_sites_and_automatic_ones(self, tmp_path: Path) -> None:
+        async with await asked(tmp_path, first_letter=30 * DAY) as w:
+            await judged(w)
+            for turn in range(3):
+                await judged(w, THEIRS)
+                await judged(w, sender="bob@x", mail_from="bob@x")
+                await judged(w, automatic="list", body=b"auto %d" % turn)
+            assert await judged(w) == self.REFUSED
+            w.pass_time(30 * DAY)
+            assert await judged(w) == POSTED
+
+    @pytest.mark.parametrize(("automatic", "expected"), [(2, REFUSED), (3, POSTED)])
+    async def test_it_is_looked_for_no_farther_than_its_reach(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, automatic: int, expected: tuple[str, str | None]
+    ) -> None:
+        monkeypatch.setattr(events, "SENDER_REACH", 3)
+        async with await asked(tmp_path, first_letter=30 * DAY) as w:
+            await judged(w)
+            await copied(w, (await w.accept(CARD, body=b"x", automatic="list")).message_id, automatic - 1)
+            assert await judged(w) == expected
+
+    async def test_a_flood_of_automatic_mail_costs_no_more_than_its_reach(self, tmp_path: Path) -> None:
+        async with await asked(tmp_path, first_letter=30 * DAY) as w:
+            await judged(w)
+            flood = (await w.accept(CARD, body=b"x", automatic="list")).message_id
+            await copied(w, flood, SENDER_REACH)
+            some = await instructions(w)
+            await copied(w, flood, 10 * SENDER_REACH)
+            assert await instructions(w) == pytest.approx(some, rel=0.02)
+            assert await judged(w) == POSTED
+
+    async def test_however_many_webhooks_ask_it_is_looked_for_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hooks = [
+            replace(asking("message.received", conditions={"first_letter": days * DAY}), url=f"https://{days}.example/")
+            for days in (1, 3, 5)
+        ]
+        asked_for = []
+        one = Tx.one
+
+        def noted(tx: Tx, statement: Statement, **params: Any) -> Any:
+            asked_for.append(statement)
+            return one(tx, statement, **params)
+
+        async with world(tmp_path, replace(SHOP, webhooks=tuple(hooks))) as w:
+            await judged(w)
+            w.pass_time(2 * DAY)
+            monkeypatch.setattr(Tx, "one", noted)
+            assert (await judged(w))[0] == "posted"
+            assert [state for (state,) in await post_rows(w)][-3:] == ["waiting", "withheld", "withheld"]
+            assert asked_for.count(events._PREVIOUS) == 1
 
     async def test_a_later_letter_that_was_read_before_does_not_count(self, tmp_path: Path) -> None:
         async with await asked(tmp_path, first_letter=30 * DAY) as w:

@@ -373,4 +373,5 @@ class TestPlans:
         assert not any(step.endswith(("(webhook_id=?)", "(site_id=?)")) and "waiting" not in step for step in steps), (
             steps
         )
-        assert not any(step.startswith("SCAN") for step in steps), steps
+        own = ("SCAN walk", "SCAN CONSTANT ROW")  # of a recursion that counts its steps
+        assert not any(step.startswith("SCAN") and step not in own for step in steps), steps

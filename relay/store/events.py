@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import Integer, bindparam, func, literal, or_, select, update
 from sqlalchemy import insert as insert_into
 
 from relay.core.conditions import Conditions, Facts, overlaid, verdict
@@ -36,8 +36,9 @@ from relay.store.schema import (
     webhooks,
 )
 
-#: Latest letters of a sender among which the one before is looked for.
-SENDER_REACH = 200
+#: Steps back at most to the sender's letter before, 2 µs each: bounds what a flood of automatic mail costs the writer.
+#: A letter farther away counts as none: rather one enquiry too many than one lost.
+SENDER_REACH = 2000
 #: Characters of text that are searched; the rest is stored apart.
 SEARCHED = 8192
 #: Why events are withheld whatever the conditions say.
@@ -107,26 +108,37 @@ _BLOCKED = Statement(
         blocked_senders.c.address.in_([bindparam(name) for name in ("sender", "host", "path", "path_host")]),
     )
 )
+# The sender's last letter to the site before this one, automatic mail left out. Two indexes are walked backwards
+# together: a step goes from a letter to the sender's next older one, and from there to the site's newest that is not
+# younger. So neither what the sender writes to other sites nor what others write to this one is passed one by one.
+# What a step lands on is the sender's own or not; the walk ends at the first that counts.
 _LETTERS = messages.alias()
-_LATEST = (
-    select(_LETTERS.c.id)
-    .where(_LETTERS.c.sender == bindparam("sender"), _LETTERS.c.id < bindparam("message"))
-    .order_by(_LETTERS.c.id.desc())
-    .limit(SENDER_REACH)
+_THEIRS = deliveries.alias()
+_COUNTS = (messages.c.sender == bindparam("sender"), messages.c.automatic.is_(None), messages.c.bounce == 0)
+_WALK = select(bindparam("message", type_=Integer).label("at"), literal(0).label("steps")).cte("walk", recursive=True)
+_OLDER = (
+    select(func.max(_LETTERS.c.id))
+    .where(_LETTERS.c.sender == bindparam("sender"), _LETTERS.c.id < _WALK.c.at)
+    .correlate(_WALK)
+    .scalar_subquery()
+)
+_WALK = _WALK.union_all(
+    select(
+        select(func.max(_THEIRS.c.message_id))
+        .where(_THEIRS.c.site_id == bindparam("site"), _THEIRS.c.message_id <= _OLDER)
+        .correlate(_WALK)
+        .scalar_subquery(),
+        _WALK.c.steps + 1,
+    ).where(
+        _WALK.c.at.is_not(None),
+        _WALK.c.steps < bindparam("reach"),
+        or_(_WALK.c.steps == 0, ~select(messages.c.id).where(messages.c.id == _WALK.c.at, *_COUNTS).exists()),
+    )
 )
 _PREVIOUS = Statement(
     select(messages.c.received_at)
-    .where(
-        messages.c.id.in_(_LATEST),
-        messages.c.received_at > bindparam("after"),
-        messages.c.automatic.is_(None),
-        messages.c.bounce == 0,
-        select(deliveries.c.id)
-        .where(deliveries.c.message_id == messages.c.id, deliveries.c.site_id == bindparam("site"))
-        .exists(),
-    )
-    .order_by(messages.c.id.desc())
-    .limit(1)
+    .select_from(_WALK.join(messages, messages.c.id == _WALK.c.at))
+    .where(_WALK.c.steps > 0, *_COUNTS)
 )
 _SENT_TO = Statement(
     select(paths.c.recipient, deliveries.c.forward_to)
@@ -252,6 +264,7 @@ class _Judge:
     tx: Tx
     event: Event
     _blocked: bool | None = None
+    _last: tuple[float | None] | None = None
 
     def reason(self, settings: HookSettings) -> str | None:
         """Why not; None for an event that is to be posted. A failed delivery is told to whoever asked for that.
@@ -272,7 +285,7 @@ class _Judge:
             recipients=self._recipients() if asked.max_recipients else 1,
             addresses=self._addresses() if asked.addresses else frozenset(),
             subject=event.subject or "",
-            previous=self._previous(asked.first_letter) if asked.first_letter else None,
+            previous=self._previous() if asked.first_letter else None,
         )
         why = verdict(facts, asked)
         if why is not None and event.type == EventType.REATTRIBUTED and event.data is not None:
@@ -298,16 +311,14 @@ class _Judge:
         rows = self.tx.all(_SENT_TO, message=self.event.message_id, site=self.event.site_id)
         return frozenset(address.lower() for row in rows for address in row)
 
-    def _previous(self, within: float) -> float | None:
+    def _previous(self) -> float | None:
         event = self.event
-        row = self.tx.one(
-            _PREVIOUS,
-            sender=event.sender,
-            message=event.message_id,
-            after=event.received_at - within,
-            site=event.site_id,
-        )
-        return None if row is None else max(0.0, event.received_at - row[0])
+        if self._last is None:
+            row = self.tx.one(
+                _PREVIOUS, sender=event.sender, message=event.message_id, site=event.site_id, reach=SENDER_REACH
+            )
+            self._last = (None if row is None else max(0.0, event.received_at - row[0]),)
+        return self._last[0]
 
 
 _DELIVERY = Statement(
