@@ -504,6 +504,15 @@ class TestReplay:
         assert {found.hook.url for found in await claim(w)} == {"https://crm.example/hook", "https://new.example/"}
 
 
+async def test_send_to_crm_off_ends_what_is_to_come_and_not_what_waits(w: World) -> None:
+    (waits,) = await posted(w)
+    await finish(w, waits, "waiting", next_at=w.now)
+    shop = w.site().id
+    await w.store.redefine(lambda tx: sites.switch(tx, shop, tracking=True, send_to_crm=False))
+    await posted(w, body=b"later")
+    assert [job.post_id for job in await claim(w)] == [waits.post_id]
+
+
 async def test_what_was_given_back_after_its_webhook_was_removed_fails_for_that(w: World) -> None:
     (job,) = await posted(w)
     await w.store.redefine(lambda tx: webhook_verbs.remove(tx, job.hook.id, w.now))
