@@ -156,7 +156,7 @@ async def test_a_letter_is_attributed_anew_when_its_visit_became_known_and_whoev
     assert told.json["previous"] == {"state": "claimed", "method": "plus/1", "visit_id": "4242"}
 
 
-async def test_the_log_shows_request_answer_and_timing_and_the_test_button_works(relay: World) -> None:
+async def test_the_log_shows_request_answer_and_timing_and_webhook_test_says_what_came_of_it(relay: World) -> None:
     relay.crm.script = [Answer(200, b'{"deal_id": 99}')]
     tried = json.loads(await relay.cli("webhook", "test", "1", "--json"))
     assert (tried["succeeded"], tried["status"], tried["deal"]) == (True, 200, ["99", None])
