@@ -180,8 +180,8 @@ class TestChanging:
             ({"variables": {"key": "another"}}, {}),
             ({"template": "", "variables": {}}, {"template": "", "variables": []}),
             (
-                {"template": "bitrix24", "variables": {"entity_type": "2"}},
-                {"template": "bitrix24", "variables": ["entity_type"]},
+                {"template": "bitrix24", "variables": {"code": "abcdefgh12345678"}},
+                {"template": "bitrix24", "variables": ["code"]},
             ),
             ({"enabled": False}, {"enabled": False, "disabled_reason": "switched off"}),
             ({"enabled": True}, {}),

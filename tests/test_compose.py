@@ -274,7 +274,10 @@ class TestBody:
             links.read(keys.all("links"), token, received_at + DAY + 1)
 
 
-VARIABLES: dict[str, dict[str, str]] = {"ga4": {"measurement_id": "G-1234567", "api_secret": "s3cr3t s3cr3t"}}
+VARIABLES: dict[str, dict[str, str]] = {
+    "bitrix24": {"code": "abcdefgh12345678"},
+    "ga4": {"measurement_id": "G-1234567", "api_secret": "s3cr3t s3cr3t"},
+}
 
 
 class TestTemplates:
@@ -363,6 +366,12 @@ class TestShown:
         assert request.url == f"{URL}?k=***"
         assert request.headers["X-Key"] == "***"
         assert json.loads(request.body).strip() in ("***", "key=***")
+
+    def test_bitrix24s_code_is_sent_in_the_url_and_hidden_there(self, keys: Keys, composer: Composer) -> None:
+        hook = hook_of(keys, "https://a.bitrix24.com/rest/1/", template="bitrix24", variables=VARIABLES["bitrix24"])
+        sent, shown = composer.compose(job_of(hook), NOW), self.shown(composer, hook)
+        assert sent.url == "https://a.bitrix24.com/rest/1/abcdefgh12345678/crm.item.add"
+        assert shown.url == "https://a.bitrix24.com/rest/1/***/crm.item.add"
 
     def test_of_two_variables_one_within_the_other_nothing_is_left(self, keys: Keys, composer: Composer) -> None:
         shape = "body = '{{ [variables.a, variables.b]|tojson }}'"

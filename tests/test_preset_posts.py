@@ -45,10 +45,11 @@ class Case:
 CASES = (
     Case(
         "bitrix24",
-        "/rest/1/code/",
-        "/rest/1/code/crm.item.add",
+        "/rest/1/",
+        "/rest/1/abcdefgh12345678/crm.item.add",
         b'{"result": {"item": {"id": 13, "title": "Lead #13"}}, "time": {"start": 1720598208.5}}',
         ("13", "/crm/lead/details/13/"),
+        {"code": "abcdefgh12345678"},
     ),
     Case(
         "kommo",

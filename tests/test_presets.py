@@ -210,20 +210,21 @@ CASES = [
     Case(
         "bitrix24",
         BITRIX24,
-        "https://a.bitrix24.com/rest/1/CODE/",
-        "/rest/1/CODE/crm.item.add",
+        "https://a.bitrix24.com/rest/1/",
+        "/rest/1/abcdefgh12345678/crm.item.add",
         # crm-item-add.html, "Response Handling", shortened
         {"result": {"item": {"id": 13, "title": "Lead #13"}}, "time": {"start": 1720598208.5}},
         (13, "https://a.bitrix24.com/crm/lead/details/13/"),
+        {"code": "abcdefgh12345678"},
     ),
     Case(
         "bitrix24",
         BITRIX24,
-        "https://a.bitrix24.com/rest/1/CODE",
-        "/rest/1/CODE/crm.item.add",
+        "https://a.bitrix24.com/rest/1",
+        "/rest/1/a%2Fb%3Fc/crm.item.add",
         {"result": {"item": {"id": 13}}},
         (13, "https://a.bitrix24.com/crm/deal/details/13/"),
-        {"entity_type": "2", "source_id": "WEB", "assigned_by": "6"},
+        {"code": "a/b?c", "entity_type": "2", "source_id": "WEB", "assigned_by": "6"},
     ),
     Case(
         "kommo",
@@ -442,15 +443,19 @@ def test_analytics_gets_nothing_without_a_client_id() -> None:
     assert missing(template, EXAMPLE) is None
 
 
-def test_analytics_needs_its_stream_and_secret() -> None:
-    with pytest.raises(TemplateError, match=r"variables\.api_secret: must be given"):
-        check(presets.load("ga4"), CASES[6].url, {"measurement_id": "G-1"})
+@pytest.mark.parametrize(
+    ("name", "variables", "lacking"),
+    [("ga4", {"measurement_id": "G-1"}, "api_secret"), ("bitrix24", {"source_id": "WEB"}, "code")],
+)
+def test_a_preset_needs_its_secret(name: str, variables: dict[str, str], lacking: str) -> None:
+    with pytest.raises(TemplateError, match=rf"variables\.{lacking}: must be given"):
+        check(presets.load(name), "https://crm.example.com/", variables)
 
 
 @pytest.mark.parametrize(
     ("name", "variables"),
     [
-        ("bitrix24", {"assigned_by": "Ann"}),
+        ("bitrix24", {"code": "c", "assigned_by": "Ann"}),
         ("kommo", {"pipeline_id": "sales"}),
         ("kommo", {"text_field_id": "text"}),
         ("ga4", {**ANALYTICS, "currency": "EUR", "value": "much"}),

@@ -13,6 +13,7 @@ from tests.webhook_receiver import Answer, Post, Receiver, Step
 
 pytestmark = [pytest.mark.scenario, pytest.mark.asyncio(loop_scope="module")]
 
+CODE = "abcdefgh12345678"
 OWN = """
 url = "{{ url }}/{{ visit_id|urlencode }}"
 method = "PUT"
@@ -31,8 +32,9 @@ def answered(post: Post) -> Step:
 
 def hooks(crm: Receiver) -> list[dict[str, Any]]:
     google = {"measurement_id": "G-TEST", "api_secret": "hush hush"}
+    bitrix = {"code": CODE}
     return [
-        {"url": crm.at("/rest/1/code/"), "secret": SECRET, "template": "bitrix24"},
+        {"url": crm.at("/rest/1/"), "secret": SECRET, "template": "bitrix24", "variables": bitrix},
         {"url": crm.at("/mp/collect"), "secret": SECRET, "template": "ga4", "variables": google},
         {"url": crm.at("/own"), "secret": SECRET, "template": "own.toml", "variables": {"key": "k-123456"}},
     ]
@@ -71,7 +73,7 @@ async def test_a_letter_reaches_every_system_in_its_own_shape(relay: World) -> N
     for name in ("rest", "mp"):  # the library wants JSON
         posts[name].verify(SECRET)
     lead = posts["rest"].json["fields"]
-    assert posts["rest"].path == "/rest/1/code/crm.item.add"
+    assert posts["rest"].path == f"/rest/1/{CODE}/crm.item.add"
     assert (lead["title"], lead["originId"]) == (subject, str(message))
     assert (lead["utmSource"], lead["utmMedium"]) == ("fb", "cpc")
     assert lead["fm"] == [{"typeId": "EMAIL", "valueType": "WORK", "value": "ann@customer.test"}]
@@ -86,6 +88,7 @@ async def test_a_letter_reaches_every_system_in_its_own_shape(relay: World) -> N
     item = await relay.call("GET", f"/v1/messages/{message}")
     origin = relay.crm.at("")
     assert item["deal"] == {"id": "4711", "url": f"{origin}/crm/lead/details/4711/"}
+    assert CODE not in str(item)
 
 
 async def test_an_event_that_a_template_has_no_use_for_is_not_posted_and_history_says_why(relay: World) -> None:
