@@ -348,6 +348,7 @@ def test_a_url_may_stand_on_lines_of_its_own_and_has_a_limit() -> None:
         "Upgrade",
         "expect",
         "Keep-Alive",
+        "Content-Encoding",
         "Content-Type",
         "webhook-id",
         "Webhook-Signature",

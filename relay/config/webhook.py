@@ -13,16 +13,9 @@ from relay.config import fields as f
 from relay.config.problems import OptionError
 from relay.core import template
 from relay.core.conditions import compiled
-from relay.core.hook import CONCURRENCY, Access, EventType, HookSettings
+from relay.core.hook import CONCURRENCY, Access, EventType, HookSettings, is_reserved
 from relay.core.template import TemplateError
 
-#: Fields of a request that are ours to set, and no webhook's.
-RESERVED_HEADERS = frozenset(
-    (
-        *("host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade", "expect"),
-        *("content-encoding", "content-type", "webhook-id", "webhook-timestamp", "webhook-signature"),
-    )
-)
 #: Further fields and variables of one webhook.
 MOST = 50
 
@@ -51,7 +44,7 @@ def _pointer(value: object) -> str:
 def _headers(value: object) -> dict[str, str]:
     seen: set[str] = set()
     for name, content in _texts(value).items():
-        if not f.is_token(name) or name.lower() in RESERVED_HEADERS:
+        if not f.is_token(name) or is_reserved(name):
             raise ValueError(f'"{name:.60}" is not the name of a header field that a webhook may set')
         if not content.isascii() or not content.isprintable():
             raise ValueError(f'"{name}" must be printable ASCII')

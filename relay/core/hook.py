@@ -18,6 +18,22 @@ class EventType(StrEnum):
     REATTRIBUTED = "attribution.changed"  # somebody had a message attributed anew, and it came out otherwise
 
 
+#: Header fields that neither a webhook nor a template may set: those of the connection (RFC 9110 §7.6.1) and of the
+#: body's framing, which the client makes, and the content type, which a template has a key for.
+_RESERVED = frozenset(
+    (
+        *("connection", "content-encoding", "content-length", "content-type", "expect", "host", "keep-alive"),
+        *("te", "trailer", "transfer-encoding", "upgrade"),
+    )
+)
+
+
+def is_reserved(header: str) -> bool:
+    """Whether a header field is ours to set, whatever its capitals; all of ``webhook-…`` is (Standard Webhooks)."""
+    name = header.lower()
+    return name in _RESERVED or name.startswith("webhook-")
+
+
 #: Attempts that one webhook has under way at once, unless it says otherwise.
 CONCURRENCY = 10
 

@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from jsonpointer import EndOfList, JsonPointer, JsonPointerException
 
+from relay.core.hook import is_reserved
 from relay.core.template_engine import MAX_SOURCE, Names, TemplateError, compile_field, render_field
 from relay.core.template_filters import Budget, without_surrogates
 from relay.core.template_samples import DEAL, HOSTILE, INJECTED, PAYLOAD, REQUEST, SAMPLES
@@ -35,21 +36,6 @@ _CONTENT_TYPE = re.compile(r"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}( *; *[\w-]+=[
 _VARIABLE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _URL = re.compile(r"[!-~]+")
-# RFC 9110 §7.6.1 and what the client computes; the content type has a key of its own.
-_RESERVED = frozenset(
-    {
-        "connection",
-        "content-length",
-        "content-type",
-        "expect",
-        "host",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +162,7 @@ def _check_shape(template: Template) -> None:
         low = name.lower()
         if not _TOKEN.fullmatch(name):
             raise TemplateError(f"headers.{name[:64]}", "is not a header name")
-        if low in _RESERVED or low.startswith("webhook-"):
+        if is_reserved(name):
             hint = ": use content_type" if low == "content-type" else ": it is set by the program"
             raise TemplateError(f"headers.{name}", f"may not be given{hint}")
         if low in seen:
