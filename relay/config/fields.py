@@ -190,6 +190,8 @@ def _split(value: str) -> SplitResult:
         raise ValueError("must not contain a login")
     if not host:
         raise ValueError("names no host")
+    if ":" in host and "%" in host:
+        raise ValueError("must not contain an IPv6 zone (%…): it names an interface of one machine")  # RFC 6874 §1
     if not is_ip(host):
         domain(host)
     if port == 0:
