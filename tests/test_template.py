@@ -16,6 +16,7 @@ from relay.core.payload import KEYS
 from relay.core.template import (
     MAX_HEADER,
     MAX_HEADERS,
+    MAX_POINTER,
     MAX_URL,
     MAX_VARIABLE,
     Template,
@@ -445,8 +446,10 @@ def test_only_a_key_of_the_payload_can_be_required() -> None:
 
 
 @pytest.mark.parametrize("field", ["deal_id", "deal_url"])
-def test_a_pointer_must_be_one(field: str) -> None:
-    assert problem(text("x", **{field: "/a~2"})).field == field
+@pytest.mark.parametrize("pointer", ["/a~2", "/" + "x" * MAX_POINTER, "/a\x00", "/\u2028"])
+def test_a_pointer_must_be_one_and_short(field: str, pointer: str) -> None:
+    assert problem(text("x", **{field: pointer})).field == field
+    check(text("x", **{field: "/" + "x" * (MAX_POINTER - 1)}), OWN, {})
 
 
 def test_a_deals_id_is_no_template() -> None:

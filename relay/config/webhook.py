@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal
 
-from jsonpointer import JsonPointer, JsonPointerException
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from relay import presets
@@ -31,14 +30,8 @@ def _pattern(value: object) -> str:
 
 def _pointer(value: object) -> str:
     """A JSON pointer (RFC 6901); empty: the product's own, or the template's."""
-    text = f.text(value)
-    if text and (not text.startswith("/") or len(text) > 200 or not text.isprintable()):
-        raise ValueError('must be a JSON pointer such as "/deal/id" (RFC 6901)')
-    try:
-        JsonPointer(text)
-    except JsonPointerException:
-        raise ValueError('must have "~" only in "~0" (for ~) and "~1" (for /), as in RFC 6901') from None
-    return text
+    template.check_pointer(f.text(value))
+    return f.text(value)
 
 
 def _headers(value: object) -> dict[str, str]:

@@ -30,6 +30,8 @@ MAX_HEADERS = 32
 MAX_URL = 8192
 MAX_HEADER = 8192
 MAX_VARIABLE = 4096
+#: Characters of a JSON pointer.
+MAX_POINTER = 200
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # RFC 9110 §5.6.2
 _CONTENT_TYPE = re.compile(r"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}( *; *[\w-]+=[\w.-]+){0,4}", re.ASCII)
@@ -130,6 +132,16 @@ def deal_url(template: Template, url: str, deal_id: str, variables: Mapping[str,
     return link if _is_link(link) else None
 
 
+def check_pointer(text: str) -> None:
+    """:raises ValueError: saying what is wrong, when the text is neither empty nor a JSON pointer (RFC 6901 §3)."""
+    if text and (not text.startswith("/") or len(text) > MAX_POINTER or not text.isprintable()):
+        raise ValueError(f'must be a JSON pointer such as "/deal/id" (RFC 6901), of at most {MAX_POINTER} characters')
+    try:
+        JsonPointer(text)
+    except JsonPointerException:
+        raise ValueError('must have "~" only in "~0" (for ~) and "~1" (for /), as in RFC 6901') from None
+
+
 def resolve(pointer: str, answer: object) -> object:
     """What a JSON pointer (RFC 6901) finds in a parsed answer; None for "" and where there is nothing."""
     if not pointer:
@@ -179,9 +191,9 @@ def _check_pointers(template: Template) -> None:
         if field == "deal_url" and not pointer.startswith("/"):
             continue
         try:
-            JsonPointer(pointer)
-        except JsonPointerException:
-            raise TemplateError(field, 'must be a JSON pointer such as "/result/id"') from None
+            check_pointer(pointer)
+        except ValueError as error:
+            raise TemplateError(field, str(error)) from None
 
 
 def _check_variables(template: Template, given: Mapping[str, str]) -> None:
