@@ -125,10 +125,6 @@ async def test_no_spelling_of_an_inside_address_is_connected(inside: Inside, add
     assert (inside.accepted, inside.attempts) == ([], [])
 
 
-async def test_thirty_one_addresses_are_tried() -> None:
-    assert len(FORBIDDEN_V4 + FORBIDDEN_V6) == 31
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "[::ffff:127.0.0.1]"])
 async def test_they_are_connected_when_private_addresses_are_allowed(inside: Inside, host: str) -> None:
     assert await get(f"http://{host}:{inside.port}/", allow_private=True) == "ok"
@@ -211,7 +207,7 @@ async def test_of_31_addresses_in_9_spellings_by_3_ways_none_is_connected(inside
             assert inside.outside() == set(OUTSIDE)
         inside.attempts.clear()
         ways += 3
-    assert ways == 27
+    assert ways * len(FORBIDDEN_V4 + FORBIDDEN_V6) == 837
 
 
 async def test_a_name_with_several_inside_addresses_is_refused_with_the_same_words(inside: Inside) -> None:
