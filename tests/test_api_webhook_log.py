@@ -101,6 +101,30 @@ class TestLog:
         assert sent["webhook-timestamp"] == crm.posts[1].headers["webhook-timestamp"]
         assert sent["x-api-key"] == sent["webhook-signature"] == "***"
 
+    @pytest.mark.parametrize("option", [{"bearer": "bearer/S3cret"}, {"basic": "user:passwordS3cret"}])
+    async def test_an_answer_that_repeats_the_request_is_kept_without_its_secrets(
+        self, api: Api, admin: str, crm: Receiver, option: dict[str, str]
+    ) -> None:
+        shape = """body = "{}"\nheaders = { X-Key = "{{ variables.key }}" }"""
+        own = {"X-Api-Key": "headerS3cret"}
+        webhook = await added(
+            api, admin, crm.url, secret=SECRET, template=shape, variables={"key": "v/S3cret"}, headers=own, **option
+        )
+        crm.script = lambda post: Answer(500, json.dumps(dict(post.headers)).replace("/", "\\/").encode())
+        (message,) = await posted(api, crm)
+        (sent,) = crm.posts
+        (item,) = (await api.get(f"{webhook['path']}/deliveries"))["items"]
+        shown = await api.get(f"{webhook['path']}/deliveries/{item['id']}", "garden")
+        history = await api.get(f"/v1/messages/{message}")
+        for answer in (item["answer"], shown["tries"][0]["answer"], history["posts"][0]["answer"]):
+            said = json.loads(answer)
+            assert (said["x-key"], said["x-api-key"], said["webhook-signature"]) == ("***", "***", "***")
+            assert said["authorization"] == sent.headers["authorization"].partition(" ")[0] + " ***"
+            assert said["webhook-id"] == item["event"]
+        tested = await api.call("POST", f"{webhook['path']}/test", {}, token=admin)
+        assert "S3cret" not in str(tested)
+        assert json.loads(tested[1]["answer"])["x-api-key"] == "***"
+
     async def test_one_that_was_never_answered_has_nothing_but_its_reason(self, api: Api, admin: str) -> None:
         webhook = await added(api, admin, "http://127.0.0.1:1/hook")
         accepted = await api.letter(CARD)

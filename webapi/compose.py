@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import quote
 
@@ -17,12 +15,12 @@ from relay.core.template import Template
 from relay.secrets import Keys
 from relay.store.post_jobs import Hook, PostJob
 from webapi import links, signature
+from webapi.redaction import HIDDEN, Redaction, echoed, rendered
 
 #: Opened secrets kept in memory.
 OPENED = 1000
-#: Characters from which on a variable is taken for a secret, and not shown where it appears.
-_SECRET = 6
-_HIDDEN = "***"
+#: Octets of secrets' spellings kept in memory.
+REDACTED = 64 << 20
 
 
 class NotWanted(Exception):
@@ -47,6 +45,8 @@ class Composer:
         self._agent = _user_agent()
         self._opened: dict[str, str] = {}
         self._accesses: dict[str, Access] = {}
+        self._redactions: dict[str, Redaction] = {}
+        self._redacted = 0
 
     def compose(self, job: PostJob, now: float) -> Request:
         """The request as it is sent ``now``. Raises NotWanted, SealError and TemplateError."""
@@ -80,18 +80,35 @@ class Composer:
         return found
 
     def shown(self, request: Request, hook: Hook) -> Request:
-        """The request without what is secret of it: logins, the values of own header fields, long variables."""
+        """The request without what is secret of it: logins, the values of own header fields, long variables.
+
+        Takes up to some 30 ms for a large body, and seconds for one of nothing but secrets: not for the event loop.
+        """
         access = self.access(hook)
         own = {name.lower() for name, _ in access.headers} | {"authorization", "webhook-signature"}
-        headers = {name: _HIDDEN if name.lower() in own else value for name, value in request.headers.items()}
-        url, body = request.url, request.body
-        # The longest first: one may be a part of another.
-        for value in sorted(access.variables.values(), key=len, reverse=True):
-            for text in _spellings(value):
-                url = url.replace(text, _HIDDEN)
-                body = body.replace(text.encode(), _HIDDEN.encode())
-                headers = {name: content.replace(text, _HIDDEN) for name, content in headers.items()}
-        return Request(request.method, url, headers, body)
+        hidden = Redaction(rendered(access))
+        headers = {
+            name: HIDDEN if name.lower() in own else hidden.text(value) for name, value in request.headers.items()
+        }
+        return Request(request.method, hidden.text(request.url), headers, hidden.octets(request.body))
+
+    def kept(self, answer: bytes, request: Request, hook: Hook) -> bytes:
+        """The beginning of an answer without what ``shown`` hides of its request, for whoever repeats that."""
+        sealed = hook.access
+        if sealed is not None:
+            hidden = self._redactions.get(sealed)
+            if hidden is None:
+                hidden = Redaction(echoed(self.access(hook)))
+                if len(self._redactions) >= OPENED or self._redacted + hidden.size > REDACTED:
+                    self._redactions.clear()
+                    self._redacted = 0
+                self._redactions[sealed] = hidden
+                self._redacted += hidden.size
+            answer = hidden.octets(answer)
+        for one in request.headers.get("webhook-signature", "").encode().split():
+            for written in (one, one.replace(b"/", b"\\/")):  # PHP's JSON
+                answer = answer.replace(written, HIDDEN.encode())
+        return answer
 
     def _rendered(self, job: PostJob, shape: Template, access: Access) -> template.Rendered:
         values = self._payload(job, extended=True)
@@ -150,19 +167,6 @@ def _once(fields: Iterable[tuple[str, str]]) -> dict[str, str]:
     for name, value in fields:
         found[name.lower()] = (name, value)
     return dict(found.values())
-
-
-def _spellings(value: str) -> list[str]:
-    """A variable as a template's filters may have written it (core/template_filters.py), the longest first."""
-    plain = [text for text in (value, value.upper(), value.lower()) if len(text.strip()) >= _SECRET]
-    plain += [escape(text) for text in plain]
-    plain += [text.strip() for text in plain]
-    found = {*plain, *(quote(text, safe="") for text in plain), *(_in_json(text) for text in plain)}
-    return sorted(found, key=len, reverse=True)
-
-
-def _in_json(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _user_agent() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -53,7 +54,7 @@ async def show_post(call: Call) -> PostedDetail:
         request: Request | None = composer.compose(job, at)
     except (NotWanted, SealError, TemplateError):
         request = None
-    shown = None if request is None else request_shown(composer.shown(request, job.hook))
+    shown = None if request is None else request_shown(await asyncio.to_thread(composer.shown, request, job.hook))
     return PostedDetail(**posted(row), request=shown, tries=[_try(one, request) for one in tries])
 
 

@@ -35,7 +35,8 @@ _OURS = "the attempt failed here, the log says why"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one attempt came to. Without a status nothing was answered, and ``text`` says why."""
+    """What one attempt came to. ``text`` is the answer's, without our secrets; without a status nothing was answered,
+    and it says why."""
 
     status: int | None
     text: str
@@ -129,9 +130,10 @@ class Client:
             ) as response:
                 answer = await _read(response)
                 success = 200 <= response.status < 300
+                kept = self._composer.kept(answer[: 4 * ANSWER_KEPT], request, job.hook)
                 return Reply(
                     response.status,
-                    answer[: 4 * ANSWER_KEPT].decode("utf-8", "replace"),
+                    kept.decode("utf-8", "replace"),
                     response.headers.get("Retry-After"),
                     read_deal(answer, job.hook, self._composer.access(job.hook)) if success and answer else None,
                 )

@@ -78,7 +78,7 @@ async def trial(
     job = _job(hook, site, uid, now)
     try:
         request = composer.compose(job, now)
-        shown = composer.shown(request, hook)
+        shown = await asyncio.to_thread(composer.shown, request, hook)
     except NotWanted as error:
         return Trial(None, None, f"the template does not take the letter: {error}", 0.0, None)
     except (SealError, TemplateError) as error:
