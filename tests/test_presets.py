@@ -19,6 +19,7 @@ from jsonschema_rs import Draft202012Validator
 
 from relay import presets
 from relay.core.template import Template, TemplateError, check, deal_url, missing, render, resolve
+from relay.core.template_filters import MAX_WORK, Budget
 from relay.core.template_samples import SAMPLES
 from tests.webhook_receiver import Answer, Receiver
 
@@ -331,6 +332,13 @@ def test_a_preset_passes_the_check(case: Case) -> None:
 def test_a_preset_sends_only_published_fields_within_their_limits(case: Case, payload: dict[str, Any]) -> None:
     errors = [str(error) for error in Draft202012Validator(case.schema).iter_errors(body(case, payload))]
     assert errors == []
+
+
+@each_case
+def test_the_longest_message_takes_a_fraction_of_the_work_that_is_allowed(case: Case) -> None:
+    budget = Budget()
+    render(presets.load(case.name), case.url, LONG, case.variables, budget)
+    assert budget.spent < MAX_WORK / 4
 
 
 @each_case

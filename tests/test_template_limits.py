@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import tracemalloc
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relay.core.template import Template, TemplateError, render
 from relay.core.template_engine import MAX_OUTPUT, MAX_SOURCE, _compiled, render_field
-from relay.core.template_filters import MAX_WORK, STEP, Budget
+from relay.core.template_filters import MAX_WORK, STEP, Budget, without_surrogates
 from relay.core.template_samples import REQUEST, SAMPLES
 
 OWN = "https://crm.example.com/api/hook"
@@ -122,6 +125,10 @@ def test_what_could_call_loop_or_grow_without_end_does_not_compile(source: str) 
         pytest.param("{{ text|replace('x', text) }}", id="a replacement that squares"),
         pytest.param("{{ text|replace('x', 'xxxxxxxxxxxxxxxxxxxx') }}", id="a replacement that multiplies"),
         pytest.param("{{ attachments|join(text, 'url') }}", id="a long separator"),
+        pytest.param("{{ attachments|join('', 'size')|length }}" * 300, id="a join of many"),
+        pytest.param("{{ [" + "attachments," * 1200 + "]|tojson }}", id="a list of one list"),
+        pytest.param("{{ text|urlencode|length }}" * 300, id="percent-encoding"),
+        pytest.param("{{ ('ß' ~ text)|upper|length }}" * 300, id="capitals"),
         pytest.param("{{ [" + "text," * 2000 + "]|tojson }}", id="a list of one text"),
         pytest.param("{{ [" + "text," * 2000 + "]|join }}", id="a join of one text"),
         pytest.param("{{ {" + ",".join(f"{n}: text" for n in range(1000)) + "}|tojson }}", id="an object of one text"),
@@ -142,6 +149,44 @@ def test_no_template_makes_a_rendering_long_or_large(source: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 40 * MEBIBYTE
+
+
+@pytest.mark.parametrize(
+    ("content_type", "begin", "each", "end"),
+    [
+        ("application/json", "[", "1,", "1]"),
+        ("application/json", "[", "[],", "1]"),
+        ("application/json", "[", '{"":1},', "1]"),
+        ("application/ld+json", "[", r'"\"\\",', "1]"),
+        ("application/x-www-form-urlencoded", "", "a=&", "b=1"),
+    ],
+)
+def test_a_body_of_more_values_than_can_be_read_quickly_is_refused(
+    content_type: str, begin: str, each: str, end: str
+) -> None:
+    loop = "{% for each in attachments %}" + each * 900 + "{% endfor %}"
+    template = Template(begin + loop + end, content_type=content_type)
+    render(template, OWN, EXAMPLE, {})
+    with pytest.raises(TemplateError, match="body: the rendering takes more work than is allowed"):
+        render(template, OWN, LARGE, {})
+
+
+def test_a_text_is_not_taken_for_the_values_that_it_spells() -> None:
+    template = Template("[{{ text|tojson }}]")
+    for text in ("[" * 1_000_000, '","' * 333_333, '\\",' * 250_000, "\x01" * 1_000_000):
+        render(template, OWN, {**EXAMPLE, "text": text}, {})
+
+
+@given(st.text(max_size=50))
+def test_percent_encoding_is_that_of_a_url(text: str) -> None:
+    assert show("{{ city|urlencode }}", {**EXAMPLE, "city": text}) == quote(without_surrogates(text), safe="")
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"), [("a\ud800b", "a\ufffdb"), ("\ud83d\ude00", "😀"), ("\ude00\ud83d", "\ufffd\ufffd"), ("é", "é")]
+)
+def test_what_utf8_cannot_carry_is_replaced(text: str, clean: str) -> None:
+    assert without_surrogates(text) == clean
 
 
 @pytest.mark.parametrize(

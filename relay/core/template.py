@@ -12,13 +12,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from jsonpointer import EndOfList, JsonPointer, JsonPointerException
 
 from relay.core.hook import is_reserved
 from relay.core.template_engine import MAX_SOURCE, Names, TemplateError, compile_field, render_field
-from relay.core.template_filters import Budget, without_surrogates
+from relay.core.template_filters import STEP, Budget, Refused, without_surrogates
 from relay.core.template_samples import DEAL, HOSTILE, INJECTED, PAYLOAD, REQUEST, SAMPLES
 
 __all__ = ["Rendered", "Template", "TemplateError", "check", "deal_url", "missing", "render", "resolve"]
@@ -32,6 +32,8 @@ MAX_HEADER = 8192
 MAX_VARIABLE = 4096
 #: Characters of a JSON pointer.
 MAX_POINTER = 200
+# What a number, a key or one side of a string costs where the body is read.
+_VALUE = 16
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # RFC 9110 §5.6.2
 _CONTENT_TYPE = re.compile(r"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}( *; *[\w-]+=[\w.-]+){0,4}", re.ASCII)
@@ -117,7 +119,7 @@ def render(
     body = field(template.body, "body")
     if template.method == "GET":
         return Rendered(template.method, target, headers, b"")
-    _readable(template.content_type, body)
+    _readable(template.content_type, body, budget)
     return Rendered(template.method, target, (("Content-Type", template.content_type), *headers), body.encode())
 
 
@@ -257,9 +259,9 @@ def _header(value: str, name: str) -> str:
     return line
 
 
-def _readable(content_type: str, body: str) -> None:
+def _readable(content_type: str, body: str, budget: Budget) -> None:
     media = content_type.partition(";")[0].strip().lower()
-    reader: Callable[[str], object] | None = None
+    reader: Callable[[str, Budget], object] | None = None
     if media == "application/json" or media.endswith("+json"):
         reader, what, advice = _read_json, "JSON", "use |tojson on every value, without quotes around it"
     elif media == FORM:
@@ -267,12 +269,19 @@ def _readable(content_type: str, body: str) -> None:
     if reader is None:
         return
     try:
-        reader(body)
+        reader(body, budget)
+    except Refused as error:
+        raise TemplateError("body", str(error)) from None
     except (RecursionError, ValueError) as error:
         raise TemplateError("body", f"does not come out as {what} ({str(error)[:120]}): {advice}") from None
 
 
-def _read_json(body: str) -> object:
+def _read_json(body: str, budget: Budget) -> object:
+    # What takes time is not text but values, so what is outside of strings is paid for.
+    quoted = body.replace("\\\\", "").replace('\\"', "")
+    budget.spend(_VALUE * quoted.count('"'))
+    outside = "".join(quoted.split('"')[::2])
+    budget.spend(STEP * (outside.count("[") + outside.count("{")) + _VALUE * (outside.count(",") + outside.count(":")))
     return json.loads(body, parse_constant=_no_constant)
 
 
@@ -280,9 +289,12 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _read_form(body: str) -> None:
+def _read_form(body: str, budget: Budget) -> None:
     if not _URL.fullmatch(body):
         raise ValueError("a space, a line end or a letter beyond ASCII")
-    names = [name for name, _ in parse_qsl(body, keep_blank_values=True, strict_parsing=True)]
-    if INJECTED in names:
+    budget.spend(STEP * body.count("&"))
+    for field in body.split("&"):
+        if "=" not in field:
+            raise ValueError(f"a field without =: {field:.40}")
+    if f"&{INJECTED}=" in body:
         raise ValueError("a value brought in a field of its own")
