@@ -156,7 +156,10 @@ class TestUpgrade:
         async with opened(tmp_path) as store:
             assert set(store.sites.by_name) == {"shop", "other"}
             (found,) = await history.page(store.reader, history.Filter(query="hello", state="forwarded"), 10)
-            assert (found.deal, found.sender) == (("17", "https://crm.example/17"), "ann@example.org")
+            # Those of before 0003 do not say whose CRM gave the number, and the letter is for two.
+            known = old.name >= "0003"
+            assert found.deal == (("17", "https://crm.example/17") if known else (None, None))
+            assert found.sender == "ann@example.org"
             assert await store.routes.find([(TRACK, "card", None)]) is not None
 
 
@@ -204,27 +207,65 @@ class TestVisitsOf0001:
 
 
 class TestDealsOf0002:
-    """What revision 0003 makes of messages' deals: their receipts have them, at every site."""
+    """What revision 0003 makes of messages' deals: the site whose CRM gave one has it, and no other."""
 
-    def test_every_receipt_of_the_message_has_its_deal(self, tmp_path: Path) -> None:
-        path = unpacked(UPGRADE / "0002.db.gz", tmp_path)
-        before = {row["id"]: (row["deal_id"], row["deal_url"]) for row in contents(path)["messages"]}
-        assert ("17", "https://crm.example/17") in before.values()
-        assert (None, None) in before.values()
-        migrate.migrate(path)
-        after = contents(path)
-        assert len({row["site_id"] for row in after["events"] if row["deal_id"] == "17"}) == 2
-        for row in after["events"]:
-            assert (row["deal_id"], row["deal_url"]) == before[row["message_id"]]
-        assert not {"deal_id", "deal_url"} & after["messages"][0].keys()
+    OF_SEVERAL = "deal numbers dropped: 1, of letters to several sites: whose CRM gave them is not known"
+    OF_NONE = "deal numbers dropped: 1, of letters that are for no site's CRM"
+    GIVEN = ("17", "https://crm.example/17")
 
-    def test_an_address_without_a_number_is_kept(self, tmp_path: Path) -> None:
+    def deals(self, tmp_path: Path, *changes: str) -> tuple[dict[tuple[int, int], tuple[Any, Any]], list[str]]:
+        """The deals of the upgraded database by (message, site), and what the upgrade said of them.
+
+        Message 1 has the deal 17, is for the sites 1 and 2, and was posted to both (post 1 and 2).
+        """
         path = unpacked(UPGRADE / "0002.db.gz", tmp_path)
         with database(path) as connection:
-            connection.execute("UPDATE messages SET deal_id = NULL")
-        migrate.migrate(path)
-        found = {(row["deal_id"], row["deal_url"]) for row in contents(path)["events"]}
-        assert found == {(None, "https://crm.example/17"), (None, None)}
+            connection.execute("PRAGMA foreign_keys=ON")
+            for change in changes:
+                connection.execute(change)
+        lines: list[str] = []
+        migrate.migrate(path, lines.append)
+        after = contents(path)
+        assert not {"deal_id", "deal_url"} & after["messages"][0].keys()
+        found = {(row["message_id"], row["site_id"]): (row["deal_id"], row["deal_url"]) for row in after["events"]}
+        return {place: deal for place, deal in found.items() if deal != (None, None)}, [
+            line for line in lines if line.startswith("deal")
+        ]
+
+    def test_it_goes_to_the_only_site_of_the_message(self, tmp_path: Path) -> None:
+        move = "UPDATE messages SET (deal_id, deal_url) = ('18', 'https://crm.example/18') WHERE id = 2"
+        alone = "DELETE FROM deliveries WHERE message_id = 1 AND site_id = 2"
+        of_it = "DELETE FROM events WHERE message_id = 1 AND site_id = 2"
+        given = {(1, 1): self.GIVEN, (2, 1): ("18", "https://crm.example/18")}
+        assert self.deals(tmp_path, move, of_it, alone) == (given, [])
+
+    @pytest.mark.parametrize(("unposted", "site"), [(2, 1), (1, 2)])
+    @pytest.mark.parametrize("how", ["UPDATE posts SET state = 'failed' WHERE id =", "DELETE FROM posts WHERE id ="])
+    def test_of_several_sites_the_only_one_that_took_it_has_it(
+        self, tmp_path: Path, unposted: int, site: int, how: str
+    ) -> None:
+        assert self.deals(tmp_path, f"{how} {unposted}") == ({(1, site): self.GIVEN}, [])
+
+    @pytest.mark.parametrize("change", ["SELECT 1", "UPDATE posts SET state = 'failed'"])
+    def test_where_several_or_none_took_it_nobody_has_it(self, tmp_path: Path, change: str) -> None:
+        assert self.deals(tmp_path, change) == ({}, [self.OF_SEVERAL])
+
+    def test_a_site_without_a_receipt_is_a_site_all_the_same(self, tmp_path: Path) -> None:
+        changes = ("DELETE FROM events WHERE message_id = 1 AND site_id = 2", "UPDATE posts SET state = 'failed'")
+        assert self.deals(tmp_path, *changes) == ({}, [self.OF_SEVERAL])
+
+    @pytest.mark.parametrize("also", ["SELECT 1", "DELETE FROM deliveries WHERE message_id = 2"])
+    def test_without_a_receipt_nobody_has_it(self, tmp_path: Path, also: str) -> None:
+        moved = (
+            "UPDATE messages SET deal_id = NULL, deal_url = NULL",
+            "UPDATE messages SET deal_id = '18' WHERE id = 2",
+            "DELETE FROM events WHERE message_id = 2",
+        )
+        assert self.deals(tmp_path, *moved, also) == ({}, [self.OF_NONE])
+
+    def test_an_address_without_a_number_is_kept(self, tmp_path: Path) -> None:
+        changes = ("UPDATE messages SET deal_id = NULL", "DELETE FROM posts WHERE id = 2")
+        assert self.deals(tmp_path, *changes) == ({(1, 1): (None, "https://crm.example/17")}, [])
 
     def test_nothing_else_is_said_of_what_was_there(self, tmp_path: Path) -> None:
         path = unpacked(UPGRADE / "0002.db.gz", tmp_path)
@@ -242,7 +283,8 @@ class TestDealsOf0002:
         assert after["blocked_senders"] == []
 
     async def test_a_letter_that_answers_one_from_before_carries_its_deal(self, tmp_path: Path) -> None:
-        unpacked(UPGRADE / "0002.db.gz", tmp_path)
+        with database(unpacked(UPGRADE / "0002.db.gz", tmp_path)) as connection:
+            connection.execute("UPDATE posts SET state = 'failed' WHERE id = 2")
         async with opened(tmp_path) as store:
             w = World(store)
             later = await w.accept(f"card@{TRACK}", body=b"later", message_id="l@x", in_reply_to="1@example.org")

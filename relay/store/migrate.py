@@ -95,13 +95,14 @@ def _upgrade(path: Path, progress: Progress) -> None:
     def _begin(connection: object) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
 
-    scripts = ScriptDirectory(_script_directory())
+    scripts, config = ScriptDirectory(_script_directory()), Config()
+    config.attributes["progress"] = progress  # for what a step does to the rows
 
     def steps(current: object, context: object) -> object:
         return scripts._upgrade_revs("head", current)  # type: ignore[arg-type]
 
     try:
-        with engine.connect() as connection, EnvironmentContext(Config(), scripts, fn=steps) as environment:
+        with engine.connect() as connection, EnvironmentContext(config, scripts, fn=steps) as environment:
             environment.configure(
                 connection=connection,
                 transactional_ddl=True,
