@@ -90,6 +90,7 @@ def job_of(
         attempts=1,
         uid="evt_1",
         hook=hook,
+        site_id=1,
         message_id=17,
         created_at=NOW - 100,
         message=PayloadMessage("17", "17", "Hi", "Hello", "ann@example.org", CARD),
@@ -269,7 +270,7 @@ class TestBody:
         token, _, name = rest.partition("/")
         assert (start, name) == ("https://relay.example/base", "%D1%81%D1%87%D1%91%D1%82%201.pdf")
         received_at = NOW - 100
-        assert links.read(keys.all("links"), token, received_at + DAY - 1) == (17, 2)
+        assert links.read(keys.all("links"), token, received_at + DAY - 1) == (17, 2, 1)
         with pytest.raises(links.LinkExpired):
             links.read(keys.all("links"), token, received_at + DAY + 1)
 

@@ -146,8 +146,8 @@ class TestAttachment:
 
     async def test_a_forged_or_damaged_link_is_not_there(self, api: Api) -> None:
         message_id = await stored(api, DOTTED)
-        forged = links.make(b"x" * 32, message_id, 0, int(NOW) + 1000)
-        no_part = links.make(api.context.keys.current("links"), message_id, 7, int(NOW) + 1000)
+        forged = links.make(b"x" * 32, message_id, 0, int(NOW) + 1000, None)
+        no_part = links.make(api.context.keys.current("links"), message_id, 7, int(NOW) + 1000, None)
         for token in (forged, no_part, "x", "%00", forged[:-1], "%F0%9F%92%A9", "a" * 5000):
             response, _ = await fetch(api, f"{api.url}/a/{token}/name")
             assert response.status == 404

@@ -11,9 +11,10 @@ import pytest
 from pydantic import ValidationError
 
 from relay.config import Http
+from relay.core.wire import stuff
 from relay.store import retention
 from relay.sweep import Ages
-from tests.file_fixtures import attachments, fetch, of_one_file, raw, stored
+from tests.file_fixtures import CARD, attachments, fetch, of_one_file, raw, stored
 from tests.store_fixtures import DAY, NOW
 from tests.webapi_fixtures import Api, serving
 from webapi import links
@@ -32,10 +33,10 @@ async def link(api: Api, **changes: Any) -> tuple[int, str]:
     return message_id, shown["url"]
 
 
-def posted_link(api: Api, message_id: int) -> str:
-    """The link as a webhook gets it (webapi/post.py)."""
-    expires = int(api.w.now + api.context.retention.raw)
-    return f"{api.url}/a/{links.make(api.context.keys.current('links'), message_id, 0, expires)}/offer.pdf"
+def posted_link(api: Api, message_id: int, site: str | None = "shop") -> str:
+    """The link as this site's webhook gets it (webapi/compose.py); None: as it got it before links were a site's."""
+    expires, of = int(api.w.now + api.context.retention.raw), site and api.w.site(site).id
+    return f"{api.url}/a/{links.make(api.context.keys.current('links'), message_id, 0, expires, of or None)}/offer.pdf"
 
 
 async def reason(api: Api, url: str) -> str:
@@ -122,6 +123,64 @@ async def test_an_erased_message_says_so_even_when_the_link_has_expired(api: Api
     assert "the message was erased with its files" in await reason(api, url)
 
 
+class TestShared:
+    """A letter of two sites, one of which has erased its share: it has no more right to the files than to the text."""
+
+    @pytest.fixture
+    async def message_id(self, api: Api) -> int:
+        message, part = of_one_file(b"abc")
+        _, theirs = await api.w.shown(name="other")
+        accepted = await api.w.accept(CARD, theirs, body=stuff(message), size=len(message), claim=None)
+        await api.w.extract(accepted.message_id, attachments=[part])
+        await api.w.store.write(lambda tx: tx.sql("UPDATE deliveries SET state = 'forwarded'"))
+        return accepted.message_id
+
+    async def shown(self, api: Api, message_id: int, *sites: str) -> str:
+        answer = await api.get(f"/v1/messages/{message_id}", *sites)
+        url: str = answer["attachments"][0]["url"]
+        return url
+
+    async def erase(self, api: Api, message_id: int, site: str) -> None:
+        assert (await api.call("DELETE", f"/v1/messages/{message_id}", token=await api.token("admin", site)))[0] == 204
+
+    @pytest.mark.parametrize(("erased", "left"), [("shop", "other"), ("other", "shop")])
+    async def test_links_of_the_site_that_erased_it_are_over_and_the_others_are_not(
+        self, api: Api, message_id: int, erased: str, left: str
+    ) -> None:
+        over = [posted_link(api, message_id, erased), await self.shown(api, message_id, erased)]
+        good = [posted_link(api, message_id, left), await self.shown(api, message_id, left)]
+        good.append(await self.shown(api, message_id))  # of who sees all sites
+        for url in over + good:
+            assert (await fetch(api, url))[1] == b"abc"
+        await self.erase(api, message_id, erased)
+        for url in over:
+            assert "the message was erased with its files" in await reason(api, url)
+        for url in good:
+            assert (await fetch(api, url))[1] == b"abc"
+        api.w.pass_time(2 * DAY)
+        assert "the message was erased with its files" in await reason(api, over[1])
+        assert "this link expired" in await reason(api, good[1])
+
+    async def test_who_sees_both_sites_gets_a_new_link_after_that(self, api: Api, message_id: int) -> None:
+        first = await self.shown(api, message_id, "shop", "other")
+        await self.erase(api, message_id, "shop")
+        assert "erased" in await reason(api, first)
+        assert (await fetch(api, await self.shown(api, message_id, "shop", "other")))[1] == b"abc"
+
+    async def test_a_link_from_before_links_were_a_sites_is_good_while_anybody_has_the_letter(
+        self, api: Api, message_id: int
+    ) -> None:
+        old = posted_link(api, message_id, None)
+        await self.erase(api, message_id, "shop")
+        assert (await fetch(api, old))[1] == b"abc"
+        await self.erase(api, message_id, "other")
+        assert "the message was erased with its files" in await reason(api, old)
+
+    async def test_a_link_of_a_site_that_never_had_it_is_over(self, api: Api) -> None:
+        message_id, _ = await link(api)
+        assert "erased" in await reason(api, posted_link(api, message_id, "other"))
+
+
 @pytest.mark.parametrize("in_file", [False, True])
 async def test_bytes_that_are_missing_are_gone_and_no_crash(api: Api, in_file: bool) -> None:
     _, url = await link(api, in_file=in_file)
@@ -136,6 +195,6 @@ async def test_a_forged_link_learns_nothing_of_a_message_that_was(api: Api) -> N
     answers = []
     for expires in (1, int(NOW) + 1000):
         for number in (message_id, message_id + 1):
-            response, octets = await fetch(api, f"{api.url}/a/{links.make(b'x' * 32, number, 0, expires)}/a")
+            response, octets = await fetch(api, f"{api.url}/a/{links.make(b'x' * 32, number, 0, expires, 1)}/a")
             answers.append((response.status, octets))
     assert set(answers) == {(404, answers[0][1])}

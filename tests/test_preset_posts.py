@@ -115,6 +115,7 @@ def job(case: Case, keys: Keys, crm: Receiver) -> PostJob:
         attempts=1,
         uid="evt_17",
         hook=Hook(1, crm.at(case.url), keys.seal(SECRET), options.settings(), access=access),
+        site_id=1,
         message_id=17,
         created_at=NOW,
         message=PayloadMessage("17", "17", 'An "offer"?', "Hello", "ann@customer.test", "sales@example.test"),

@@ -109,7 +109,7 @@ class TestRequest:
             scheme, _, host, kind, token, name = found["url"].split("/")
             assert (scheme, host, kind) == ("https:", "relay.example", "a")
             assert name in ("offer.pdf", "%D1%81%D1%87%D1%91%D1%82%2F%E2%84%96%201%3F.pdf", "attachment")
-            assert links.read(keys.all("links"), token, w.now) == (job.message_id, index)
+            assert links.read(keys.all("links"), token, w.now) == (job.message_id, index, w.site().id)
             with pytest.raises(links.LinkExpired):
                 links.read(keys.all("links"), token, w.now + DAY)
 
@@ -282,7 +282,7 @@ HOOK = Hook(1, "http://x/", "s", HookSettings())
 def job(attempts: int = 1) -> PostJob:
     message = PayloadMessage("1", "1", None, None, None, CARD)
     attribution = Attribution(AttributionState.NONE, "plus/1")
-    return PostJob(1, "me", attempts, "evt_1", HOOK, 1, NOW, message, (), None, attribution)
+    return PostJob(1, "me", attempts, "evt_1", HOOK, 1, 1, NOW, message, (), None, attribution)
 
 
 class TestSettle:

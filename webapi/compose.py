@@ -138,7 +138,8 @@ class Composer:
         return tuple(
             PayloadAttachment(
                 part.name,
-                f"{self._links_at}{links.make(key, job.message_id, part.index, expires)}/{_in_url(part.name)}",
+                f"{self._links_at}{links.make(key, job.message_id, part.index, expires, job.site_id)}/"
+                f"{_in_url(part.name)}",
             )
             for part in job.parts
         )

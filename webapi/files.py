@@ -99,15 +99,17 @@ async def _attachment(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     expired = None
     try:
-        message_id, index = links.read(context.keys.all("links"), request.match_info["token"], context.clock())
+        link = links.read(context.keys.all("links"), request.match_info["token"], context.clock())
     except links.LinkExpired as error:
-        message_id, index, expired = error.message, error.part, error.expires
+        link, expired = error.link, error.expires
     except links.LinkInvalid:
         raise not_found("link") from None
-    row = await history.one(context.store.reader, message_id, None)
+    # Who had its share of a message erased has no more right to its files, whoever else still holds it.
+    holder = None if link.site is None else frozenset({link.site})
+    row = await history.one(context.store.reader, link.message, holder)
     if row is None:
         raise Problem(410, _ERASED)
-    part = next((part for part in row.attachments if part.index == index), None)
+    part = next((part for part in row.attachments if part.index == link.part), None)
     if part is None:
         raise not_found("link")
     if expired is not None:

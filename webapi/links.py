@@ -1,8 +1,12 @@
 """Links to attachments: /a/{token}/{name}, signed and expiring, so that a CRM needs no login to fetch one.
 
-    token  = base64url(claim MAC)            without padding, 32 to 42 characters
-    claim  = expires:u40 part:u16 message    (message: 1 to 8 octets; integers in network order)
-    MAC    = first 128 bits of HMAC-SHA256(key, "attachment link" claim)
+    token  = base64url(claim MAC)            without padding, 32 to 54 characters
+    claim  = expires:u40 part:u16 length:u8 site message    (site: length octets, message: 1 to 8 octets)
+    MAC    = first 128 bits of HMAC-SHA256(key, "file of a site" claim)
+
+Integers are in network order; site and message take as few octets as they need. A link of a site is good as long as the
+message is that site's: a message may be several sites', and one of them may have its share erased. A link that is not a
+site's, as all were once, has no length and no site, and "attachment link" before its claim.
 
 The name is not signed: it is for people, and what is served is named by the stored message.
 """
@@ -13,11 +17,23 @@ import base64
 import binascii
 import hmac
 from collections.abc import Sequence
+from typing import NamedTuple
 
-_CONTEXT = b"attachment link"
+# Neither begins with the other: no claim means one thing with the one and another with the other.
+_ANYBODYS = b"attachment link"
+_OF_A_SITE = b"file of a site"
 _MAC = 16
 _HEAD = 7
-_SHORTEST, _LONGEST = _HEAD + 1 + _MAC, _HEAD + 8 + _MAC
+_NUMBER = 8
+_SHORTEST, _LONGEST = _HEAD + 1 + _MAC, _HEAD + 1 + 2 * _NUMBER + _MAC
+
+
+class Link(NamedTuple):
+    """What a token is good for: attachment ``part`` of ``message``, as ``site``'s (all ids); None: whosever it is."""
+
+    message: int
+    part: int
+    site: int | None
 
 
 class LinkInvalid(ValueError):
@@ -25,49 +41,66 @@ class LinkInvalid(ValueError):
 
 
 class LinkExpired(ValueError):
-    """A token of ours, for ``part`` of ``message``, whose time was over at ``expires`` (epoch seconds)."""
+    """A token of ours, for ``link``, whose time was over at ``expires`` (epoch seconds)."""
 
-    def __init__(self, message: int, part: int, expires: int) -> None:
+    def __init__(self, link: Link, expires: int) -> None:
         super().__init__("this link has expired")
-        self.message = message
-        self.part = part
+        self.link = link
         self.expires = expires
 
 
-def make(key: bytes, message: int, part: int, expires: int) -> str:
-    """A token for attachment ``part`` (its index) of ``message`` (its id), good until ``expires`` (epoch seconds).
+def make(key: bytes, message: int, part: int, expires: int, site: int | None) -> str:
+    """A token for attachment ``part`` (its index) of ``message`` (its id), good until ``expires`` (epoch seconds) and
+    as long as ``site`` (its id) has the message; None: as long as anybody has.
 
     Raises ValueError for a negative or absurdly large number.
     """
     try:
-        octets = message.to_bytes(max(1, (message.bit_length() + 7) // 8), "big")
-        claim = expires.to_bytes(5, "big") + part.to_bytes(2, "big") + octets
+        claim = expires.to_bytes(5, "big") + part.to_bytes(2, "big")
+        if site is None:
+            context = _ANYBODYS
+        else:
+            context, octets = _OF_A_SITE, _octets(site)
+            claim += len(octets).to_bytes(1, "big") + octets
+        claim += _octets(message)
     except OverflowError:
-        raise ValueError("message, part or expires is out of range") from None
-    if len(octets) > 8:
-        raise ValueError("message is out of range")
-    return base64.urlsafe_b64encode(claim + _mac(key, claim)).rstrip(b"=").decode("ascii")
+        raise ValueError("message, part, expires or site is out of range") from None
+    return base64.urlsafe_b64encode(claim + _mac(key, context, claim)).rstrip(b"=").decode("ascii")
 
 
-def read(keys: Sequence[bytes], token: str, now: float) -> tuple[int, int]:
-    """(message, part) of a token signed with any of ``keys``; raises LinkInvalid or LinkExpired.
+def read(keys: Sequence[bytes], token: str, now: float) -> Link:
+    """What a token signed with any of ``keys`` is good for; raises LinkInvalid or LinkExpired.
 
     Takes the same time whatever is wrong with a signature.
     """
     octets = _decode(token)
     claim, mac = octets[:-_MAC], octets[-_MAC:]
-    matches = [hmac.compare_digest(mac, _mac(key, claim)) for key in keys]
-    if not any(matches):
+    matches = [
+        context
+        for key in keys
+        for context in (_OF_A_SITE, _ANYBODYS)
+        if hmac.compare_digest(mac, _mac(key, context, claim))
+    ]
+    if not matches:
         raise LinkInvalid("this link was not made here")
-    message, part = int.from_bytes(claim[_HEAD:], "big"), int.from_bytes(claim[5:_HEAD], "big")
-    expires = int.from_bytes(claim[:5], "big")
+    expires, part, rest = int.from_bytes(claim[:5], "big"), int.from_bytes(claim[5:_HEAD], "big"), claim[_HEAD:]
+    site = None
+    if matches[0] is _OF_A_SITE:
+        length, rest = rest[0], rest[1:]
+        site, rest = int.from_bytes(rest[:length], "big"), rest[length:]
+    link = Link(int.from_bytes(rest, "big"), part, site)
     if now >= expires:
-        raise LinkExpired(message, part, expires)
-    return message, part
+        raise LinkExpired(link, expires)
+    return link
 
 
-def _mac(key: bytes, claim: bytes) -> bytes:
-    return hmac.digest(key, _CONTEXT + claim, "sha256")[:_MAC]
+def _octets(number: int) -> bytes:
+    """As few octets as it needs; raises OverflowError for a negative number and for one of more than 64 bits."""
+    return number.to_bytes(_NUMBER, "big").lstrip(b"\0") or b"\0"
+
+
+def _mac(key: bytes, context: bytes, claim: bytes) -> bytes:
+    return hmac.digest(key, context + claim, "sha256")[:_MAC]
 
 
 def _decode(token: str) -> bytes:

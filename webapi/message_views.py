@@ -185,7 +185,7 @@ def item(context: Context, row: MessageRow, sites: frozenset[int] | None) -> Mes
         posting=[_posting(receipt) for receipt in row.receipts],
         state=row.state if sites is None else next((s.value for s in WORST_FIRST if s.value in states), row.state),
         size=row.size,
-        attachments=_attachments(context, row),
+        attachments=_attachments(context, row, sites),
         auth=AuthView(),
     )
 
@@ -259,13 +259,15 @@ def _attribution(delivery: DeliveryRow | None) -> AttributionView:
     )
 
 
-def _attachments(context: Context, row: MessageRow) -> list[AttachmentView]:
+def _attachments(context: Context, row: MessageRow, sites: frozenset[int] | None) -> list[AttachmentView]:
+    """The links are a site's that the reader sees the message by; who sees all sites sees it whosever it is."""
+    site = None if sites is None else next((one.site_id for one in row.deliveries if one.site_id is not None), None)
     expires = int(context.clock() + context.http.links_live_for)
     key = context.keys.current("links")
     found = []
     for part in row.attachments:
         name = file_name(part.name, part.type, part.index)  # an older version may have stored another
-        token = links.make(key, row.id, part.index, expires) if row.raw_removed_at is None else None
+        token = links.make(key, row.id, part.index, expires, site) if row.raw_removed_at is None else None
         url = token and f"{context.public_url}/a/{token}/{_in_url(name)}"
         found.append(AttachmentView(name=name, url=url, size=part.size, type=part.type, inline=part.inline))
     return found

@@ -120,6 +120,7 @@ def _job(hook: Hook, site: str, uid: str, now: float) -> PostJob:
         attempts=1,
         uid=uid,
         hook=hook,
+        site_id=0,
         message_id=0,
         created_at=now,
         message=_MESSAGE,

@@ -73,6 +73,7 @@ class DeliveryRow:
     visit: str | None
     candidates: tuple[tuple[str, float], ...]
     finished_at: float | None
+    site_id: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ _DELIVERY = (
     deliveries.c.claimed_number,
     deliveries.c.candidates,
     deliveries.c.finished_at,
+    deliveries.c.site_id,
 )
 
 _MESSAGE_NAMES = tuple(column.name for column in _MESSAGE)

@@ -49,6 +49,7 @@ class PostJob:
     attempts: int
     uid: str
     hook: Hook
+    site_id: int
     message_id: int
     created_at: float
     message: PayloadMessage
@@ -89,7 +90,7 @@ _ATTRIBUTION_COLUMNS = (
     deliveries.c.claimed_number,
     deliveries.c.candidates,
 )
-_REST = (routes.c.label, sites.c.settings, events.c.id, events.c.type)
+_REST = (routes.c.label, sites.c.id, sites.c.settings, events.c.id, events.c.type)
 _POST = Statement(
     select(*HOOK_COLUMNS, *_MESSAGE_COLUMNS, *_ATTRIBUTION_COLUMNS, *_REST)
     .join(events, events.c.id == posts.c.event_id)
@@ -145,7 +146,7 @@ def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:
     hook = read_hook(row[:_A])
     attempts, uid, fill, message_id, created_at, sender, recipient, subject, head, rest, attachments = row[_A:_B]
     attribution = read_attribution(row[_B:_C])
-    label, settings, event_id, event_type = row[_C:]
+    label, site_id, settings, event_id, event_type = row[_C:]
     extended = hook.settings.extended or event_type != EventType.RECEIVED.value
     return PostJob(
         post_id=post_id,
@@ -153,6 +154,7 @@ def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:
         attempts=attempts,
         uid=uid,
         hook=hook,
+        site_id=site_id,
         message_id=message_id,
         created_at=created_at,
         message=PayloadMessage(
