@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from sqlalchemy import select
 from relay.core.model import OutcomeKind
 from relay.store import deals, figures, history, retention
 from relay.store.attribution import THREAD_REACH
-from relay.store.schema import events, messages
+from relay.store.engine import Statement, Tx
+from relay.store.schema import deliveries, events, messages
 from tests.post_fixtures import asking, claim, finish
 from tests.store_fixtures import NOW, OTHER, SHOP, TRACK, World, world
 
@@ -322,3 +324,54 @@ async def test_whoever_repeats_a_message_id_takes_nobody_into_another_thread(w: 
     await letter(w, 3, message_id="2@x", answers="1@x", sender="mallory@evil.example", mail_from="m@evil.example")
     later = await letter(w, 4, answers="2@x")
     assert await deal_of(w, later) == ("VICTIM", None)
+
+
+class TestFlood:
+    """A thread of many letters: each looks at a bounded number of them."""
+
+    @pytest.mark.parametrize("statement", [deals._OF_THREAD, deals._FOLLOWERS])
+    async def test_it_walks_along_the_index_as_far_as_it_reaches(self, w: World, statement: Statement) -> None:
+        assert f"LIMIT {deals.REACH}" in statement.sql
+        names = dict.fromkeys(re.findall(r":(\w+)", statement.sql), 1)
+        steps = await w.store.write(lambda tx: tx._connection.execute(f"EXPLAIN QUERY PLAN {statement.sql}", names))
+        found = [row[3] for row in steps.fetchall()]
+        order = "<" if statement is deals._OF_THREAD else ">"
+        walk = f"SEARCH messages USING COVERING INDEX ix_messages_thread_id (thread_id=? AND rowid{order}?)"
+        assert [step for step in found if "messages" in step] == [
+            walk
+        ]  # and so no sorting of what the index has sorted
+        assert {step for step in found if "events" in step} == {
+            "SEARCH events USING INDEX ix_events_message_id (message_id=?)"
+        }
+
+    async def flooded(self, w: World, *ids: int) -> None:
+        """Letters with these ids, each with the event of its own, in the thread of letter 1."""
+
+        def fill(tx: Tx) -> None:
+            for table, key in ((messages, "id"), (deliveries, "message_id"), (events, "message_id")):
+                new = {"id": "?1", key: "?1", "delivery_id": "?1", "uid": "'evt' || ?1"}
+                names = [column.name for column in table.c]
+                values = [new.get(name, f'"{name}"') for name in names]
+                quoted = ", ".join(f'"{name}"' for name in names)
+                tx._connection.executemany(
+                    f"INSERT INTO {table.name} ({quoted}) SELECT {', '.join(values)} FROM {table.name} WHERE {key} = 2",
+                    [(number,) for number in ids],
+                )
+
+        await letter(w, 1)
+        await letter(w, 2, answers="1@x")
+        await w.store.write(fill)
+
+    async def test_a_late_deal_reaches_the_next_thousand(self, w: World) -> None:
+        await self.flooded(w, *range(3, deals.REACH + 4))
+        await give(w, 1)
+        assert await deal_of(w, deals.REACH + 1) == D17
+        assert await deal_of(w, deals.REACH + 2) == (None, None)
+
+    async def test_a_letter_takes_the_deal_of_the_latest_thousand_or_of_the_first(self, w: World) -> None:
+        await self.flooded(w, *range(3, deals.REACH + 4))
+        site, before = w.site().id, deals.REACH + 4
+        for known, expected in ((1, ("1", None)), (3, ("1", None)), (4, ("4", None))):
+            await w.store.write(lambda tx: tx.sql(f"UPDATE events SET deal_id = '{known}' WHERE id = {known}"))  # noqa: B023
+            found = await w.store.write(lambda tx: tx.one(deals._OF_THREAD, thread=1, site=site, before=before))
+            assert found == expected

@@ -12,8 +12,9 @@ from relay.store.attribution import THREAD_REACH
 from relay.store.engine import Statement, Tx
 from relay.store.schema import deliveries, events, messages, posts
 
-#: Later letters of a thread that take over a deal that came late.
-FOLLOWERS = 1000
+#: Letters of a thread that are looked at, going back for its deal or on to those that take over one that came late. Who
+#: floods a thread with letters must not make each of them dearer for the writer.
+REACH = 1000
 
 _RECEIVED = events.c.type == EventType.RECEIVED.value
 # A letter to two sites may have come as two messages of one Message-ID: each site's thread goes on from its own.
@@ -34,12 +35,13 @@ _KNOWN = Statement(
     .limit(1)
 )
 _OF_MESSAGE = Statement(select(messages.c.in_reply_to, messages.c.references).where(messages.c.id == bindparam("id")))
-_IN_THREAD = or_(messages.c.id == bindparam("thread"), messages.c.thread_id == bindparam("thread"))
+_ANSWERS = select(messages.c.id).where(messages.c.thread_id == bindparam("thread")).limit(REACH)
+_BEFORE = _ANSWERS.where(messages.c.id < bindparam("before")).order_by(messages.c.id.desc())
+_AFTER = _ANSWERS.where(messages.c.id > bindparam("after")).order_by(messages.c.id)
 _OF_THREAD = Statement(
     select(events.c.deal_id, events.c.deal_url)
-    .join(messages, messages.c.id == events.c.message_id)
     .where(
-        _IN_THREAD,
+        or_(events.c.message_id == bindparam("thread"), events.c.message_id.in_(_BEFORE)),
         _RECEIVED,
         events.c.site_id == bindparam("site"),
         events.c.message_id < bindparam("before"),
@@ -77,17 +79,12 @@ _PLACE = Statement(
     .where(events.c.id == bindparam("event"))
 )
 _FOLLOWERS = Statement(
-    select(events.c.id)
-    .join(messages, messages.c.id == events.c.message_id)
-    .where(
-        _IN_THREAD,
+    select(events.c.id).where(
+        events.c.message_id.in_(_AFTER),  # the first of the thread is after none
         _RECEIVED,
         events.c.site_id == bindparam("site"),
-        events.c.message_id > bindparam("after"),
         events.c.deal_id.is_(None),
     )
-    .order_by(events.c.message_id)
-    .limit(FOLLOWERS)
 )
 
 
