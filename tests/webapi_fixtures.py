@@ -7,8 +7,11 @@ async with serving(tmp_path) as api:                  # the sites shop and other
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import shutil
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,6 +117,14 @@ class Nowhere(AbstractResolver):
         pass
 
 
+@functools.cache
+def _new_keys() -> Path:
+    """A folder of keys, made once: each is synced to disk twice."""
+    directory = Path(tempfile.mkdtemp(prefix="relay-keys-"))
+    Keys.load(directory)
+    return directory
+
+
 @contextlib.asynccontextmanager
 async def serving(
     directory: Path,
@@ -131,7 +142,7 @@ async def serving(
         bodies.prepare()
         listener = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        keys = Keys.load(directory / "keys")
+        keys = Keys.load(shutil.copytree(_new_keys(), directory / "keys"))
         context = Context(
             store=w.store,
             bodies=bodies,

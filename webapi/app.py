@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Callable
 from typing import cast
@@ -70,7 +71,7 @@ def build(context: Context) -> web.Application:
     app[auth.GATE] = auth.Gate(context.store, Rate(context.limits.api_failures_per_address_per_minute))
     app[bind.RATES] = bind.Rates.of(context.limits)
     app[script.RENDERED] = {}
-    app[health.DOCUMENT] = json.dumps(openapi.document(OPERATIONS))
+    app[health.DOCUMENT] = _document()
     other_names = {script.PATH: context.http.script_path, bind.PATH: context.http.bind_path}
     for operation in OPERATIONS:
         for path in {operation.path, other_names.get(operation.path, operation.path)}:
@@ -79,6 +80,12 @@ def build(context: Context) -> web.Application:
                 app.router.add_route("HEAD", path, operation.endpoint())
     app.on_response_prepare.append(_secure)
     return app
+
+
+@functools.cache
+def _document() -> str:
+    """What the API is; it takes longer than everything else here, and is the same for every application."""
+    return json.dumps(openapi.document(OPERATIONS))
 
 
 def runner(context: Context) -> web.AppRunner:
