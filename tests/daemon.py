@@ -107,9 +107,9 @@ class Daemon:
         self.smtp_port, self.http_port = ready["smtp"][0], ready["http"][0]
         return self
 
-    def stop(self) -> int:
-        """SIGTERM, and the exit code once it has finished what was under way."""
-        return self._end(signal.SIGTERM)
+    def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
+        """End it, and the exit code once it has finished what was under way."""
+        return self._end(by)
 
     def kill(self) -> None:
         """SIGKILL: what a power cut is to the process. May be called when it has ended already."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import sqlite3
@@ -343,9 +342,7 @@ class TestServe:
 
     def test_ctrl_c_ends_it_with_0_as_well(self, tmp_path: Path) -> None:
         with Daemon(tmp_path) as daemon:
-            os.kill(daemon.pid, signal.SIGINT)
-            daemon.wait_for("stopping")
-            assert daemon.stop() == 0
+            assert daemon.stop(signal.SIGINT) == 0
 
     def test_it_makes_data_dir_and_keys_for_its_owner_alone(self, tmp_path: Path) -> None:
         with Daemon(tmp_path) as daemon:
