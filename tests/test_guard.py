@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webapi.guard import ForbiddenAddress, guarded_connector, is_forbidden
+from webapi.guard import RECEIVED, ForbiddenAddress, guarded_connector, is_forbidden
 
 FORBIDDEN_V4 = [
     *("127.0.0.1", "127.255.255.254", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.0.1", "169.254.169.254"),
@@ -235,6 +235,25 @@ async def test_a_proxy_of_the_environment_is_not_used(inside: Inside, monkeypatc
 async def test_the_limits_of_connections_are_the_callers() -> None:
     async with guarded_connector(False, limit=7, limit_per_host=2) as connector:
         assert (connector.limit, connector.limit_per_host) == (7, 2)
+
+
+@pytest.mark.parametrize("allow_private", [True, False])
+async def test_little_of_an_answer_is_taken_at_once(
+    inside: Inside, allow_private: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    loop = asyncio.get_running_loop()
+    connect = loop.sock_connect
+
+    async def sock_connect(sock: socket.socket, address: tuple[str, int]) -> None:
+        taken.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+        await connect(sock, address)
+
+    monkeypatch.setattr(loop, "sock_connect", sock_connect)
+    monkeypatch.setattr("webapi.guard.is_forbidden", lambda address: False)
+    assert await get(f"http://127.0.0.1:{inside.port}/", allow_private) == "ok"
+    assert len(taken) == 1
+    assert taken[0] <= 2 * RECEIVED
 
 
 @pytest.mark.parametrize("address", FORBIDDEN_V4 + FORBIDDEN_V6 + [f"::ffff:{address}" for address in FORBIDDEN_V4])

@@ -41,6 +41,11 @@ _SPECIAL_V6 = tuple(
 )
 
 
+#: Octets of an answer that the system holds (Linux: twice that). The event loop stands still while aiohttp parses what
+#: has come in, and thousands of 1xx answers fit into the quarter of a MiB that it would otherwise take at once.
+RECEIVED = 16 * 1024
+
+
 class ForbiddenAddress(PermissionError):
     """The name or address leads to one that is not public. Says no address: what a name means inside is not told."""
 
@@ -75,12 +80,18 @@ def guarded_connector(
         limit=limit,
         limit_per_host=limit_per_host,
         resolver=resolver,
-        socket_factory=None if allow_private else _public_socket,
+        socket_factory=_socket if allow_private else _public_socket,
     )
 
 
 def _public_socket(target: AddrInfoType) -> socket.socket:
-    family, kind, protocol, _, address = target
-    if is_forbidden(str(address[0])):
+    if is_forbidden(str(target[4][0])):
         raise ForbiddenAddress
-    return socket.socket(family, kind, protocol)
+    return _socket(target)
+
+
+def _socket(target: AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, _ = target
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)
+    return made
