@@ -24,7 +24,8 @@ from relay.smtp_out import Sender, Timeouts
 from relay.store.messages import Evidence
 from relay.store.schema import deliveries
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, declare_all
-from relay.store.store import Store
+from relay.store.store import DATABASE, Store
+from tests.store_fixtures import fresh_database, fresh_keys
 
 DOMAIN = "track.example.com"
 #: Seconds for anything that should happen soon. Reached only when a test fails.
@@ -112,10 +113,12 @@ async def running_parts(
     start_forwarding: bool = True,
 ) -> AsyncIterator[Parts]:
     clock, read = Clock(), Read()
-    keys = Keys.load(directory / "keys")
+    keys = Keys.load(directory / "keys") if (directory / "keys").exists() else fresh_keys(directory / "keys")
     bodies = Bodies(directory / "bodies")
     bodies.prepare()
-    store = Store(directory / "relay.db")
+    if not (directory / DATABASE).exists():
+        fresh_database(directory)
+    store = Store(directory / DATABASE)
     await store.open()
     await store.redefine(lambda tx: declare_all(tx, list(sites), clock()))
     sender = Sender(

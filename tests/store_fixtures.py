@@ -8,6 +8,7 @@ async with world(tmp_path) as w:                      # the sites of SHOP, time 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -25,6 +26,7 @@ from relay.core.classify import classify
 from relay.core.mime import Extracted, Part
 from relay.core.model import Address, DeliveryState, Method, Outcome, OutcomeKind
 from relay.core.source import parse_page
+from relay.secrets import Keys
 from relay.sources import referrers
 from relay.store import bindings, events, messages, queue
 from relay.store.bindings import Asked, BindRequest, Bound
@@ -99,10 +101,17 @@ OTHER = site(
 BODY = b"From: Ann <ann@example.org>\r\nSubject: Hi\r\n\r\nHello\r\n"
 
 
+def _made_once() -> Path:
+    """A directory for what every test of this process gets a copy of."""
+    directory = Path(tempfile.mkdtemp(prefix="relay-template-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
 @functools.cache
 def template() -> Path:
     """A migrated, empty database, made once: the migration is the slow part of a store."""
-    path = Path(tempfile.mkdtemp(prefix="relay-template-")) / DATABASE
+    path = _made_once() / DATABASE
     migrate(path)
     return path
 
@@ -110,6 +119,18 @@ def template() -> Path:
 def fresh_database(directory: Path) -> Path:
     """A migrated, empty database in ``directory``."""
     return Path(shutil.copy(template(), directory / DATABASE))
+
+
+@functools.cache
+def _key_files() -> Path:
+    directory = _made_once()
+    Keys.load(directory)
+    return directory
+
+
+def fresh_keys(directory: Path) -> Keys:
+    """Keys in ``directory``, copied from one set: made anew, each would be synced to disk twice."""
+    return Keys.load(Path(shutil.copytree(_key_files(), directory)))
 
 
 @contextlib.asynccontextmanager
@@ -220,10 +241,30 @@ class World:
 @contextlib.asynccontextmanager
 async def world(directory: Path, *definitions: SiteDefinition) -> AsyncIterator[World]:
     """A store with these sites declared (SHOP by default)."""
+    chosen = definitions or (SHOP,)
+    if chosen in ((SHOP,), (SHOP, OTHER)) and not (directory / DATABASE).exists():
+        shutil.copy(await _declared(chosen), directory / DATABASE)
+        async with opened(directory) as store:
+            yield World(store)
+        return
     async with opened(directory) as store:
         found = World(store)
-        await found.declare(*(definitions or (SHOP,)))
+        await found.declare(*chosen)
         yield found
+
+
+_DECLARED: dict[tuple[str, ...], Path] = {}  # by the sites' names
+
+
+async def _declared(definitions: tuple[SiteDefinition, ...]) -> Path:
+    """A database in which these sites are declared, made once: nearly every test begins with one of two."""
+    names = tuple(definition.name for definition in definitions)
+    if names not in _DECLARED:
+        directory = _made_once()
+        async with opened(directory) as store:
+            await World(store).declare(*definitions)
+        _DECLARED[names] = directory / DATABASE
+    return _DECLARED[names]
 
 
 def incoming(received_at: float = NOW, body: bytes = BODY, **changes: Any) -> Incoming:

@@ -7,11 +7,8 @@ async with serving(tmp_path) as api:                  # the sites shop and other
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import shutil
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,11 +21,11 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from relay.bodies import Bodies
 from relay.config import Forward, Http, Limits
 from relay.geoip import GeoIp
-from relay.secrets import Keys, new_token, token_hash
+from relay.secrets import new_token, token_hash
 from relay.store import tokens
 from relay.store.messages import Accepted, Evidence
 from relay.store.sites import SiteDefinition
-from tests.store_fixtures import DAY, OTHER, SHOP, World, world
+from tests.store_fixtures import DAY, OTHER, SHOP, World, fresh_keys, world
 from webapi.app import runner
 from webapi.compose import Composer
 from webapi.context import Context
@@ -117,14 +114,6 @@ class Nowhere(AbstractResolver):
         pass
 
 
-@functools.cache
-def _new_keys() -> Path:
-    """A folder of keys, made once: each is synced to disk twice."""
-    directory = Path(tempfile.mkdtemp(prefix="relay-keys-"))
-    Keys.load(directory)
-    return directory
-
-
 @contextlib.asynccontextmanager
 async def serving(
     directory: Path,
@@ -142,7 +131,7 @@ async def serving(
         bodies.prepare()
         listener = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        keys = Keys.load(shutil.copytree(_new_keys(), directory / "keys"))
+        keys = fresh_keys(directory / "keys")
         context = Context(
             store=w.store,
             bodies=bodies,
