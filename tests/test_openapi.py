@@ -32,7 +32,7 @@ from webapi.openapi import document
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Right requests for each operation, and as many wrong ones; all of them take some 10 s.
-EXAMPLES = 9
+EXAMPLES = 15
 #: What an answer to a right request must be: no 5xx, a status and a type that are documented, a body as documented.
 CONFORMING = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
