@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Compiled once, and not once a process, whatever the environment says about bytecode.
+PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode $(BIN)/pytest -q
 
 SCRIPT := webapi/script
 # A folder in memory for temporary files, where there is one with 2 GB to spare.
@@ -46,16 +48,16 @@ script-test:
 
 # Units say nothing about power cuts: with their thousands of databases in memory the disk's syncs cost them no time.
 unit: setup
-	$(IN_MEMORY) $(BIN)/pytest -q -n 2 tests --ignore=tests/scenarios --ignore=tests/faults --ignore=tests/browser
+	$(IN_MEMORY) $(PYTEST) -n 2 --dist worksteal tests --ignore=tests/scenarios --ignore=tests/faults --ignore=tests/browser
 
 scenarios: setup
-	$(BIN)/pytest -q tests/scenarios
+	$(PYTEST) tests/scenarios
 
 faults: setup
-	$(BIN)/pytest -q -s tests/faults
+	$(PYTEST) -s tests/faults
 
 browser: setup
-	$(BIN)/pytest -q tests/browser
+	$(PYTEST) tests/browser
 
 lint: setup
 	$(BIN)/ruff check .
@@ -73,7 +75,7 @@ bench: setup debian
 
 # The full counts: 200 kills, 20 power cuts, 1,000 real messages; minutes to an hour.
 soak: setup debian
-	RELAY_SOAK=1 $(BIN)/pytest -q -s tests/faults tests/scenarios
+	RELAY_SOAK=1 $(PYTEST) -s tests/faults tests/scenarios
 
 lock: setup
 	$(BIN)/python -m pip install --quiet uv
