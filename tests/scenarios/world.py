@@ -25,6 +25,7 @@ from relay.core.wire import stuff
 from tests.daemon import BASE, PATIENCE, Daemon, Entry, merged
 from tests.smtp_client import Answer, SmtpClient
 from tests.smtp_sink import Received, SmtpSink
+from tests.store_fixtures import fresh_database
 from tests.webhook_receiver import Post, Receiver, Script
 
 ORIGIN = "https://www.example.test"
@@ -228,6 +229,9 @@ async def world(
         }
         chosen = merged(usual, settings or {})
         daemon = Daemon(directory, chosen)
+        if not daemon.data_dir.exists():  # tests/test_cli.py starts without one
+            daemon.data_dir.mkdir(mode=0o700)
+            fresh_database(daemon.data_dir)
         made = World(daemon, next_hop, receiver, http, merged(BASE, chosen))
         if start:
             async with daemon:
