@@ -204,6 +204,13 @@ async def _start_workers(
         mx_port=config.forward.mx_port,
         per_destination=config.forward.per_destination,
     )
+    poster = Poster(
+        store,
+        composer,
+        allow_private_addresses=config.webhooks.allow_private_addresses,
+        clock=clock,
+        pace=pace,
+    )
     forwarder = Forwarder(
         store,
         bodies,
@@ -213,16 +220,10 @@ async def _start_workers(
         next_hop=config.forward.next_hop,
         per_destination=config.forward.per_destination,
         clock=clock,
+        on_held=poster.wake,
     )
     await forwarder.start()
     stack.push_async_callback(forwarder.close, GRACE)
-    poster = Poster(
-        store,
-        composer,
-        allow_private_addresses=config.webhooks.allow_private_addresses,
-        clock=clock,
-        pace=pace,
-    )
     await poster.start()
     stack.push_async_callback(poster.close, GRACE)
     return forwarder, poster

@@ -105,7 +105,10 @@ class _Flight:
 
 
 class Forwarder:
-    """Every delivery of this node. ``claim`` names this run of the process in the store."""
+    """Every delivery of this node. ``claim`` names this run of the process in the store.
+
+    ``on_held`` is told when a delivery has failed for good, which webhooks may want to know.
+    """
 
     def __init__(
         self,
@@ -118,9 +121,11 @@ class Forwarder:
         next_hop: str | None,
         per_destination: int,
         clock: Callable[[], float],
+        on_held: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._bodies = bodies
+        self._on_held = on_held
         self._sender = sender
         self._keys = keys
         self._hostname = hostname
@@ -372,6 +377,8 @@ class Forwarder:
                 log.exception("outcome can't be recorded", delivery=job.delivery_id, outcome=outcome.kind.value)
                 return  # it is attempted again when its claim ends, as possibly repeated
             await asyncio.sleep(RECORD_AGAIN)
+        if end.state is DeliveryState.FAILED:
+            self._on_held()
         level = log.info if end.state is DeliveryState.FORWARDED else log.warning
         level(
             "delivery",

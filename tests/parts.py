@@ -80,6 +80,7 @@ class Parts:
     clock: Clock
     read: Read
     sender: Sender
+    held: asyncio.Event  # set when a delivery has failed for good
 
     @property
     def port(self) -> int:
@@ -112,7 +113,7 @@ async def running_parts(
     policy: dict[str, Any] | None = None,
     start_forwarding: bool = True,
 ) -> AsyncIterator[Parts]:
-    clock, read = Clock(), Read()
+    clock, read, held = Clock(), Read(), asyncio.Event()
     keys = Keys.load(directory / "keys") if (directory / "keys").exists() else fresh_keys(directory / "keys")
     bodies = Bodies(directory / "bodies")
     bodies.prepare()
@@ -136,6 +137,7 @@ async def running_parts(
         next_hop=next_hop,
         per_destination=20,
         clock=clock,
+        on_held=held.set,
     )
     settings = replace(
         Policy("mx.track.example.com", Address("ops", "example.com"), next_hop, 432000.0, Evidence(86400.0), 1 << 20),
@@ -147,7 +149,7 @@ async def running_parts(
         await forwarder.start()
     await smtp.start([("127.0.0.1", 0)])
     try:
-        yield Parts(store, bodies, keys, forwarder, intake, smtp, clock, read, sender)
+        yield Parts(store, bodies, keys, forwarder, intake, smtp, clock, read, sender, held)
     finally:
         await smtp.stop(5)
         await forwarder.close(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from relay.forward import settle
 from relay.store import queue
 from relay.store.messages import Job
 from tests.dns_server import DnsServer
-from tests.parts import Parts, running_parts
+from tests.parts import PATIENCE, Parts, running_parts
 from tests.smtp_client import SmtpClient
 from tests.smtp_sink import Close, Received, SmtpSink
 
@@ -102,6 +103,8 @@ async def test_a_refusal_is_held_with_its_bytes_and_retried_by_hand(tmp_path: Pa
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
         await send(parts, "sales@track.example.com")
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "failed")
+        async with asyncio.timeout(PATIENCE):
+            await parts.held.wait()  # webhooks may want to know, at once
         assert (row["code"], row["answer"]) == (550, "RCPT: 550 5.1.1 no such user")
         now = parts.clock()
         assert await parts.store.write(lambda tx: queue.retry(tx, None, now, now + 60)) == [row["id"]]

@@ -31,12 +31,14 @@ ACCESS = Access(
         json.dumps,
         lambda text: json.dumps(text, ensure_ascii=False),
         lambda text: json.dumps(text).replace("/", "\\/"),  # PHP
+        str.upper,
+        str.lower,
         html.escape,
         quote,
         quote_plus,
         lambda text: quote(text, safe=""),
     ],
-    ids=["plain", "json", "utf8", "php", "html", "url", "form", "percent"],
+    ids=["plain", "json", "utf8", "php", "upper", "lower", "html", "url", "form", "percent"],
 )
 def test_an_echo_is_hidden_however_it_is_written(secret: str, written: object) -> None:
     assert callable(written)
@@ -70,6 +72,12 @@ def test_one_that_the_end_cuts_off_is_hidden() -> None:
     hidden = Redaction(["0123456789abcdef" * 10])
     assert hidden.text("key 0123456789abcdef01") == "key ***"
     assert hidden.text("key 0123456789abcdef0x") == "key 0123456789abcdef0x"
+
+
+@pytest.mark.parametrize("size", range(redaction.SECRET, len("secret-token-of-a-shop")))
+def test_however_little_of_it_is_left_before_the_end(size: int) -> None:
+    hidden = Redaction(["secret-token-of-a-shop"])
+    assert hidden.text("you sent " + "secret-token-of-a-shop"[:size]) == "you sent ***"
 
 
 def test_beginnings_without_end_are_hidden_from_some_number_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,6 +266,21 @@ class TestLateDeal:
         await give(w, first, D17)  # the number comes: the whole deal goes on
         assert await deal_of(w, second) == D17
 
+    async def test_a_number_that_was_mended_is_mended_in_the_whole_thread(self, w: World) -> None:
+        first, second = await letter(w, 1), await letter(w, 2, answers="1@x")
+        await give(w, first)
+        third = await letter(w, 3, answers="2@x")
+        await give(w, first, ("18", None))
+        assert [await deal_of(w, one) for one in (first, second, third)] == [("18", None)] * 3
+        assert await deal_of(w, await letter(w, 4, answers="1@x")) == ("18", None)
+
+    async def test_a_letter_with_another_number_keeps_it(self, w: World) -> None:
+        first, second = await letter(w, 1), await letter(w, 2, answers="1@x")
+        await give(w, first)
+        await give(w, second, ("99", None))
+        await give(w, first, ("18", None))
+        assert await deal_of(w, second) == ("99", None)
+
     @pytest.mark.parametrize(
         ("then", "becomes"),
         [

@@ -371,6 +371,23 @@ class TestClaim:
         assert (again.uid, again.attempts) == (job.uid, 1)  # nobody knows whether the receiver heard of it
         assert not await finish(w, job)
 
+    async def test_what_was_planned_by_a_wrong_clock_is_due_soon_and_not_all_at_once(self, w: World) -> None:
+        for number in range(3):
+            (job,) = await posted(w, body=b"%d" % number)
+            await finish(w, job, "waiting", next_at=NOW + 365 * DAY)
+        await w.store.write(lambda tx: post_verbs.void_post_claims(tx, w.now))
+        due = [row[0] - w.now for row in await post_states(w, "next_at")]
+        assert len(set(due)) == 3
+        assert all(0 <= one < post_verbs.SPREAD / post_verbs.PACE for one in due)
+
+    async def test_what_waits_for_its_first_attempt_is_not_hastened(self, w: World) -> None:
+        """A replay that is planned for later began between the two looks."""
+        (job,) = await posted(w)
+        await w.store.write(lambda tx: post_verbs.release_posts(tx, [job]))
+        await w.store.write(lambda tx: tx.sql("UPDATE posts SET next_at = ?", (NOW + 50,)))
+        await w.store.write(lambda tx: post_verbs.hasten(tx, [job.post_id], NOW, NOW))
+        assert await post_states(w, "attempts", "next_at") == [(0, NOW + 50)]
+
     async def test_a_released_claim_was_no_attempt(self, w: World) -> None:
         (job,) = await posted(w)
         await w.store.write(lambda tx: post_verbs.release_posts(tx, [replace(job, claim="thief")]))

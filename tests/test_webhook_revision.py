@@ -20,11 +20,13 @@ from relay.secrets import Keys
 from relay.store import deals, retention, webhooks
 from relay.store.attribution import Evidence
 from relay.store.engine import Tx
+from relay.store.posts import PostJob
 from relay.store.schema import events, messages, posts
-from tests.poster_fixtures import SECRET, Held, posting, until
+from tests.poster_fixtures import CARD, SECRET, Held, posting, until
 from tests.store_fixtures import DAY, SHOP, World, hook, world
-from tests.webhook_receiver import Post, Receiver
+from tests.webhook_receiver import Post, Receiver, Step, deal
 from webapi import replays
+from webapi.post import Client, Reply
 from webapi.webhooks import Poster
 
 OTHER_SECRET = "whsec_" + "b3RoZXIgc2VjcmV0IG90aGVyIHNlY3JldCBvdGhlciE="
@@ -63,6 +65,18 @@ class Waiting:
 
     async def redefine(self, verb: Callable[[Tx], Any]) -> None:
         await self.w.store.redefine(verb)
+
+    def close_old_place(self) -> None:
+        """What is under way is answered 410, everything else 200."""
+
+        async def script(post: Post) -> Step:
+            if post.path == "/hook":
+                await self._held(post)
+                return 410
+            return 200
+
+        self._held.step = 410
+        self.crm.script = script
 
     async def go_on(self) -> list[Post]:
         """Everything that is posted from now on."""
@@ -186,6 +200,76 @@ class TestChanged:
         last = waiting.letters[-1]
         await waiting.write(lambda tx: deals.set_deal(tx, last, "17", None))
         assert [post.json["deal"]["id"] for post in await waiting.go_on()] == [None, "17"]
+
+
+class TestOrder:
+    async def test_a_letter_that_comes_after_the_change_does_not_overtake(self, waiting: Waiting) -> None:
+        first = waiting.letters[0]
+        await waiting.write(lambda tx: deals.set_deal(tx, first, "17", None))
+        await waiting.write(lambda tx: tx.revise())
+        await waiting.letter("3")
+        assert texts(await waiting.go_on()) == ["1", "2", "3"]
+
+    async def test_whatever_changes_meanwhile_first_attempts_start_in_order(
+        self, tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Letters wait in the store, others are handed over, and everything is revised again and again."""
+        begun: list[int] = []
+        posts_it = Client.post
+
+        async def noting(client: Client, job: PostJob, now: float) -> Reply:
+            begun.append(int(job.message.text or ""))
+            return await posts_it(client, job, now)
+
+        monkeypatch.setattr(Client, "post", noting)
+        settings = HookSettings(concurrency=4)
+        async with Receiver() as crm:
+            shop = replace(SHOP, webhooks=(hook(crm.url, secret=keys.seal(SECRET), settings=settings),))
+            async with world(tmp_path, shop) as w:
+                w.now = time.time()
+
+                async def letter(number: int, claim: str | None) -> list[PostJob]:
+                    accepted = await w.accept(CARD, body=b"%d" % number, message_id=f"{number}@x")
+                    return await w.extract(accepted.message_id, claim, text=str(number))
+
+                for number in range(60):
+                    await letter(number, None)
+                async with posting(w, keys) as poster:
+                    for number in range(60, 120):
+                        poster.submit(await letter(number, poster.claim))
+                        if number % 3 == 0:
+                            await w.store.write(lambda tx: tx.revise())
+                    await until(w, select(posts.c.id).where(posts.c.state == "waiting"), lambda rows: not rows)
+        assert begun == list(range(120))
+
+
+async def test_a_reply_that_waits_in_memory_says_the_deal_that_the_answer_to_its_thread_named(
+    tmp_path: Path, keys: Keys
+) -> None:
+    held = Held(deal("D-1", "https://crm.example/D-1"))
+    settings = HookSettings(concurrency=1, extras=True)
+    async with Receiver(held) as crm:
+        shop = replace(SHOP, webhooks=(hook(crm.url, secret=keys.seal(SECRET), settings=settings),))
+        async with world(tmp_path, shop) as w:
+            w.now = time.time()
+            async with posting(w, keys) as poster:
+                for number, answers in ((0, None), (1, "0@x")):
+                    accepted = await w.accept(CARD, body=b"%d" % number, message_id=f"{number}@x", in_reply_to=answers)
+                    poster.submit(await w.extract(accepted.message_id, poster.claim, text=str(number)))
+                await crm.wait_for(1)
+                held.open()
+                await until(w, select(posts.c.id).where(posts.c.state == "waiting"), lambda rows: not rows)
+    assert [(post.json["text"], post.json["deal"]["id"]) for post in crm.posts] == [("0", None), ("1", "D-1")]
+
+
+async def test_a_410_from_where_the_webhook_was_does_not_end_it_where_it_is_now(waiting: Waiting) -> None:
+    waiting.close_old_place()
+    await TestChanged().change(waiting, waiting.crm.at("/new"), concurrency=1)
+    found = await waiting.go_on()
+    assert [post.path for post in waiting.crm.posts[:1]] == ["/hook"]
+    assert sorted(texts(found)) == ["0", "1", "2"]
+    assert {post.path for post in found} == {"/new"}
+    assert waiting.w.site().webhooks[0].enabled
 
 
 async def test_what_is_read_again_was_no_attempt(waiting: Waiting) -> None:

@@ -29,9 +29,13 @@ class Breaker:
     not_before: float = 0.0
     _hastened_at: float = float("-inf")
 
+    @property
+    def is_sound(self) -> bool:
+        return self.failures < FAILING
+
     def slots(self, concurrency: int) -> int:
         """Attempts that a webhook may have under way which takes ``concurrency``."""
-        return concurrency if self.failures < FAILING else 1
+        return concurrency if self.is_sound else 1
 
     def failed(self, put_off_until: float | None) -> float | None:
         """One more failure; the rest that follows, as a multiple of the first, or None for none."""

@@ -60,7 +60,17 @@ class Redaction:
                 found = end - start
             pieces += (data[shown:start], HIDDEN.encode())
             shown = at = start + found
-        return b"".join((*pieces, data[shown:])) if pieces else data
+        end = self._cut_off(data[shown:])
+        if not pieces and not end:
+            return data
+        return b"".join((*pieces, data[shown : len(data) - end], HIDDEN.encode() if end else b""))
+
+    def _cut_off(self, rest: bytes) -> int:
+        """Octets at the end that are less than the beginning of a secret which the pattern looks for."""
+        for size in range(min(_BEGINNING - 1, len(rest)), SECRET - 1, -1):
+            if any(begins.startswith(rest[-size:]) for begins in self._whole):
+                return size
+        return 0
 
     def text(self, text: str) -> str:
         return self.octets(text.encode("utf-8", "replace")).decode("utf-8", "replace")
@@ -93,7 +103,8 @@ def echoed(access: Access) -> Iterator[str]:
     secrets = [*access.variables.values(), *_credentials(access.authorization)]
     for _, value in access.headers:
         secrets += (value, *_credentials(value))
-    for text in {secret.strip() for secret in secrets}:
+    plain = {secret.strip() for secret in secrets}
+    for text in plain | {text.upper() for text in plain} | {text.lower() for text in plain}:
         if len(text) >= SECRET:
             yield text
             yield from (escape(text), escape(text).replace("&#x27;", "&#039;"))  # Python, PHP

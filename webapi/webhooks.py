@@ -14,33 +14,30 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import structlog
 from aiohttp.abc import AbstractResolver
 
 from relay import background
-from relay.core.hook import CONCURRENCY
 from relay.pace import LAG, WINDOW, Pace, is_ahead
 from relay.store import posts
 from relay.store.engine import StoreUnavailable
-from relay.store.messages import CLAIM
 from relay.store.posts import PostJob, PostResult
 from relay.store.store import Store
-from webapi.breaker import FAILING, RESTING, Breaker, says_ill
+from webapi.breaker import FAILING, RESTING, says_ill
 from webapi.compose import Composer
+from webapi.lane import Lane
 from webapi.post import Client, settle
 
 log = structlog.get_logger()
 
 #: One in so many of all attempts is kept for webhooks that have none under way.
 KEPT = 5
-#: Jobs claimed ahead, as a multiple of the attempts that a webhook may have under way.
-AHEAD = 4
-#: Jobs of one webhook that may wait in memory after they were handed over, and characters of text of all webhooks.
+#: Jobs of one webhook that may wait in memory after they were handed over; characters of text of one, and of all.
 HANDED = 1000
+SHARE = 4 * 1024 * 1024
 MEMORY = 32 * 1024 * 1024
 #: Jobs to be given back that are worth a transaction of their own.
 UNUSED = 200
@@ -49,28 +46,6 @@ POLL = 5.0
 PAUSE = 0.05
 #: Seconds until results that could not be recorded are tried again.
 RECORD_AGAIN = 1.0
-
-
-@dataclass(slots=True)
-class _Lane:
-    """One webhook. ``behind``: older posts of it wait in the store, so newer ones must not overtake them.
-
-    ``gone``: the receiver wants nothing more (410), which is not recorded yet.
-    """
-
-    waiting: deque[tuple[PostJob, float]] = field(default_factory=deque)  # with the time of the claim
-    running: int = 0
-    concurrency: int = CONCURRENCY
-    breaker: Breaker = field(default_factory=Breaker)
-    rest: asyncio.TimerHandle | None = None
-    behind: bool = False
-    gone: bool = False
-    given_back: int = 0  # counts; a look begun before the last of them does not clear ``behind``
-
-    @property
-    def slots(self) -> int:
-        """Attempts that it may have under way."""
-        return self.breaker.slots(self.concurrency)
 
 
 class Poster:
@@ -103,12 +78,11 @@ class Poster:
         self._total = total
         self.claim = secrets.token_hex(8)
         self.outcomes: Counter[str] = Counter()
-        self._lanes: dict[int, _Lane] = {}
-        self._turns: dict[int, _Lane] = {}  # lanes that may have something to do, the next one first
+        self._lanes: dict[int, Lane] = {}
+        self._turns: dict[int, Lane] = {}  # lanes that may have something to do, the next one first
         self._under_way: set[asyncio.Task[None]] = set()
         self._held: set[int] = set()  # posts in the lanes and under way
         self._hastening: set[asyncio.Task[None]] = set()
-        self._memory = 0
         self._unused: list[PostJob] = []
         self._results: list[PostResult] = []
         self._work = asyncio.Event()
@@ -128,8 +102,9 @@ class Poster:
         """Post these, claimed by :attr:`claim`, in this order."""
         now = self._clock()
         for job in jobs:
-            lane = self._lanes.setdefault(job.hook.id, _Lane())
-            if self._closing or lane.behind or len(lane.waiting) >= HANDED or self._memory > MEMORY:
+            lane = self._lanes.setdefault(job.hook.id, Lane())
+            full = len(lane.waiting) >= HANDED or lane.memory > SHARE or (self._crowded and lane.waiting)
+            if self._closing or lane.behind or full:
                 self._give_back(lane, job)
             else:
                 self._enqueue(lane, job, now)
@@ -148,8 +123,7 @@ class Poster:
         if self._holding is not None:
             self._holding.cancel()
         for lane in self._lanes.values():
-            self._unused += [job for job, _ in lane.waiting]
-            lane.waiting.clear()
+            self._unused += lane.drain()
             if lane.rest is not None:
                 lane.rest.cancel()
         if self._under_way:
@@ -182,45 +156,51 @@ class Poster:
     async def _look(self) -> float:
         """Claim what is due and there is room for; seconds until the next look."""
         # Counted first: what is given back from here on is not in the store yet when what waits there is claimed.
-        given_back = {webhook: lane.given_back for webhook, lane in self._lanes.items()}
+        before = {webhook: (lane.given_back, lane.drained) for webhook, lane in self._lanes.items()}
         try:
             await self._release()
             now = self._clock()
             due = [row[0] for row in await self._store.reader.run(posts.DUE_WEBHOOKS, now=now)]
-            await self._claim(due, now, given_back)
+            await self._claim(due, now, before)
             ((next_at,),) = await self._store.reader.run(posts.NEXT_POST, now=now)
         except StoreUnavailable as error:
             log.error("posting waits for the store", error=str(error))
             return POLL
         return POLL if next_at is None else min(POLL, max(PAUSE, next_at - now))
 
-    async def _claim(self, due: Sequence[int], now: float, given_back: Mapping[int, int]) -> None:
+    async def _claim(self, due: Sequence[int], now: float, before: Mapping[int, tuple[int, int]]) -> None:
         for webhook in due:
-            self._lanes.setdefault(webhook, _Lane())
-        capacity = {webhook: room for webhook in due if (room := self._room(self._lanes[webhook])) > 0}
+            self._lanes.setdefault(webhook, Lane())
+        crowded = self._crowded
+        capacity = {webhook: room for webhook in due if (room := self._lanes[webhook].room(SHARE, crowded=crowded)) > 0}
         jobs: list[PostJob] = []
         if capacity:
             held = frozenset(self._held)
             jobs = await self._store.write(lambda tx: posts.claim_posts(tx, capacity, self.claim, now, held))
         claimed = Counter(job.hook.id for job in jobs)
-        for job in jobs:
-            self._enqueue(self._lanes[job.hook.id], job, now)
         for webhook, lane in self._lanes.items():
+            given_back, _ = before.get(webhook, (0, 0))
             more = webhook in due and claimed[webhook] >= capacity.get(webhook, 0)
-            lane.behind = more or (lane.behind and lane.given_back != given_back.get(webhook))
+            lane.behind = more or (lane.behind and lane.given_back != given_back)
+        for job in jobs:
+            lane = self._lanes[job.hook.id]
+            if lane.drained == before.get(job.hook.id, (0, 0))[1]:
+                self._enqueue(lane, job, now)
+            else:
+                self._give_back(lane, job)  # older ones were given back while this one was claimed
         self._take_turns()
 
-    def _room(self, lane: _Lane) -> int:
-        return 0 if self._memory > MEMORY else AHEAD * lane.slots - len(lane.waiting)
+    @property
+    def _crowded(self) -> bool:
+        """Whether what waits in memory is enough for now."""
+        return sum(lane.memory for lane in self._lanes.values()) > MEMORY
 
-    def _enqueue(self, lane: _Lane, job: PostJob, claimed_at: float) -> None:
-        lane.waiting.append((job, claimed_at))
+    def _enqueue(self, lane: Lane, job: PostJob, claimed_at: float) -> None:
+        lane.put(job, claimed_at)
         self._held.add(job.post_id)
-        lane.concurrency = job.hook.settings.concurrency
-        self._memory += _weight(job)
         self._turns.setdefault(job.hook.id, lane)
 
-    def _give_back(self, lane: _Lane, job: PostJob) -> None:
+    def _give_back(self, lane: Lane, job: PostJob) -> None:
         lane.behind = True
         lane.given_back += 1
         self._held.discard(job.post_id)
@@ -242,8 +222,7 @@ class Poster:
         """Begin as many attempts as the limits allow, one webhook after the other."""
         while (webhook := self._whose_turn()) is not None:
             lane = self._turns.pop(webhook)
-            free = lane.rest is None and not lane.gone and lane.running < lane.slots
-            job = self._next(lane) if free else None
+            job = self._next(lane) if lane.is_free else None
             if job is not None:
                 lane.running += 1
                 task = asyncio.create_task(self._attempt(lane, job))
@@ -255,21 +234,26 @@ class Poster:
         free = self._total - len(self._under_way)
         if free > self._total // KEPT:
             return next(iter(self._turns), None)
-        return next((webhook for webhook, lane in self._turns.items() if free > 0 and not lane.running), None)
+        sound = (webhook for webhook, lane in self._turns.items() if not lane.running and lane.breaker.is_sound)
+        return next(sound, None) if free > 0 else None
 
-    def _next(self, lane: _Lane) -> PostJob | None:
-        now, edition = self._clock(), self._store.writer.edition
-        while lane.waiting:
-            job, claimed_at = lane.waiting[0]
-            if self._pace.is_thick(now) and is_ahead(_latest(job, claimed_at), now, LAG):
-                self._hold()
-                return None
-            lane.waiting.popleft()
-            self._memory -= _weight(job)
-            if claimed_at >= now - CLAIM / 2 and job.edition == edition:
-                return job
+    def _next(self, lane: Lane) -> PostJob | None:
+        if not lane.waiting:
+            return None
+        now = self._clock()
+        if lane.is_stale(now, self._store.writer.edition):
+            self._empty(lane)
+            return None
+        if self._pace.is_thick(now) and is_ahead(lane.latest(), now, LAG):
+            self._hold()
+            return None
+        return lane.take()
+
+    def _empty(self, lane: Lane) -> None:
+        """Give back all that waits: to be read again, or to fail for a webhook that is disabled now."""
+        for job in lane.drain():
             self._give_back(lane, job)
-        return None
+        self._work.set()
 
     def _hold(self) -> None:
         """Mail goes first; look again soon."""
@@ -283,7 +267,7 @@ class Poster:
                 self._turns.setdefault(webhook, lane)
         self._take_turns()
 
-    async def _attempt(self, lane: _Lane, job: PostJob) -> None:
+    async def _attempt(self, lane: Lane, job: PostJob) -> None:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
         started_at, start = self._clock(), loop.time()
@@ -293,7 +277,11 @@ class Poster:
             result = settle(job, reply, started_at, duration, self._clock(), random.random())  # noqa: S311 (jitter)
             self._judge(lane, result)
             lane.gone = lane.gone or result.disable_webhook is not None
+            lane.telling += result.deal is not None
             self._note(result)
+        except Exception:
+            log.exception("attempt not judged", webhook=job.hook.id, uid=job.uid)  # it is due again after its claim
+            self._held.discard(job.post_id)
         finally:
             self._under_way.discard(task)
             lane.running -= 1
@@ -303,7 +291,7 @@ class Poster:
                 self._work.set()
             self._take_turns()
 
-    def _judge(self, lane: _Lane, result: PostResult) -> None:
+    def _judge(self, lane: Lane, result: PostResult) -> None:
         """What the attempt says of its receiver goes to the breaker; nothing where nothing was sent."""
         if result.digest is None:
             return
@@ -323,7 +311,7 @@ class Poster:
             lane.rest.cancel()
             self._rested(webhook, lane)
 
-    def _hasten(self, webhook: int, lane: _Lane) -> None:
+    def _hasten(self, webhook: int, lane: Lane) -> None:
         """What waits for hours because the receiver was down need not, but for what a Retry-After said."""
 
         async def bites() -> None:
@@ -344,7 +332,7 @@ class Poster:
         self._hastening.add(task)
         task.add_done_callback(self._hastening.discard)
 
-    def _rested(self, webhook: int, lane: _Lane) -> None:
+    def _rested(self, webhook: int, lane: Lane) -> None:
         lane.rest = None
         if lane.waiting:
             self._turns.setdefault(webhook, lane)
@@ -379,17 +367,14 @@ class Poster:
                     break
                 await asyncio.sleep(RECORD_AGAIN)
             for result in results:
+                lane = self._lanes[result.job.hook.id]
+                lane.telling -= result.deal is not None
                 if result.disable_webhook is not None:
-                    self._clear(self._lanes[result.job.hook.id])
-
-    def _clear(self, lane: _Lane) -> None:
-        """Give back what waits for a webhook that is disabled now: the store fails it."""
-        lane.gone = False
-        while lane.waiting:
-            job, _ = lane.waiting.popleft()
-            self._memory -= _weight(job)
-            self._give_back(lane, job)
-        self._work.set()
+                    lane.gone = False
+                    self._empty(lane)
+                elif lane.waiting:
+                    self._turns.setdefault(result.job.hook.id, lane)
+            self._take_turns()
 
     async def _write(self, results: Sequence[PostResult]) -> bool:
         """False when the store is not there. A result that cannot be written by itself is lost, and posted again."""
@@ -406,13 +391,3 @@ class Poster:
             log.exception("result not recorded", uid=results[0].job.uid)
         self._held.difference_update(result.job.post_id for result in results)
         return True
-
-
-def _latest(job: PostJob, claimed_at: float) -> float:
-    """When it is posted however thick mail comes in: it may have waited to be read for as long already."""
-    return LAG + (job.created_at if job.attempts <= 1 else claimed_at)
-
-
-def _weight(job: PostJob) -> int:
-    """Characters that a waiting job holds in memory."""
-    return len(job.message.text or "") + len((job.extras and job.extras.html) or "")

@@ -83,8 +83,11 @@ _FOLLOWERS = Statement(
         events.c.message_id.in_(_AFTER),  # the first of the thread is after none
         _RECEIVED,
         events.c.site_id == bindparam("site"),
-        events.c.deal_id.is_(None),
+        or_(events.c.deal_id.is_(None) & events.c.deal_url.is_(None), events.c.deal_id == bindparam("before")),
     )
+)
+_WAITS = Statement(
+    select(posts.c.id).where(posts.c.event_id == bindparam("event"), posts.c.state == "waiting").limit(1)
 )
 
 
@@ -128,21 +131,28 @@ def set_deal(
 
     Without a number the one that is there stays; without a link the one that is there, unless the number changes.
     """
-    tx.revise()
     changed = 0
     for event_id, site_id in tx.all(_EVENTS_OF_MESSAGE, message=message_id):
         if sites is None or site_id in sites:
+            if tx.one(_WAITS, event=event_id) is not None:
+                tx.revise()
             _set(tx, event_id, deal_id, url)
             changed += 1
     return changed
 
 
 def _set(tx: Tx, event_id: int, deal_id: str | None, url: str | None) -> None:
-    """Set an event's deal, and that of the later letters of its thread that have none: they did not know it yet."""
+    """Set an event's deal, and that of the later letters of its thread that have none, or the one that it had before:
+    they did not know it yet, or had inherited what was mended now."""
+    before = tx.one(_PLACE, event=event_id)
     tx.run(_SET, event=event_id, deal=deal_id, url=url)
     place = tx.one(_PLACE, event=event_id)
-    if place is None or place[3] is None:
+    if before is None or place is None or place[3] is None:
         return
     message_id, site_id, thread, *deal = place
-    for (follower,) in tx.all(_FOLLOWERS, thread=thread or message_id, site=site_id, after=message_id):
+    mended = before[3] if before[3:] != place[3:] else None
+    followers = tx.all(_FOLLOWERS, thread=thread or message_id, site=site_id, after=message_id, before=mended)
+    for (follower,) in followers:
         tx.run(_SET, event=follower, deal=deal[0], url=deal[1])
+    if any(tx.one(_WAITS, event=follower) is not None for (follower,) in followers):
+        tx.revise()  # they say the deal

@@ -35,6 +35,7 @@ from relay.store.schema import (
     texts,
     webhooks,
 )
+from relay.store.schema import posts as post_table
 
 #: Steps back at most to the sender's letter before, 2 µs each: bounds what a flood of automatic mail costs the writer.
 #: A letter farther away counts as none: rather one enquiry too many than one lost.
@@ -140,6 +141,17 @@ _PREVIOUS = Statement(
     .select_from(_WALK.join(messages, messages.c.id == _WALK.c.at))
     .where(_WALK.c.steps > 0, *_COUNTS)
 )
+_WAS_POSTED = Statement(
+    select(post_table.c.id)
+    .join(events, events.c.id == post_table.c.event_id)
+    .where(
+        events.c.message_id == bindparam("message"),
+        events.c.site_id == bindparam("site"),
+        events.c.type == EventType.RECEIVED.value,
+        post_table.c.webhook_id == bindparam("webhook"),
+        post_table.c.state != "withheld",
+    )
+)
 _SENT_TO = Statement(
     select(paths.c.recipient, deliveries.c.forward_to)
     .join(deliveries, deliveries.c.id == paths.c.delivery_id)
@@ -217,7 +229,7 @@ def offer(tx: Tx, event: Event, now: float, claim: str | None = None) -> list[in
     reasons: list[str] = []
     judge = _Judge(tx, event)
     for webhook_id, settings in hooks:
-        reason = judge.reason(settings)
+        reason = judge.reason(webhook_id, settings)
         if reason is None:
             made.append(posts.add(tx, event.id, webhook_id, now, claim))
         else:
@@ -234,11 +246,11 @@ def find(tx: Tx, event_id: int) -> Event | None:
     return Event(*row) if row else None
 
 
-def reason_against(tx: Tx, event: Event, settings: HookSettings) -> str | None:
-    """Why the event is not for a webhook with these settings, or None: as :func:`offer` judges it."""
+def reason_against(tx: Tx, event: Event, webhook_id: int, settings: HookSettings) -> str | None:
+    """Why the event is not for this webhook, which has these settings, or None: as :func:`offer` judges it."""
     if not event.send_to_crm:
         return SWITCHED_OFF
-    return _Judge(tx, event).reason(settings)
+    return _Judge(tx, event).reason(webhook_id, settings)
 
 
 def posted(tx: Tx, event_id: int) -> None:
@@ -266,10 +278,11 @@ class _Judge:
     _blocked: bool | None = None
     _last: tuple[float | None] | None = None
 
-    def reason(self, settings: HookSettings) -> str | None:
+    def reason(self, webhook_id: int, settings: HookSettings) -> str | None:
         """Why not; None for an event that is to be posted. A failed delivery is told to whoever asked for that.
 
-        A change is told as well to whom what was stated before was for: it may have to be taken back there.
+        A change is told as well to whom the letter was posted, and to whom what was stated before would have been for:
+        it may have to be taken back there.
         """
         event = self.event
         if event.type == EventType.FAILED:
@@ -289,6 +302,8 @@ class _Judge:
         )
         why = verdict(facts, asked)
         if why is not None and event.type == EventType.REATTRIBUTED and event.data is not None:
+            if self.tx.one(_WAS_POSTED, message=event.message_id, site=event.site_id, webhook=webhook_id) is not None:
+                return None
             before = AttributionState(json.loads(event.data)["previous"]["state"])
             return why if verdict(replace(facts, attribution=before), asked) is not None else None
         return why

@@ -57,6 +57,7 @@ class PostJob:
     visit: PayloadVisit | None
     attribution: Attribution
     extras: PayloadExtras | None = None
+    due: float = 0.0
     edition: int = 0
 
 
@@ -72,6 +73,7 @@ HOOK_COLUMNS = (
 )
 _MESSAGE_COLUMNS = (
     posts.c.attempts,
+    posts.c.next_at,
     events.c.uid,
     webhooks.c.fill,
     messages.c.id,
@@ -144,7 +146,7 @@ def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:
     if row is None:
         return None
     hook = read_hook(row[:_A])
-    attempts, uid, fill, message_id, created_at, sender, recipient, subject, head, rest, attachments = row[_A:_B]
+    attempts, due, uid, fill, message_id, created_at, sender, recipient, subject, head, rest, attachments = row[_A:_B]
     attribution = read_attribution(row[_B:_C])
     label, site_id, settings, event_id, event_type = row[_C:]
     extended = hook.settings.extended or event_type != EventType.RECEIVED.value
@@ -169,6 +171,7 @@ def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:
         visit=_stated(tx, attribution, fill, label, SiteSettings.from_json(settings).touch),
         attribution=attribution,
         extras=_extras(tx, event_id, attribution, fill) if extended else None,
+        due=due,
         edition=tx.edition,
     )
 

@@ -25,6 +25,8 @@ ANSWER_KEPT = 2000
 #: them, and posts in one such transaction.
 PACE = 50.0
 BITE = 200
+#: Posts over whose turns at PACE those are spread that were planned while the clock was wrong.
+SPREAD = 3000
 #: Posts of a webhook that are tried at once when it answers again; what is left waits as planned.
 MOST_HASTENED = 100_000
 #: Seconds that a post is put off at most: the last step of the schedule with its jitter, or a Retry-After of a day.
@@ -95,7 +97,7 @@ _VOID = Statement(
 _PLANNED_WRONG = Statement(
     update(posts)
     .where(posts.c.state == "waiting", posts.c.next_at > bindparam("latest"))
-    .values(next_at=bindparam("now"))
+    .values(next_at=bindparam("now") + posts.c.id % SPREAD / PACE)
 )
 # In the order of the index that holds only what waits: it serves no other, and a long history costs nothing.
 TRIED = Statement(
@@ -109,6 +111,7 @@ _SOONER = Statement(
     .where(
         posts.c.id == bindparam("post"),
         posts.c.state == "waiting",
+        posts.c.attempts > 0,
         posts.c.claimed_until < bindparam("now"),
         posts.c.next_at > bindparam("due"),
     )
@@ -143,6 +146,9 @@ _EVENT_WITHHELD = Statement(
     update(events).where(events.c.id == bindparam("event")).values(state="withheld", reason=bindparam("why"))
 )
 _LOG = Statement(insert_into(post_attempts), "post_id started_at duration status answer digest size")
+_HAS_MOVED = Statement(
+    select(webhooks.c.id).where(webhooks.c.id == bindparam("webhook"), webhooks.c.url != bindparam("asked"))
+)
 _DISABLE = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "enabled disabled_reason")
 _OUT_OF_USE = Statement(
     select(webhooks.c.disabled_reason).where(webhooks.c.id == bindparam("webhook"), webhooks.c.enabled == 0)
@@ -250,6 +256,9 @@ def finish_post(tx: Tx, result: PostResult, now: float) -> bool:
     """Record an attempt and what came of it. False when the claim was lost: then nothing is changed."""
     job, state, webhook_id = result.job, result.state, result.job.hook.id
     answer = result.answer[:ANSWER_KEPT]
+    disable = result.disable_webhook
+    if disable is not None and tx.one(_HAS_MOVED, webhook=webhook_id, asked=job.hook.url) is not None:
+        state, disable = "waiting", None  # the old place is closed, as it should be: on to the new one
     if state == "waiting" and tx.one(_OUT_OF_USE, webhook=webhook_id) is not None:
         state = "failed"  # the webhook was disabled or removed while this attempt was under way
     changed = tx.run(
@@ -278,9 +287,9 @@ def finish_post(tx: Tx, result: PostResult, now: float) -> bool:
         _withhold_event(tx, job.post_id)
     if result.deal is not None:
         deals.of_post(tx, job.post_id, *result.deal)
-    if result.disable_webhook is not None:
-        tx.run(_DISABLE, webhook=webhook_id, enabled=0, disabled_reason=result.disable_webhook)
-        give_up(tx, webhook_id, result.disable_webhook, now)
+    if disable is not None:
+        tx.run(_DISABLE, webhook=webhook_id, enabled=0, disabled_reason=disable)
+        give_up(tx, webhook_id, disable, now)
     return True
 
 

@@ -62,7 +62,7 @@ def replay(tx: Tx, message_id: int, sites_allowed: Sequence[int] | None, now: fl
                 post_verbs.add(tx, event_id, webhook_id, now)
             elif post[2] < now:
                 tx.run(_AGAIN, post=post[0], due=now)
-            count += 1
+            count += 1  # one that is claimed is under way, or read again if anything of it has changed
         if hooks:
             event_verbs.posted(tx, event_id)
     return count
@@ -88,7 +88,7 @@ def replay_to(
         if post is not None and post[2] >= now:
             continue  # under way
         if not forced and (post is None or post[1] == "withheld"):
-            reason = event_verbs.reason_against(tx, event, settings)
+            reason = event_verbs.reason_against(tx, event, webhook_id, settings)
             if reason is not None:
                 if post is not None:
                     tx.run(_STILL_WITHHELD, post=post[0], answer=reason)

@@ -14,7 +14,7 @@ WHERE m.id = events.message_id AND (m.deal_id IS NOT NULL OR m.deal_url IS NOT N
         SELECT 1 FROM deliveries AS d WHERE d.message_id = events.message_id AND d.site_id <> events.site_id
     ) OR events.site_id = (
         SELECT min(e.site_id) FROM events AS e JOIN posts AS p ON p.event_id = e.id AND p.state = 'delivered'
-        WHERE e.message_id = events.message_id HAVING count(DISTINCT e.site_id) = 1
+        WHERE e.message_id = events.message_id GROUP BY e.message_id HAVING count(DISTINCT e.site_id) = 1
     )
 )
 """
