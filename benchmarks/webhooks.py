@@ -29,6 +29,8 @@ CONNECTIONS, MESSAGES = 20, 1000
 ROUNDS = 24
 SATURATING = 4
 DRAWS = 1000
+#: Seconds between two bursts.
+QUIET = 20.0
 SEED = 1
 #: The p99 of acceptance with webhooks may be so many times that without; seconds until a sound webhook has a letter.
 GOAL_RATIO = 1.10
@@ -65,7 +67,7 @@ def measure(place: Workplace, rounds: int) -> None:
         load = _Load()
         for relay in (silent, ten):  # what is done once falls on no round
             asyncio.run(load.saturating(relay, 200))
-        saturated = [_turn(load.saturating, silent, ten, MESSAGES) for _ in range(SATURATING)]
+        saturated = [_burst(load, silent, ten) for _ in range(SATURATING)]
         _judge(place, f"saturating load, {CONNECTIONS} connections", saturated, judged=False)
         if ten.drain(ARRIVAL * 4) is None:
             report.line("  (the sick webhooks still have posts that wait)")
@@ -77,6 +79,12 @@ def measure(place: Workplace, rounds: int) -> None:
 def _turn(load: object, silent: Relay, ten: Relay, messages: int) -> tuple[Sent, Sent]:
     assert callable(load)
     return asyncio.run(load(silent, messages)), asyncio.run(load(ten, messages))
+
+
+def _burst(load: _Load, silent: Relay, ten: Relay) -> tuple[Sent, Sent]:
+    """As fast as it can be taken, after a time in which the posts of the burst before have come through."""
+    time.sleep(QUIET)
+    return _turn(load.saturating, silent, ten, MESSAGES)
 
 
 def _judge(place: Workplace, name: str, rounds: Sequence[tuple[Sent, Sent]], *, judged: bool) -> None:
