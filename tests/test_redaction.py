@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -99,3 +100,22 @@ def test_fifty_long_variables_are_found_in_a_large_body() -> None:
     access = Access(variables={f"v{n}": value for n, value in enumerate(values)})
     body = "".join(f"{'x' * 100_000}{value}{value.upper()}{quote(value, safe='')}" for value in values)
     assert Redaction(rendered(access)).text(body) == ("x" * 100_000 + "***" * 3) * 50
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda text: quote(text, safe="").lower(),
+        lambda text: "".join(f"\\u{ord(char):04X}" for char in text),
+        lambda text: html.escape(text).replace("&#x27;", "&#39;").replace("/", "&#47;"),
+        lambda text: text.swapcase(),
+        lambda text: json.dumps(json.dumps({"token": text})),
+        lambda text: base64.b64encode(text.encode()).decode(),
+    ],
+    ids=["percent in small letters", "u escapes", "numbered entities", "capitals", "json in json", "base64"],
+)
+def test_an_answer_that_repeats_a_secret_in_any_other_spelling_is_known(written: Callable[[str], str]) -> None:
+    secret = "aB3+/x=Q&z'<9\"k"
+    answer = f"you sent {written(secret)}, thanks".encode()
+    assert redaction.repeats(answer, Access(variables={"code": secret}))
+    assert not redaction.repeats(b"thanks for the letter", Access(variables={"code": secret}))

@@ -138,7 +138,7 @@ def test_what_could_call_loop_or_grow_without_end_does_not_compile(source: str) 
 )
 def test_no_template_makes_a_rendering_long_or_large(source: str) -> None:
     budget = Budget()
-    with pytest.raises(TemplateError, match=r"more work than is allowed|the output is longer"):
+    with pytest.raises(TemplateError, match=r"more work than is allowed|the output is longer|has more than 1500 parts"):
         show(source, LARGE, budget)
     assert budget.spent <= MAX_WORK
     tracemalloc.start()
@@ -206,6 +206,20 @@ def test_what_utf8_cannot_carry_is_replaced(text: str, clean: str) -> None:
 )
 def test_a_source_that_is_too_deep_or_too_long_is_refused(source: str) -> None:
     with pytest.raises(TemplateError, match=r"nested too deeply|cannot be compiled|is longer than"):
+        show(source)
+
+
+@pytest.mark.parametrize("source", ["{{ id" + "|e" * 40 + " }}", "{{ 1 < id < id }}", "{{ id }}"])
+def test_a_source_of_many_parts_is_refused_before_it_is_compiled(source: str) -> None:
+    many = source * (MAX_SOURCE // len(source))
+    with pytest.raises(TemplateError, match="has more than 1500 parts"):
+        show(many)
+
+
+@pytest.mark.parametrize("source", [r'{{ "\ud83d\ude00" }}', r'{{ text|replace("a", "\udc00") }}', "a\ud83d"])
+def test_surrogates_are_refused(source: str) -> None:
+    """Each would cost a call of Python's where the text is encoded."""
+    with pytest.raises(TemplateError, match="not as two surrogates"):
         show(source)
 
 

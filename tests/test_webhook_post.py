@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -356,3 +357,40 @@ class TestDeal:
         self, answer: bytes, expected: tuple[str | None, str | None] | None
     ) -> None:
         assert read_deal(answer, HOOK, Access()) == expected
+
+
+@pytest.mark.parametrize(
+    ("flood", "outcome"),
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, (None, "waiting")),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 30_000, (200, "delivered")),
+    ],
+    ids=["1xx", "chunk extension"],
+)
+async def test_what_never_ends_before_an_answer_is_cut_off(
+    w: World, keys: Keys, flood: bytes, outcome: tuple[int | None, str]
+) -> None:
+    sent = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        try:
+            for _ in range(1000):
+                writer.write(flood if sent == 0 or flood.startswith(b"HTTP/1.1 100") else b"x" * 30_000)
+                await writer.drain()
+                sent += len(flood)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    await w.declare(replace(SHOP, webhooks=(hook(f"http://127.0.0.1:{port}/", secret=keys.seal(SECRET)),)))
+    async with posting(w, keys) as poster:
+        poster.submit(await jobs(w, 1, poster.claim))
+        ((state, status, _),) = await until_recorded(w)
+    server.close()
+    assert (status, state) == outcome
+    assert sent < 5_000_000

@@ -15,7 +15,7 @@ from relay.core.template import Template
 from relay.secrets import Keys
 from relay.store.post_jobs import Hook, PostJob
 from webapi import links, signature
-from webapi.redaction import HIDDEN, Redaction, echoed, rendered
+from webapi.redaction import HIDDEN, REPEATED, Redaction, echoed, rendered, repeats
 
 #: Opened secrets kept in memory.
 OPENED = 1000
@@ -105,6 +105,8 @@ class Composer:
                 self._redactions[sealed] = hidden
                 self._redacted += hidden.size
             answer = hidden.octets(answer)
+            if repeats(answer, self.access(hook)):
+                return REPEATED
         for one in request.headers.get("webhook-signature", "").encode().split():
             for written in (one, one.replace(b"/", b"\\/")):  # PHP's JSON
                 answer = answer.replace(written, HIDDEN.encode())

@@ -10,10 +10,14 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
 from aiohttp.connector import AddrInfoType
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 # IPv6: global unicast is 2000::/3 (RFC 4291 §2.4). Everything else is unassigned, local, multicast or a wrapping of
 # IPv4: v4-compatible ::/96, NAT64 64:ff9b::/96 and 64:ff9b:1::/48, SRv6 5f00::/16, site-local fec0::/10.
@@ -44,6 +48,30 @@ _SPECIAL_V6 = tuple(
 #: Octets of an answer that the system holds (Linux: twice that). The event loop stands still while aiohttp parses what
 #: has come in, and thousands of 1xx answers fit into the quarter of a MiB that it would otherwise take at once.
 RECEIVED = 16 * 1024
+
+
+#: Octets that may come in on a connection between two times that something is sent: the answer that is read, its
+#: header, and what TLS adds. A receiver could else send 1xx answers, or chunks' extensions, for all of an attempt.
+MOST_RECEIVED = 256 * 1024
+
+
+class _Bounded(socket.socket):
+    """A socket on which an answer has an end."""
+
+    def __init__(self, family: int, kind: int, protocol: int) -> None:
+        super().__init__(family, kind, protocol)
+        self._received = 0
+
+    def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
+        self._received = 0
+        return super().send(data, flags)
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        data = super().recv(size, flags)
+        self._received += len(data)
+        if self._received > MOST_RECEIVED:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the answer has no end")
+        return data
 
 
 class ForbiddenAddress(PermissionError):
@@ -92,6 +120,6 @@ def _public_socket(target: AddrInfoType) -> socket.socket:
 
 def _socket(target: AddrInfoType) -> socket.socket:
     family, kind, protocol, _, _ = target
-    made = socket.socket(family, kind, protocol)
+    made = _Bounded(family, kind, protocol)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)
     return made

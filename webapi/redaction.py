@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Iterator
-from html import escape
+from html import escape, unescape
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote
 
 import re2
 
@@ -25,6 +26,34 @@ _BEGINNING = 12
 _MEMORY = 32 << 20
 #: Places where a secret only begins; from then on such beginnings are hidden, too, so that no text takes long.
 _BEGUN = 10_000
+
+
+#: What is kept of an answer that repeats a secret in a spelling which cannot be cut out of it.
+REPEATED = b"(the answer repeats a secret of this webhook and is not kept)"
+_ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
+
+
+def repeats(answer: bytes, access: Access) -> bool:
+    """Whether a secret is in the answer whatever escapes and capitals it is written with, or in base64."""
+    text = answer.decode("utf-8", "replace")
+    forms = [text.lower()]
+    for _ in range(2):  # what was escaped twice, as JSON within JSON
+        text = unescape(unquote(_ESCAPED.sub(lambda found: chr(int(found[1], 16)), text))).replace("\\", "")
+        forms.append(text.lower())
+    for secret in _secrets(access):
+        if any(secret.lower() in form for form in forms):
+            return True
+        if base64.b64encode(secret.encode()).rstrip(b"=") in answer:
+            return True
+    return False
+
+
+def _secrets(access: Access) -> set[str]:
+    """Variables, the values of own header fields and the login, as far as they are long enough to be secrets."""
+    secrets = [*access.variables.values(), *_credentials(access.authorization)]
+    for _, value in access.headers:
+        secrets += (value, *_credentials(value))
+    return {secret.strip() for secret in secrets if len(secret.strip()) >= SECRET}
 
 
 class Redaction:
@@ -100,10 +129,7 @@ def rendered(access: Access) -> Iterator[str]:
 
 def echoed(access: Access) -> Iterator[str]:
     """Variables, the values of own header fields and the login, as a receiver may repeat them in its answer."""
-    secrets = [*access.variables.values(), *_credentials(access.authorization)]
-    for _, value in access.headers:
-        secrets += (value, *_credentials(value))
-    plain = {secret.strip() for secret in secrets}
+    plain = _secrets(access)
     for text in plain | {text.upper() for text in plain} | {text.lower() for text in plain}:
         if len(text) >= SECRET:
             yield text

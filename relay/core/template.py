@@ -171,6 +171,9 @@ def _check_shape(template: Template) -> None:
         raise TemplateError("body", "must be empty: GET sends none")
     if len(template.headers) > MAX_HEADERS or sum(len(value) for _, value in template.headers) > MAX_SOURCE:
         raise TemplateError("headers", f"are more than {MAX_HEADERS}, or longer than {MAX_SOURCE} characters together")
+    texts = (template.url, template.body, template.deal_url, *(value for _, value in template.headers))
+    if sum(map(len, texts)) > 2 * MAX_SOURCE:
+        raise TemplateError("template", f"is longer than {2 * MAX_SOURCE} characters in all its fields")
     seen = set()
     for name, _ in template.headers:
         low = name.lower()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,12 +29,16 @@ from jinja2.visitor import NodeTransformer
 
 from relay.core.template_filters import BUDGET, FILTERS, INTERNAL, TESTS, Budget, Refused, text_of
 
-#: Characters of one field's source, and how deep its syntax tree may be.
+#: Characters of one field's source, half of what all fields of a template may have together; nodes of its syntax tree,
+#: and how deep it may be. Compiling is paid by no budget and a post waits for it: with these it takes some 50 ms.
 MAX_SOURCE = 16 * 1024
+MAX_NODES = 1500
 MAX_DEPTH = 48
 #: Characters of one field's output.
 MAX_OUTPUT = 8 * 1024 * 1024
-_CACHED = 256
+#: Compiled fields kept: of the twenty webhooks of a site with all the header fields they may have, and of others.
+_CACHED = 2048
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LOOP = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length"})
 
 _ALLOWED: tuple[type[nodes.Node], ...] = (
@@ -190,11 +195,14 @@ def _examine(tree: nodes.Template, names: Names) -> frozenset[str] | None:
     known = names.known | targets | ({"loop"} if targets else set())
     keys = dict(names.objects)
     used: set[str] = set()
-    mentions = 0
+    mentions = count = 0
     todo: list[tuple[nodes.Node, int, bool]] = [(tree, 0, False)]
     while todo:
         node, depth, looping = todo.pop()
         where = f"line {node.lineno}: "
+        count += 1
+        if count > MAX_NODES:
+            raise Refused(f"has more than {MAX_NODES} parts")
         if depth > MAX_DEPTH:
             raise Refused(f"{where}is nested too deeply")
         _refuse_kind(node, where, looping, names)
@@ -246,6 +254,9 @@ def _refuse_kind(node: nodes.Node, where: str, looping: bool, names: Names) -> N
         raise Refused(f"{where}arguments must be written out, without a star")
     if isinstance(node, nodes.Const) and isinstance(node.value, float) and not math.isfinite(node.value):
         raise Refused(f"{where}the number is too large")
+    text = node.value if isinstance(node, nodes.Const) else node.data if isinstance(node, nodes.TemplateData) else None
+    if isinstance(text, str) and _SURROGATE.search(text):
+        raise Refused(f"{where}a character beyond U+FFFF is written as itself, not as two surrogates")
     if isinstance(node, nodes.CondExpr) and node.expr2 is None:
         raise Refused(f"{where}an if within an expression needs an else")
     if isinstance(node, nodes.Getattr) and node.attr.startswith("_"):

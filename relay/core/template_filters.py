@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -25,8 +24,6 @@ SLOW = 3
 #: Where a rendering's context keeps its budget. No template can spell this name, nor those of ``INTERNAL``.
 BUDGET = " budget"
 _MAX_ORIGIN = 8192
-_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-_LONE = re.compile("[\ud800-\udfff]")
 # RFC 3986 §2.3; every other octet is written by its number.
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PERCENT = [chr(octet) if octet in _UNRESERVED else f"%{octet:02X}" for octet in range(256)]
@@ -68,16 +65,12 @@ def text_of(value: object) -> str:
 
 
 def without_surrogates(text: str) -> str:
-    """The text with every lone surrogate, which UTF-8 cannot carry, as U+FFFD."""
+    """The text with pairs of surrogates joined, and every lone one, which UTF-8 cannot carry, as U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return _LONE.sub("\ufffd", _PAIR.sub(_joined, text))
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # one pass, whatever is in it
     return text
-
-
-def _joined(pair: re.Match[str]) -> str:
-    return pair[0].encode("utf-16-le", "surrogatepass").decode("utf-16-le")
 
 
 def _known(value: object) -> None:

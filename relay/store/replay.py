@@ -30,7 +30,7 @@ _POST = Statement(
 _AGAIN = Statement(
     update(posts)
     .where(posts.c.id == bindparam("post"))
-    .values(state="waiting", attempts=0, next_at=bindparam("due"), finished_at=None)
+    .values(state="waiting", attempts=0, next_at=bindparam("due"), finished_at=None, claim=None, claimed_until=0)
 )
 _STILL_WITHHELD = Statement(update(posts).where(posts.c.id == bindparam("post")), "answer")
 
