@@ -216,7 +216,8 @@ async def world(
 ) -> AsyncIterator[World]:
     """Everything running. ``settings`` go over tests/daemon.py's; the first site gets the CRM as its webhook.
 
-    ``hook`` makes other webhooks for it. With ``start`` False the daemon is left to the test to start.
+    ``hook`` makes other webhooks for it. With ``start`` False the daemon is left to the test to start, and to
+    make its own database: the copy that it gets here otherwise is not synced, so a power cut would take it away.
     """
     async with sink or SmtpSink() as next_hop, Receiver(crm) as receiver, aiohttp.ClientSession() as http:
         hooks = hook(receiver) if hook else [{"url": receiver.url, "secret": SECRET}]
@@ -229,7 +230,7 @@ async def world(
         }
         chosen = merged(usual, settings or {})
         daemon = Daemon(directory, chosen)
-        if not daemon.data_dir.exists():  # tests/test_cli.py starts without one
+        if start and not daemon.data_dir.exists():  # tests/test_cli.py starts without one
             daemon.data_dir.mkdir(mode=0o700)
             fresh_database(daemon.data_dir)
         made = World(daemon, next_hop, receiver, http, merged(BASE, chosen))
