@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -40,6 +43,7 @@ from tests.webhook_receiver import (
 )
 from webapi import links, post
 from webapi.deal import read_deal
+from webapi.guard import guarded_connector
 from webapi.post import Reply, settle
 
 NOW = 1_800_000_000.0
@@ -359,38 +363,72 @@ class TestDeal:
         assert read_deal(answer, HOOK, Access()) == expected
 
 
-@pytest.mark.parametrize(
-    ("flood", "outcome"),
-    [
-        (b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, (None, "waiting")),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 30_000, (200, "delivered")),
-    ],
-    ids=["1xx", "chunk extension"],
-)
-async def test_what_never_ends_before_an_answer_is_cut_off(
-    w: World, keys: Keys, flood: bytes, outcome: tuple[int | None, str]
-) -> None:
-    sent = 0
+class Flood:
+    """A server that begins an answer and goes on with ``more`` until the client leaves; ``sent`` octets."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal sent
+    def __init__(self, begin: bytes, more: bytes) -> None:
+        self.begin, self.more, self.sent = begin, more, 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         try:
-            for _ in range(1000):
-                writer.write(flood if sent == 0 or flood.startswith(b"HTTP/1.1 100") else b"x" * 30_000)
+            for octets in (self.begin, *[self.more] * 1000):
+                writer.write(octets)
                 await writer.drain()
-                sent += len(flood)
+                self.sent += len(octets)
         except ConnectionError:
-            pass
+            pass  # as it should
         finally:
             writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    await w.declare(replace(SHOP, webhooks=(hook(f"http://127.0.0.1:{port}/", secret=keys.seal(SECRET)),)))
-    async with posting(w, keys) as poster:
-        poster.submit(await jobs(w, 1, poster.claim))
-        ((state, status, _),) = await until_recorded(w)
-    server.close()
-    assert (status, state) == outcome
-    assert sent < 5_000_000
+    @contextlib.asynccontextmanager
+    async def serving(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+        """Its host and port."""
+        server = await asyncio.start_server(self.answer, "127.0.0.1", 0, ssl=tls)
+        async with server:
+            yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n" * 1000
+CHUNK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"
+#: More than is taken from a socket, with the megabytes that lie in buffers between.
+SOME = 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("flood", "outcome"),
+    [(Flood(CONTINUE, CONTINUE), ("waiting", None)), (Flood(CHUNK, b"x" * 30_000), ("delivered", 200))],
+    ids=["1xx", "chunk extension"],
+)
+async def test_an_answer_that_never_comes_to_its_body_is_cut_off(
+    w: World, keys: Keys, flood: Flood, outcome: tuple[str, int | None]
+) -> None:
+    async with flood.serving() as host:
+        await w.declare(replace(SHOP, webhooks=(hook(f"http://{host}/", secret=keys.seal(SECRET)),)))
+        async with posting(w, keys) as poster:
+            poster.submit(await jobs(w, 1, poster.claim))
+            ((*found, _),) = await until_recorded(w)
+    assert tuple(found) == outcome
+    assert flood.sent < SOME
+
+
+async def test_behind_tls_as_well(tmp_path: Path) -> None:
+    certificate, flood = Certificate.make(tmp_path, "127.0.0.1"), Flood(CONTINUE, CONTINUE)
+    async with (
+        flood.serving(certificate.server_context()) as host,
+        aiohttp.ClientSession(connector=guarded_connector(True)) as session,
+    ):
+        with pytest.raises(aiohttp.ClientError):
+            await session.post(f"https://{host}/", ssl=certificate.client_context())
+    assert flood.sent < SOME
+
+
+async def test_what_a_kept_connection_took_before_does_not_count() -> None:
+    async with (
+        Receiver(Answer(200, b"x" * 60_000)) as crm,
+        aiohttp.ClientSession(connector=guarded_connector(True)) as session,
+    ):
+        for _ in range(20):
+            async with session.post(crm.url) as response:
+                assert len(await response.read()) == 60_000
+    assert len({post.connection for post in crm.posts}) == 1

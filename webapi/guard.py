@@ -17,7 +17,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.connector import AddrInfoType
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 # IPv6: global unicast is 2000::/3 (RFC 4291 §2.4). Everything else is unassigned, local, multicast or a wrapping of
 # IPv4: v4-compatible ::/96, NAT64 64:ff9b::/96 and 64:ff9b:1::/48, SRv6 5f00::/16, site-local fec0::/10.
@@ -48,15 +48,13 @@ _SPECIAL_V6 = tuple(
 #: Octets of an answer that the system holds (Linux: twice that). The event loop stands still while aiohttp parses what
 #: has come in, and thousands of 1xx answers fit into the quarter of a MiB that it would otherwise take at once.
 RECEIVED = 16 * 1024
-
-
 #: Octets that may come in on a connection between two times that something is sent: the answer that is read, its
 #: header, and what TLS adds. A receiver could else send 1xx answers, or chunks' extensions, for all of an attempt.
 MOST_RECEIVED = 256 * 1024
 
 
 class _Bounded(socket.socket):
-    """A socket on which an answer has an end."""
+    """A socket on which an answer has an end. asyncio takes octets by ``recv``, and by ``recv_into`` behind TLS."""
 
     def __init__(self, family: int, kind: int, protocol: int) -> None:
         super().__init__(family, kind, protocol)
@@ -68,10 +66,18 @@ class _Bounded(socket.socket):
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         data = super().recv(size, flags)
-        self._received += len(data)
+        self._count(len(data))
+        return data
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
+        size = super().recv_into(buffer, nbytes, flags)
+        self._count(size)
+        return size
+
+    def _count(self, octets: int) -> None:
+        self._received += octets
         if self._received > MOST_RECEIVED:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the answer has no end")
-        return data
 
 
 class ForbiddenAddress(PermissionError):
