@@ -5,6 +5,7 @@ One attempt is held under way, so that the other letters wait behind it, claimed
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -24,7 +25,7 @@ from relay.store.posts import PostJob
 from relay.store.schema import events, messages, posts
 from tests.poster_fixtures import CARD, SECRET, Held, posting, until
 from tests.store_fixtures import DAY, SHOP, World, hook, world
-from tests.webhook_receiver import Post, Receiver, Step, deal
+from tests.webhook_receiver import Post, Receiver, Script, Step, deal
 from webapi import replays
 from webapi.post import Client, Reply
 from webapi.webhooks import Poster
@@ -81,23 +82,33 @@ class Waiting:
     async def go_on(self) -> list[Post]:
         """Everything that is posted from now on."""
         self._held.open()
-        waiting = select(posts.c.id).where(posts.c.state == "waiting")
-        await until(self.w, waiting, lambda rows: not rows)
+        await all_posted(self.w)
         return self.crm.posts[1:]
+
+
+@contextlib.asynccontextmanager
+async def shop(
+    directory: Path, keys: Keys, script: Script = 200, **settings: Any
+) -> AsyncIterator[tuple[World, Receiver]]:
+    """A site and the receiver of its webhook."""
+    async with Receiver(script) as crm:
+        webhook = hook(crm.url, secret=keys.seal(SECRET), settings=HookSettings(**settings))
+        async with world(directory, replace(SHOP, webhooks=(webhook,))) as w:
+            w.now = time.time()
+            yield w, crm
+
+
+async def all_posted(w: World) -> None:
+    await until(w, select(posts.c.id).where(posts.c.state == "waiting"), lambda rows: not rows)
 
 
 @pytest.fixture
 async def waiting(tmp_path: Path, keys: Keys) -> AsyncIterator[Waiting]:
     held = Held()
-    settings = HookSettings(concurrency=1, extras=True)
-    async with Receiver(held) as crm:
-        shop = replace(SHOP, webhooks=(hook(crm.url, secret=keys.seal(SECRET), settings=settings),))
-        async with world(tmp_path, shop) as w:
-            w.now = time.time()
-            async with posting(w, keys) as poster:
-                found = Waiting(w, crm, keys, poster, held)
-                await found.begin()
-                yield found
+    async with shop(tmp_path, keys, held, concurrency=1, extras=True) as (w, crm), posting(w, keys) as poster:
+        found = Waiting(w, crm, keys, poster, held)
+        await found.begin()
+        yield found
 
 
 def texts(found: list[Post]) -> list[str]:
@@ -222,24 +233,20 @@ class TestOrder:
             return await posts_it(client, job, now)
 
         monkeypatch.setattr(Client, "post", noting)
-        settings = HookSettings(concurrency=4)
-        async with Receiver() as crm:
-            shop = replace(SHOP, webhooks=(hook(crm.url, secret=keys.seal(SECRET), settings=settings),))
-            async with world(tmp_path, shop) as w:
-                w.now = time.time()
+        async with shop(tmp_path, keys, concurrency=4) as (w, _):
 
-                async def letter(number: int, claim: str | None) -> list[PostJob]:
-                    accepted = await w.accept(CARD, body=b"%d" % number, message_id=f"{number}@x")
-                    return await w.extract(accepted.message_id, claim, text=str(number))
+            async def letter(number: int, claim: str | None) -> list[PostJob]:
+                accepted = await w.accept(CARD, body=b"%d" % number, message_id=f"{number}@x")
+                return await w.extract(accepted.message_id, claim, text=str(number))
 
-                for number in range(60):
-                    await letter(number, None)
-                async with posting(w, keys) as poster:
-                    for number in range(60, 120):
-                        poster.submit(await letter(number, poster.claim))
-                        if number % 3 == 0:
-                            await w.store.write(lambda tx: tx.revise())
-                    await until(w, select(posts.c.id).where(posts.c.state == "waiting"), lambda rows: not rows)
+            for number in range(60):
+                await letter(number, None)
+            async with posting(w, keys) as poster:
+                for number in range(60, 120):
+                    poster.submit(await letter(number, poster.claim))
+                    if number % 3 == 0:
+                        await w.store.write(lambda tx: tx.revise())
+                await all_posted(w)
         assert begun == list(range(120))
 
 
@@ -247,18 +254,13 @@ async def test_a_reply_that_waits_in_memory_says_the_deal_that_the_answer_to_its
     tmp_path: Path, keys: Keys
 ) -> None:
     held = Held(deal("D-1", "https://crm.example/D-1"))
-    settings = HookSettings(concurrency=1, extras=True)
-    async with Receiver(held) as crm:
-        shop = replace(SHOP, webhooks=(hook(crm.url, secret=keys.seal(SECRET), settings=settings),))
-        async with world(tmp_path, shop) as w:
-            w.now = time.time()
-            async with posting(w, keys) as poster:
-                for number, answers in ((0, None), (1, "0@x")):
-                    accepted = await w.accept(CARD, body=b"%d" % number, message_id=f"{number}@x", in_reply_to=answers)
-                    poster.submit(await w.extract(accepted.message_id, poster.claim, text=str(number)))
-                await crm.wait_for(1)
-                held.open()
-                await until(w, select(posts.c.id).where(posts.c.state == "waiting"), lambda rows: not rows)
+    async with shop(tmp_path, keys, held, concurrency=1, extras=True) as (w, crm), posting(w, keys) as poster:
+        for number, answers in ((0, None), (1, "0@x")):
+            accepted = await w.accept(CARD, body=b"%d" % number, message_id=f"{number}@x", in_reply_to=answers)
+            poster.submit(await w.extract(accepted.message_id, poster.claim, text=str(number)))
+        await crm.wait_for(1)
+        held.open()
+        await all_posted(w)
     assert [(post.json["text"], post.json["deal"]["id"]) for post in crm.posts] == [("0", None), ("1", "D-1")]
 
 

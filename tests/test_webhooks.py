@@ -13,7 +13,7 @@ import pytest
 import structlog
 from sqlalchemy import select
 
-from relay.pace import LAG, THICK, WINDOW, Pace
+from relay.pace import LAG, THICK, Pace
 from relay.secrets import Keys
 from relay.store import posts as post_verbs
 from relay.store.engine import StoreUnavailable
@@ -378,28 +378,31 @@ async def test_an_attempt_that_cannot_be_judged_is_due_again_when_its_claim_ends
 
 
 class TestMailGoesFirst:
-    def thick(self, w: World) -> Pace:
+    def thick(self, w: World, pace: Pace | None = None) -> Pace:
         """Mail that comes in thick, now."""
-        pace = Pace()
+        pace = pace or Pace()
         for _ in range(int(THICK)):
             pace.note(w.now, 0)
         return pace
 
-    async def test_while_mail_comes_in_thick_posts_wait(self, w: World, keys: Keys, crm: Receiver) -> None:
-        pace = self.thick(w)
-        async with posting(w, keys, pace=pace) as poster:
+    async def test_while_mail_comes_in_thick_posts_wait(
+        self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(poster_module, "WINDOW", 0.0)  # so it looks again all the time
+        async with posting(w, keys, pace=self.thick(w)) as poster:
             poster.submit(await jobs(w, 3, poster.claim))
-            await asyncio.sleep(2 * WINDOW)
-            assert crm.posts == []
+            await settled()
+            assert (crm.posts, crm.under_way, poster.outcomes) == ([], 0, {})
             w.pass_time(LAG / 2)  # it is over
             await until_recorded(w, 3)
         assert [post.json["text"] for post in crm.posts] == ["0", "1", "2"]
 
     async def test_but_none_for_too_long(self, w: World, keys: Keys, crm: Receiver) -> None:
-        async with posting(w, keys, pace=self.thick(w)) as poster:
+        pace = self.thick(w)
+        async with posting(w, keys, pace=pace) as poster:
             found = await jobs(w, 3, poster.claim)
             w.pass_time(LAG)
-            poster._pace = self.thick(w)
+            self.thick(w, pace)
             poster.submit(found)
             await until_recorded(w, 3)
 

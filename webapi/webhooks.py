@@ -103,7 +103,7 @@ class Poster:
         now = self._clock()
         for job in jobs:
             lane = self._lanes.setdefault(job.hook.id, Lane())
-            full = len(lane.waiting) >= HANDED or lane.memory > SHARE or (self._crowded and lane.waiting)
+            full = len(lane.waiting) >= HANDED or lane.memory > SHARE or (lane.waiting and self._crowded)
             if self._closing or lane.behind or full:
                 self._give_back(lane, job)
             else:
