@@ -9,6 +9,7 @@ import shutil
 import socket
 import sqlite3
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from relay import check, check_dns, check_peers
+from relay import check, check_clock, check_dns, check_peers
 from relay.check_findings import FAIL, OK, WARN, Finding, Subject, gather
 from relay.cli.root import cli
+from relay.core.check import NAMES
 from relay.store import migrate
 from tests.check_helpers import NAME, configured, findings, only
 from tests.daemon import Daemon, example_site, merged
@@ -113,10 +115,23 @@ class TestThisMachine:
         config = configured(tmp_path, {"smtp": {"min_free": space.f_bavail * space.f_frsize // 2}})
         assert only(await findings(check.disk, config), "disk").level == WARN
 
-    async def test_a_clock_that_is_before_what_was_written_has_failed(self, tmp_path: Path, data: Path) -> None:
-        assert only(await findings(check.clock_sanity, configured(tmp_path)), "clock").level == OK
-        found = await findings(check.clock_sanity, configured(tmp_path), now=time.time() - 86_400)
+    async def test_a_clock_that_is_before_what_was_written_has_failed(
+        self, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(check_clock, "synchronised", lambda: True)
+        assert only(await findings(check_clock.clock, configured(tmp_path)), "clock").level == OK
+        found = await findings(check_clock.clock, configured(tmp_path), now=time.time() - 86_400)
         assert only(found, "clock").level == FAIL
+
+    @pytest.mark.parametrize(("kept", "level"), [(True, OK), (None, OK), (False, WARN)])
+    async def test_a_clock_that_nothing_keeps_right_is_a_warning(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool | None, level: str
+    ) -> None:
+        monkeypatch.setattr(check_clock, "synchronised", lambda: kept)
+        assert only(await findings(check_clock.clock, configured(tmp_path)), "clock").level == level
+
+    def test_the_kernel_is_asked_whether_something_keeps_the_clock_right(self) -> None:
+        assert check_clock.synchronised() in (True, False, None)
 
     async def test_ports_are_free_or_taken(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -274,12 +289,37 @@ class TestCommand:
         async def broken(subject: Subject) -> list[Finding]:
             raise OSError("no network")
 
-        monkeypatch.setattr(check, "PATIENCE", 0.05)
+        async def wrong(subject: Subject) -> list[Finding]:
+            raise LookupError("secret")
+
         monkeypatch.setattr(check_dns, "names", stuck)
         monkeypatch.setattr(check_peers, "next_hops", broken)
-        found = await check.run(configured(tmp_path))
-        assert only(found, "stuck").text == "took longer than 0.05 seconds"
-        assert [finding.text for finding in found if finding.what == "broken"] == ["could not be checked: no network"]
+        monkeypatch.setattr(check_peers, "webhooks", wrong)
+        found: dict[str, Sequence[Finding]] = {}
+        await check.run_some(configured(tmp_path), NAMES, found.__setitem__, patience=0.05)
+        assert list(found)[-1] == "dns"
+        assert set(found) == set(NAMES)
+        for name, what, text in (
+            ("dns", "stuck", "took longer than 0.05 seconds"),
+            ("next_hops", "broken", "could not be checked: no network"),
+            ("webhooks", "wrong", "could not be checked: LookupError"),
+        ):
+            assert only(list(found[name]), what) == Finding(FAIL, what, text, found[name][0].hint)
+
+    async def test_only_what_is_asked_for_is_checked_and_told_as_it_ends(self, tmp_path: Path, data: Path) -> None:
+        told: list[str] = []
+        await check.run_some(configured(tmp_path), ("tls", "disk"), lambda name, found: told.append(name))
+        assert told == ["disk", "tls"]
+        (data / "relay.db").write_bytes(b"no database " * 500)
+        found: dict[str, Sequence[Finding]] = {}
+        await check.run_some(configured(tmp_path), ("disk",), found.__setitem__)
+        assert [finding.level for finding in found["database"]] == [FAIL]
+        await check.run_some(configured(tmp_path), ("database",), found.__setitem__)
+        assert {finding.level for finding in found["database"]} == {FAIL, OK}
+
+    def test_there_is_a_function_for_every_check(self) -> None:
+        assert tuple(check._checks()) == NAMES
+        assert set(NAMES) > check.REMOTE
 
     async def test_a_sealed_next_hop_without_its_key_has_failed(self, tmp_path: Path) -> None:
         daemon = Daemon(tmp_path)

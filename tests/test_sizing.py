@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.core.sizing import MINIMUM, erlang_b, recommend
+from relay.core.sizing import (
+    MINIMUM,
+    Stay,
+    advise,
+    at_once,
+    erlang_b,
+    headroom,
+    held_by,
+    recommend,
+    turned_away,
+)
 
 LEASE = 900.0
 HOUR = 3600.0
@@ -126,6 +136,92 @@ def test_replay_finds_the_smallest_pool_that_is_enough(seed: int, count: int, sp
     assert found.shared == without_address(starts, LEASE, found.size) / count <= share
     if found.size > MINIMUM:
         assert without_address(starts, LEASE, found.size - 1) / count > share
+
+
+def turned_away_by(held: list[Stay], pool: int) -> int:
+    """The replay of one size: whose number an address has does not matter, only how many are leased."""
+    ends: list[float] = []
+    without = 0
+    for began, end in held:
+        while ends and ends[0] <= began:
+            heapq.heappop(ends)
+        if len(ends) < pool:
+            heapq.heappush(ends, end)
+        else:
+            without += 1
+    return without
+
+
+#: On a coarse clock many visits begin when others end, which is where a pass can go wrong.
+STAYS = st.lists(
+    st.one_of(
+        st.tuples(st.floats(0, 1e5), st.floats(0, 1e4)),
+        st.tuples(st.integers(0, 60).map(lambda n: n * 300.0), st.integers(0, 6).map(lambda n: n * 300.0)),
+    ),
+    max_size=250,
+).map(lambda found: [(began, began + length) for began, length in found])
+
+
+@settings(max_examples=80, deadline=None)
+@given(STAYS)
+def test_one_pass_turns_away_as_many_as_the_replay_of_each_size(stays: list[Stay]) -> None:
+    held = held_by(stays, LEASE)
+    without = turned_away(held)
+    assert without == [turned_away_by(held, pool) for pool in range(len(without))]
+    assert without[-1] == 0
+    assert len(without) == 1 or without[-2] > 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1e5), st.floats(0, 1e4)), min_size=200, max_size=300))
+def test_the_advice_says_of_each_size_what_its_replay_says(found: list[tuple[float, float]]) -> None:
+    stays = [(began, began + length) for began, length in found]
+    advice, held = advise(stays, LEASE), held_by(stays, LEASE)
+    for size in range(len(advice.shares) + 3):
+        assert advice.shared(size) == turned_away_by(held, size) / len(held)
+    assert advice.recommendation == recommend(stays, LEASE)
+
+
+def test_the_advice_for_thin_data_is_the_formulas_curve() -> None:
+    advice = advise(seen_once([60.0 * minute for minute in range(60)]), LEASE, share=0.01)
+    assert [advice.shared(size) for size in range(40)] == pytest.approx(
+        [erlang_b(15.0, size) for size in range(40)], abs=1e-4
+    )
+    assert (advice.recommendation.size, advice.estimate, advice.rule, advice.hold) == (24, 24, 24, LEASE)
+
+
+def test_the_estimate_counts_how_long_visits_stay_and_the_rule_one_lease() -> None:
+    advice = advise([(60.0 * minute, 60.0 * minute + 900) for minute in range(300)], LEASE, share=0.01)
+    assert (advice.hold, advice.rule) == (1800.0, 24)
+    assert erlang_b(30.0, advice.estimate) <= 0.01 < erlang_b(30.0, advice.estimate - 1)
+    assert advice.recommendation.size == 30  # even arrivals need no more than are held at once
+
+
+def test_nobody_came_nobody_is_turned_away() -> None:
+    assert advise([], LEASE).shares == (1.0, 0.0)
+    assert turned_away([]) == [0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(STAYS, st.integers(-3, 40), st.integers(1, 20))
+def test_at_once_is_the_most_that_are_held_at_any_moment_of_a_span(stays: list[Stay], first: int, count: int) -> None:
+    held, since, span = held_by(stays, LEASE), first * 450.0, 450.0
+    moments = sorted({began for began, _ in held})
+
+    def held_at(moment: float) -> int:
+        return sum(began <= moment < end for began, end in held)
+
+    for index, most in enumerate(at_once(held, since, span, count)):
+        start = since + index * span
+        within = [moment for moment in moments if start <= moment < start + span]
+        assert most == max(held_at(moment) for moment in [start, *within])
+
+
+def test_twice_the_addresses_do_for_more_than_twice_the_visits() -> None:
+    assert headroom(40, 40) == 1.0
+    assert 2.0 < headroom(80, 40) < 2.5
+    assert headroom(20, 40) < 0.5
+    assert headroom(0, 40) == 0.0
 
 
 def test_a_hundred_thousand_visits_are_replayed_in_any_order() -> None:

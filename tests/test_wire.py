@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from relay.core.wire import DataReader, Unstuffer, stuff, unstuff
+from relay.core.wire import ChunkReader, DataReader, Unstuffer, stuff, unstuff
 from tests.corpora import corpus
 
 END = b"\r\n.\r\n"
@@ -256,6 +256,36 @@ def test_no_smuggling_sequence_ends_the_data_at_any_two_cuts(number: int) -> Non
 def test_every_smuggling_sequence_is_either_made_harmless_or_reported(number: int) -> None:
     whole, _ = read([b"one" + sequences()[number] + b"two" + END])
     assert whole.bare_lf or whole.bare_cr or whole.nul
+
+
+# ── chunks: no end of data, no stuffing ──────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=400, deadline=None)
+@given(streams, cuts)
+@example(b"a\r\n.", [1, 2, 3])
+@example(b"\n.\r", [1])
+@example(b"\r\n", [1])
+def test_chunks_are_stored_as_the_stuffed_message_however_they_were_cut(message: bytes, places: list[int]) -> None:
+    reader = ChunkReader()
+    out = b"".join(reader.feed(chunk) for chunk in cut(message, places)) + reader.finish()
+    assert reader.bare_lf == message.count(b"\n") - message.count(b"\r\n")
+    assert reader.bare_cr == (message.count(b"\r") > message.count(b"\r\n"))
+    assert reader.nul == (b"\0" in message)
+    whole = normal(message)
+    if not whole.endswith(b"\r"):  # which is bare: the message is refused
+        assert out == stuff(whole if whole.endswith(b"\r\n") or not whole else whole + b"\r\n")
+        assert b"\n" not in out.replace(b"\r\n", b"")
+        assert strict_reader(out + b".\r\n" + NEXT)[1] == NEXT
+    if not reader.bare_cr:
+        assert lenient_reader(out + b".\r\n" + NEXT) == strict_reader(out + b".\r\n" + NEXT)
+
+
+def test_an_ordinary_piece_of_a_chunk_is_handed_on_as_the_same_object() -> None:
+    reader = ChunkReader()
+    reader.feed(b"first")
+    chunk = b"x" * 70 + b"\r\n" + b"y" * 70
+    assert reader.feed(chunk) is chunk
 
 
 # ── stuffing ─────────────────────────────────────────────────────────────────────────────────────────────────────

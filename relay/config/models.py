@@ -59,6 +59,8 @@ class Limits(Section):
     commands: f.Count = 1000
     errors: f.Count = 20
     idle_commands: f.Count = 20
+    unknown_recipients: f.Count = 5
+    tarpit: Annotated[float, f.between("0s", "2m")] = 30.0
     command_timeout: Annotated[float, f.between("100ms", "1h")] = 300.0
     data_timeout: Annotated[float, f.between("100ms", "1h")] = 180.0
     data_grace: Annotated[float, f.between("100ms", "1h")] = 60.0
@@ -70,6 +72,7 @@ class Limits(Section):
     binds_per_site_per_minute: f.Count = 60_000
     leases_per_address_per_minute: f.Count = 60
     api_failures_per_address_per_minute: f.Count = 30
+    login_failures_per_address_per_minute: f.Count = 10
 
 
 class Dns(Section):
@@ -107,6 +110,7 @@ class Retention(Section):
     visits: Annotated[float, f.between("1h", "36500d")] = 400 * 86_400.0
     visitor_ip: Annotated[float, f.between("1h", "36500d")] = 400 * 86_400.0
     routes: Annotated[float, f.between("1h", "36500d")] = 400 * 86_400.0
+    changes: Annotated[float, f.between("1h", "36500d")] = 1095 * 86_400.0
 
 
 class Extract(Section):

@@ -102,7 +102,7 @@ class Node:
     parameters: dict[str, Value]
     disposition: str  # "", "inline", "attachment", or what else the sender wrote
     filename: Value | None  # Content-Disposition's, else Content-Type's name
-    content_id: bool
+    content_id: bytes  # the field's value, b"" without one
     encoding: str  # "base64", "quoted-printable", or one that leaves the octets as they are
     start: int
     end: int
@@ -219,7 +219,7 @@ class _Walker:
             parameters=of_type,
             disposition=_token(disposition),
             filename=(parameters(disposition).get("filename") if disposition else None) or of_type.get("name"),
-            content_id="content-id" in fields,
+            content_id=fields.get("content-id", b""),
             encoding=_token(fields.get("content-transfer-encoding", b"")) or "7bit",
             start=body,
             end=end,
@@ -351,7 +351,7 @@ def _is_text(node: Node) -> bool:
 def _is_inline(node: Node, related: bool) -> bool:
     if not node.type.startswith("image/") or node.disposition == "attachment":
         return False
-    return node.disposition == "inline" or (related and node.content_id)
+    return node.disposition == "inline" or (related and bool(node.content_id))
 
 
 _NOT_BASE64 = bytes(

@@ -81,13 +81,14 @@ class Outcome:
     ``code`` is the SMTP reply code, or None where no reply was read. ``text`` is one line for the operator.
     ``host`` names the next hop that answered ("mail.example.com[192.0.2.1]:25"), or what was tried. ``reached`` is
     False when no session came about (DNS, connection, greeting, TLS, login): then every other message would fail too.
+    It is None when that is not known, for what went wrong has nothing to do with the next hop.
     """
 
     kind: OutcomeKind
     code: int | None
     text: str
     host: str
-    reached: bool = True
+    reached: bool | None = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ BYE = Reply(221, "2.0.0", "Bye")
 OK = Reply(250, "2.0.0", "OK")  # RSET, NOOP
 SENDER_OK = Reply(250, "2.1.0", "Sender OK")
 RECIPIENT_OK = Reply(250, "2.1.5", "Recipient OK")
+CHUNK_OK = Reply(250, "2.0.0", "Chunk received")  # BDAT, but for the last one
 VRFY = Reply(252, "2.5.0", "Send some mail, we will do our best")  # RFC 5321 §3.5.3: neither confirmed nor denied
 START_DATA = Reply(354, "", "End data with <CR><LF>.<CR><LF>")
 
@@ -73,6 +74,7 @@ SHUTTING_DOWN = Reply(421, "4.3.2", "Service shutting down, try again later")
 TIMED_OUT = Reply(421, "4.4.2", "Timeout, closing connection")
 TOO_MANY_CONNECTIONS = Reply(421, "4.7.0", "Too many connections, try again later")
 TOO_MANY_FROM_ADDRESS = Reply(421, "4.7.0", "Too many connections from your address, try again later")
+GIVING_WAY = Reply(421, "4.7.0", "Connection needed for others, try again later")
 TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors, closing connection")
 TOO_MANY_COMMANDS = Reply(421, "4.7.0", "Too many commands, closing connection")
 
@@ -93,12 +95,14 @@ BAD_RECIPIENT = Reply(501, "5.1.3", "Bad recipient address syntax")
 BAD_SENDER = Reply(501, "5.1.7", "Bad sender address syntax")
 BAD_PARAMETERS = Reply(501, "5.5.4", "Syntax error in parameters")
 BAD_BODY = Reply(501, "5.5.4", "BODY is 7BIT or 8BITMIME")  # RFC 6152 §2; BINARYMIME is not offered
+BAD_CHUNK = Reply(501, "5.5.4", "BDAT takes a number of octets, and LAST")  # RFC 3030 §2
 HELLO_NEEDS_NAME = Reply(501, "5.5.4", "Name yourself: a domain or an address literal")
 NOT_IMPLEMENTED = Reply(502, "5.5.1", "Command not implemented")
 NEED_HELLO = Reply(503, "5.5.1", "Send EHLO or HELO first")
 NEED_MAIL = Reply(503, "5.5.1", "Send MAIL first")
 NEED_RCPT = Reply(503, "5.5.1", "Send RCPT first")
 NESTED_MAIL = Reply(503, "5.5.1", "Sender already given")
+IN_CHUNKS = Reply(503, "5.5.1", "Send the last BDAT or RSET first")  # RFC 3030 §2: DATA and BDAT do not mix
 TLS_ACTIVE = Reply(503, "5.5.1", "TLS is already active")
 UNKNOWN_PARAMETER = Reply(555, "5.5.4", "MAIL or RCPT parameter not recognized")
 

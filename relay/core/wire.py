@@ -18,6 +18,9 @@ LFs it takes three changes:
 
 So ``out`` holds no bare LF and no CRLF . CRLF, and followed by ". CRLF" it is one message to a reader of either
 school. Bare CR and NUL are passed on and reported: the caller refuses the message.
+
+What comes in chunks (BDAT, RFC 3030) is not stuffed and has no end of data in it, so a dot is a dot and ``out`` is
+stuff(normal(data)). A last line without its CR LF is given one: DATA, by which it goes on, knows no other lines.
 """
 
 from __future__ import annotations
@@ -34,21 +37,38 @@ _TEXT = bytes(octet for octet in range(256) if octet not in _NOT_TEXT)
 _at_cr = re.compile(rb"\r(?:[^\n]|\n\.\r\n)").search
 
 
-class DataReader:
-    """Reads what follows the 354 reply, chunk by chunk as it comes off the socket, and finds its end.
+class _Reader:
+    """``bare_lf`` counts the bare LFs made CR LF; ``bare_cr`` and ``nul`` say that such an octet was in the data."""
 
-    ``done`` turns true with the end of data; ``rest`` is then what came behind it (pipelined commands).
-    ``bare_lf`` counts the bare LFs made CR LF; ``bare_cr`` and ``nul`` say that such an octet was in the data.
-    """
-
-    __slots__ = ("_skip", "_tail", "bare_cr", "bare_lf", "done", "nul", "rest")
+    __slots__ = ("bare_cr", "bare_lf", "nul")
 
     def __init__(self) -> None:
-        self.done = False
-        self.rest = b""
         self.bare_lf = 0
         self.bare_cr = False
         self.nul = False
+
+    def _judge(self, data: bytes) -> int:
+        """Note what is wrong in ``data``, which ends in no half of a CR LF; how many of its LFs are bare."""
+        pairs = data.count(CRLF)
+        bare_lf = data.count(b"\n") - pairs
+        self.bare_lf += bare_lf
+        self.bare_cr = self.bare_cr or data.count(b"\r") > pairs
+        self.nul = self.nul or b"\0" in data
+        return bare_lf
+
+
+class DataReader(_Reader):
+    """Reads what follows the 354 reply, chunk by chunk as it comes off the socket, and finds its end.
+
+    ``done`` turns true with the end of data; ``rest`` is then what came behind it (pipelined commands).
+    """
+
+    __slots__ = ("_skip", "_tail", "done", "rest")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = False
+        self.rest = b""
         self._tail = CRLF  # the start of data is the start of a line: as if the 354 had been the client's own
         self._skip = len(CRLF)
 
@@ -87,16 +107,48 @@ class DataReader:
 
     def _mend(self, data: bytes) -> bytes:
         """Count what is wrong in ``data`` and make its bare LFs CR LF. ``data`` never ends in a bare LF."""
-        pairs = data.count(CRLF)
-        bare_lf = data.count(b"\n") - pairs
-        self.bare_cr = self.bare_cr or data.count(b"\r") > pairs
-        self.nul = self.nul or b"\0" in data
-        if not bare_lf:
+        if not self._judge(data):
             return data
-        self.bare_lf += bare_lf
         data = data.replace(b"\r\n.\n", b"\r\n\n")  # the stuffing dot of a line that ends in a bare LF
         data = data.replace(b"\n.", b"\n..").replace(b"\r\n..", b"\r\n.")  # so: only behind a bare LF
         return data.replace(CRLF, b"\n").replace(b"\n", CRLF)
+
+
+class ChunkReader(_Reader):
+    """Reads the octets of all BDAT chunks of a message as they come off the socket: feed() them, then finish().
+
+    Where a chunk ends means nothing: a CR at the end of one and an LF at the start of the next are a CR LF.
+    """
+
+    __slots__ = ("_cr", "_line_start")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._line_start = True
+        self._cr = False  # held back until the octet behind it is seen
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next octets; return those to store, in wire form. At most one is held back between calls."""
+        data = b"\r" + chunk if self._cr else chunk
+        self._cr = data.endswith(b"\r")
+        if self._cr:
+            data = data[:-1]
+        if not data:
+            return b""
+        marks = data.translate(None, _TEXT)
+        if data.count(CRLF) * 2 != len(marks) and self._judge(data):
+            data = data.replace(CRLF, b"\n").replace(b"\n", CRLF)
+        stuffed = data.replace(b"\r\n.", b"\r\n..")
+        if self._line_start and data.startswith(b"."):
+            stuffed = b"." + stuffed
+        self._line_start = data.endswith(CRLF)
+        return stuffed
+
+    def finish(self) -> bytes:
+        """What is left to store behind the last chunk: the end of a last line that has none."""
+        if self._cr:
+            self.bare_cr = True
+        return b"" if self._line_start and not self._cr else CRLF
 
 
 class Unstuffer:
