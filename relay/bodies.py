@@ -91,6 +91,7 @@ class BodyWriter:
         self._name: str | None = None
         self._file = -1
         self._writing: asyncio.Future[None] | None = None
+        self._discarded = False
         self.size = 0
         #: The first octets, enough for the header block, kept when the rest has gone to a file.
         self.head = b""
@@ -124,8 +125,14 @@ class BodyWriter:
         return Body(self.size, self._hash.digest(), file=self._name)
 
     def discard(self) -> None:
-        """Forget everything; the file, if there is one, is removed as soon as nobody writes to it."""
+        """Forget everything; the file, if there is one, is removed as soon as nobody writes to it.
+
+        Said again it does nothing: a second one would not know of the write that the first one waits for.
+        """
         self._waiting.clear()
+        if self._discarded:
+            return
+        self._discarded = True
         writing, self._writing = self._writing, None
         if writing is None:
             self._remove()

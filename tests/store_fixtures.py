@@ -14,7 +14,7 @@ import functools
 import hashlib
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from relay.store.bindings import Asked, BindRequest, Bound
 from relay.store.directory import SiteView, TargetView
 from relay.store.messages import Accepted, Evidence, Incoming, Job, Recipient
 from relay.store.migrate import migrate
-from relay.store.posts import PostJob
+from relay.store.post import PostJob
 from relay.store.queue import Finish
 from relay.store.schema import metadata, routes
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, declare_all
@@ -226,9 +226,14 @@ class World:
             )
         )
 
-    async def extract(self, message_id: int, claim: str | None = None, **changes: Any) -> list[PostJob]:
+    async def extract(
+        self, message_id: int, claim: str | None = None, passed_over: Collection[int] = (), **changes: Any
+    ) -> list[PostJob]:
         result = extracted(**changes)
-        return await self.store.write(lambda tx: events.extracted(tx, message_id, result, self.now, claim))
+        jobs, _ = await self.store.write(
+            lambda tx: events.extracted(tx, message_id, result, self.now, claim, passed_over)
+        )
+        return jobs
 
     async def finish(self, job: Job, kind: OutcomeKind = OutcomeKind.DELIVERED, **changes: Any) -> bool:
         end = ending(job, kind, self.now, **changes)

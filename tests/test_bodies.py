@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -81,4 +82,33 @@ async def test_a_body_discarded_while_it_is_written_leaves_nothing(bodies: Bodie
     assert writing is not None
     await asyncio.wait([writing])
     await asyncio.sleep(0)  # let its callback run
+    assert list((tmp_path / "bodies").iterdir()) == []
+
+
+async def test_a_body_discarded_twice_keeps_its_file_open_for_the_write_under_way(
+    bodies: Bodies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed under the writing thread, its number could be another file's, or a client's connection, by then."""
+    begun, go, write = threading.Event(), threading.Event(), os.write
+    written: list[int] = []
+
+    def slow(file: int, data: memoryview) -> int:
+        begun.set()
+        go.wait(10)
+        written.append(write(file, data))
+        return written[-1]
+
+    monkeypatch.setattr(os, "write", slow)
+    writer = bodies.writer()
+    writer.write(b"x" * (INLINE + 1))
+    await writer.flush()
+    writing = writer._writing
+    assert writing is not None
+    await asyncio.to_thread(begun.wait, 10)
+    writer.discard()
+    writer.discard()
+    go.set()
+    await asyncio.wait([writing])
+    await asyncio.sleep(0)  # let its callback run
+    assert sum(written) == INLINE + 1
     assert list((tmp_path / "bodies").iterdir()) == []

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from relay.core.model import OutcomeKind
-from relay.store import deals, figures, history, retention
+from relay.store import deals, history, reports, retention
 from relay.store.attribution import THREAD_REACH
 from relay.store.engine import Statement, Tx
 from relay.store.schema import deliveries, events, messages
@@ -327,7 +327,7 @@ async def test_a_report_counts_a_thread_as_one_deal(w: World) -> None:
     await give(w, await letter(w, 1, plus))
     await letter(w, 2, plus, answers="1@x")
     shop = w.site().id
-    (source,) = await figures.sources(w.store.reader, shop, NOW - 1, NOW + 1)
+    (source,) = await reports.sources(w.store.reports, reports.Wanted({shop}, NOW - 1, NOW + 1))
     assert (source.messages, source.deals) == (2, 1)
 
 

@@ -21,7 +21,8 @@ from sqlalchemy import insert as insert_into
 
 import relay.store
 from relay.store import engine
-from relay.store.engine import BATCH, CommitUnknown, Statement, StoreUnavailable, Tx, connect
+from relay.store.damage import Damaged
+from relay.store.engine import BATCH, FEW, CommitUnknown, Statement, StoreUnavailable, Turn, Tx, Verb, connect
 from relay.store.schema import deliveries, tokens
 from relay.store.sites import switch
 from relay.store.store import DATABASE, Store
@@ -155,7 +156,7 @@ class TestVerbs:
 class TestIdle:
     async def test_idle_work_waits_until_nothing_else_does(self, store: Store) -> None:
         async with gate(store):
-            idle = asyncio.create_task(store.write(adding("idle"), idle=True))
+            idle = asyncio.create_task(store.write(adding("idle"), turn=Turn.IDLE))
             await asyncio.sleep(0)
             busy = [asyncio.create_task(store.write(adding(str(i)))) for i in range(3)]
             await asyncio.sleep(0)
@@ -165,7 +166,7 @@ class TestIdle:
 
     async def test_all_of_it_is_done_without_anything_else_to_wake_the_writer(self, store: Store) -> None:
         async with gate(store):
-            tasks = [asyncio.create_task(store.write(adding(str(i)), idle=True)) for i in range(5)]
+            tasks = [asyncio.create_task(store.write(adding(str(i)), turn=Turn.IDLE)) for i in range(5)]
             await asyncio.sleep(0)
         async with asyncio.timeout(30):
             await asyncio.gather(*tasks)
@@ -182,16 +183,69 @@ class TestIdle:
 
         others = [asyncio.create_task(busy(name)) for name in "abcd"]
         async with asyncio.timeout(30):
-            await store.write(lambda tx: None, idle=True)
+            await store.write(lambda tx: None, turn=Turn.IDLE)
         done.set()
         await asyncio.gather(*others)
+
+
+class TestTurns:
+    async def test_who_comes_first_has_a_batch_of_its_own_and_what_it_passed_over_the_next(self, store: Store) -> None:
+        ran: list[list[str]] = []
+
+        def noted(name: str) -> Verb[None]:
+            def verb(tx: Tx) -> None:
+                batch = store.writer.stats.batches
+                if not ran or ran[-1][0] != str(batch):
+                    ran.append([str(batch)])
+                ran[-1].append(name)
+
+            return verb
+
+        async with gate(store):
+            turns = {"next": Turn.NEXT, "first": Turn.FIRST, "idle": Turn.IDLE, "other": Turn.FIRST}
+            tasks = [asyncio.create_task(store.write(noted(name), turn=turn)) for name, turn in turns.items()]
+            await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            await asyncio.gather(*tasks)
+        assert [names for _, *names in ran] == [["first", "other"], ["next"], ["idle"]]
+
+    async def test_many_that_come_first_take_the_others_along(self, store: Store) -> None:
+        async with gate(store):
+            tasks = [asyncio.create_task(store.write(adding(str(i)), turn=Turn.FIRST)) for i in range(FEW + 1)]
+            tasks.append(asyncio.create_task(store.write(adding("next"))))
+            await asyncio.sleep(0)
+            before = store.writer.stats.batches
+        async with asyncio.timeout(30):
+            await asyncio.gather(*tasks)
+        assert store.writer.stats.batches == before + 1
+
+    @pytest.mark.parametrize("others", [(Turn.FIRST,), (Turn.FIRST, Turn.NEXT)])
+    async def test_idle_work_comes_to_its_turn_among_those_that_come_first(
+        self, store: Store, others: tuple[Turn, ...]
+    ) -> None:
+        done = asyncio.Event()
+
+        async def busy(turn: Turn, name: str) -> None:
+            number = 0
+            while not done.is_set():
+                await store.write(adding(f"{name}{number}"), turn=turn)
+                number += 1
+
+        tasks = [asyncio.create_task(busy(turn, f"{turn.name}{i}")) for turn in others for i in range(2)]
+        async with asyncio.timeout(30):
+            await store.write(lambda tx: None, turn=Turn.IDLE)
+        done.set()
+        await asyncio.gather(*tasks)
 
 
 class TestClosing:
     async def test_what_waits_is_written_first_idle_work_included(self, tmp_path: Path) -> None:
         async with opened(tmp_path) as store:
             async with gate(store):
-                tasks = [asyncio.create_task(store.write(adding(str(i)), idle=i > 2)) for i in range(6)]
+                tasks = [
+                    asyncio.create_task(store.write(adding(str(i)), turn=Turn.IDLE if i > 2 else Turn.NEXT))
+                    for i in range(6)
+                ]
                 await asyncio.sleep(0)
                 closing = asyncio.create_task(store.close())
                 await asyncio.sleep(0)
@@ -307,7 +361,7 @@ class TestTrouble:
     async def test_a_database_that_is_none_is_refused_and_kept(self, tmp_path: Path) -> None:
         path = tmp_path / DATABASE
         path.write_bytes(b"this is not a database" * 1000)
-        with pytest.raises(sqlite3.DatabaseError):
+        with pytest.raises(Damaged, match="file is not a database"):
             await Store(path).open()
         assert path.read_bytes() == b"this is not a database" * 1000
 
@@ -319,13 +373,10 @@ class TestTrouble:
         with path.open("r+b") as file:
             file.seek((page - 1) * size)
             file.write(b"\xff" * size)
-        async with opened(tmp_path) as store:
-            for _ in range(2):
-                with pytest.raises(StoreUnavailable, match="malformed"):
-                    await store.write(adding("one"))
-            with pytest.raises(StoreUnavailable, match="malformed"):
-                await names(store)
-            assert await store.write(lambda tx: tx.sql("SELECT count(*) FROM sites")) == [(0,)]
+        before = path.read_bytes()
+        with pytest.raises(Damaged, match="restore the last backup"):
+            await Store(path).open()
+        assert path.read_bytes() == before
 
 
 _FULL_DISK = """
@@ -424,13 +475,16 @@ def _statements() -> list[tuple[str, Statement]]:
 
 
 #: What may be read as a whole: small tables, and the partial indexes of what still waits or is for lease.
-SMALL = ("sites", "webhooks")
-WAITING = ("ix_posts_waiting", "ix_deliveries_open", "ix_deliveries_held", "ix_texts_unindexed", "ix_routes_leasable")
+SMALL = ("sites", "webhooks", "users", "sessions", "invitations")
+WAITING = (
+    *("ix_posts_waiting", "ix_deliveries_open", "ix_deliveries_held", "ix_messages_unextracted", "ix_texts_unindexed"),
+    "ix_routes_leasable",
+)
 #: Done once after a change of the sites, when a target is removed, when the system's clock was set back; hourly, over
 #: the two thousand latest exact deliveries.
 SELDOM = ("routes.DOMAINS", "routes.RETIRE_TARGET", "clock._LEASES", "clock._HOLDERS", "figures._DELAYS")
-#: No tables: the rows of a recursion, which counts its steps, and the one it begins with.
-RECURSION = ("SCAN walk", "SCAN CONSTANT ROW")
+#: No tables: the rows of a recursion, which counts its steps or goes from key to key, and the one it begins with.
+RECURSION = ("SCAN walk", "SCAN destination", "SCAN CONSTANT ROW")
 
 
 def test_no_statement_reads_a_whole_table_without_need() -> None:
@@ -438,6 +492,8 @@ def test_no_statement_reads_a_whole_table_without_need() -> None:
         for name, statement in _statements():
             params = dict.fromkeys(re.findall(r":(\w+)", statement.sql), 1)
             for *_, step in database.execute(f"EXPLAIN QUERY PLAN {statement.sql}", params):
+                if step.startswith("SCAN anon_"):
+                    continue  # what a subquery found, whose own steps are judged like all others
                 if step.startswith("SCAN") and step not in RECURSION and name not in SELDOM:
                     table, index = step.split()[1], step.split()[-1]
                     assert table in SMALL or index in WAITING, (name, step)

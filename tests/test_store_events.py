@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from relay.core.attribution import Fill
+from relay.core.hook import HookSettings
 from relay.core.model import AttributionState
 from relay.core.payload import build
 from relay.core.site import SiteSettings, Touch
@@ -18,8 +19,8 @@ from relay.store import deals, events, queue, replay, sites
 from relay.store import posts as post_verbs
 from relay.store import webhooks as webhook_verbs
 from relay.store.events import SEARCHED
-from relay.store.messages import CLAIM
-from relay.store.posts import ANSWER_KEPT, PostJob, PostResult
+from relay.store.post import ANSWER_KEPT, CLAIM, PostJob, PostResult
+from relay.store.post_jobs import find_job
 from relay.store.retention import erase_visit
 from relay.store.schema import events as event_table
 from relay.store.schema import messages, post_attempts, posts, texts, visits, webhooks
@@ -94,6 +95,36 @@ class TestExtracted:
         accepted = await w.accept(f"postmaster@{TRACK}", mail_from="", sender="")
         assert await w.extract(accepted.message_id, subject=None, text=None) == []
         assert await w.rows(select(texts.c.subject, texts.c.head, texts.c.rest)) == [("", "", None)]
+
+    async def test_posts_of_one_event_share_what_they_say_and_have_their_own_webhook(self, w: World) -> None:
+        hooks = (
+            hook(),
+            hook("https://crm.example/b"),
+            hook("https://crm.example/c", settings=HookSettings(extras=True)),
+        )
+        await w.declare(replace(SHOP, webhooks=hooks))
+        accepted = await w.accept(CARD)
+        first, second, extended = await w.extract(accepted.message_id, "me")
+        assert first.message is second.message
+        assert (second.hook.url, second.post_id) == ("https://crm.example/b", first.post_id + 1)
+        assert (first.extras, second.extras) == (None, None)
+        assert extended.extras is not None
+        for job in (first, second, extended):
+            assert await w.store.write(lambda tx, job=job: find_job(tx, job.post_id, "me")) == job  # type: ignore[misc]
+
+    async def test_webhooks_that_are_passed_over_have_a_post_that_nobody_claims(self, w: World) -> None:
+        await w.declare(replace(SHOP, webhooks=(hook(), hook("https://crm.example/b"))))
+        accepted = await w.accept(CARD)
+        ((number,),) = await w.rows(select(webhooks.c.id).where(webhooks.c.url == "https://crm.example/b"))
+        (job,) = await w.extract(accepted.message_id, "me", passed_over=[number])
+        assert job.hook.id != number
+        assert await w.rows(select(posts.c.webhook_id, posts.c.claim, posts.c.attempts).order_by(posts.c.id)) == [
+            (job.hook.id, "me", 1),
+            (number, None, 0),
+        ]
+        only = await w.accept(CARD, body=b"2")
+        assert await w.extract(only.message_id, "me", passed_over=[number, job.hook.id]) == []
+        assert (await event_states(w))[-1] == ("posted", None)
 
     async def test_it_happens_once(self, w: World) -> None:
         accepted = await w.accept(CARD)

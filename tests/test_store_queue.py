@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 
-from relay.core.model import WORST_FIRST, DeliveryState, OutcomeKind
+from relay.core.model import WORST_FIRST, OutcomeKind
 from relay.store import queue
 from relay.store.engine import Statement
-from relay.store.messages import CLAIM, Job
+from relay.store.messages import Job
+from relay.store.post import CLAIM
+from relay.store.queue_view import QueueFilter
 from relay.store.schema import attempts, deliveries, messages
+from relay.store.store import DATABASE
 from tests.store_fixtures import BODY, DAY, NOW, OTHER, SHOP, TRACK, World, pool_target, site, static, world
+from webapi import requeue
 
 CARD, HELP = f"card@{TRACK}", f"help@{TRACK}"
+_LATER = Statement(update(deliveries).where(deliveries.c.joined_id.is_(None)).values(expires_at=NOW + 9 * DAY))
 
 
 @pytest.fixture
@@ -32,6 +40,27 @@ async def row(w: World, job: Job, *names: str) -> tuple[Any, ...]:
 
 async def message_states(w: World) -> list[str]:
     return [state for (state,) in await w.rows(select(messages.c.state).order_by(messages.c.id))]
+
+
+def many(connection: sqlite3.Connection, count: int, now: float) -> None:
+    """Make it ``count`` deliveries that wait for the first one's destination."""
+    columns = ", ".join(column.name for column in deliveries.c if column.name not in ("id", "next_at"))
+    connection.execute(
+        f"WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < :count) "
+        f"INSERT INTO deliveries (next_at, {columns}) SELECT :now - n, {columns} FROM deliveries, n "
+        f"WHERE id = 1 AND n > (SELECT count(*) FROM deliveries WHERE destination = 'example.com')",
+        {"count": count, "now": now},
+    )
+    connection.commit()
+
+
+def steps(connection: sqlite3.Connection, sql: str, parameters: dict[str, Any]) -> int:
+    """How many instructions SQLite's machine needs for a query."""
+    ticks = itertools.count()
+    connection.set_progress_handler(lambda: next(ticks) < 0, 1)
+    connection.execute(sql, parameters).fetchall()
+    connection.set_progress_handler(None, 1)
+    return next(ticks)
 
 
 async def claim(w: World, who: str = "me", most: int = 10, destination: str = "example.com") -> list[Job]:
@@ -67,8 +96,8 @@ class TestClaim:
     async def test_each_destination_has_its_own_capacity(self, w: World) -> None:
         await w.accept(CARD, claim=None)
         await w.accept(f"postmaster@{TRACK}", claim=None)
-        due = await w.store.reader.run(queue.DUE_DESTINATIONS, now=w.now)
-        assert sorted(due) == [("example.com",), ("example.net",)]
+        waiting = await w.store.reader.run(queue.WAITING, now=w.now)
+        assert waiting == [("example.com", 1, None), ("example.net", 1, None)]
         jobs = await w.store.write(
             lambda tx: queue.claim_due(tx, {"example.net": 1, "example.com": 0, "elsewhere": 5}, "me", w.now)
         )
@@ -78,12 +107,29 @@ class TestClaim:
         (job,) = (await w.accept(CARD)).jobs
         assert await claim(w, "other") == []
         await w.finish(job, OutcomeKind.TEMPORARY)
-        assert await w.store.reader.run(queue.NEXT_DUE, now=w.now) == [(NOW + 60,)]
+        assert await w.store.reader.run(queue.WAITING, now=w.now) == [("example.com", 0, NOW + 60)]
         w.pass_time(59)
         assert await claim(w) == []
         w.pass_time(1)
         (again,) = await claim(w)
         assert again.attempts == 2
+
+    async def test_to_look_and_to_claim_cost_the_same_however_much_waits_for_one_destination(
+        self, w: World, tmp_path: Path
+    ) -> None:
+        await w.accept(CARD, claim=None)
+        await w.accept(f"postmaster@{TRACK}", claim=None)
+        asked = [
+            (queue.WAITING, {"now": w.now}),
+            (queue._DUE_AT, {"destination": "example.com", "now": w.now, "most": 1}),
+            (queue._DUE_AT, {"destination": "example.net", "now": w.now, "most": 80}),
+        ]
+        cost = {}
+        with closing(sqlite3.connect(tmp_path / DATABASE)) as connection:
+            for backlog in (100, 3000):
+                many(connection, backlog, w.now)
+                cost[backlog] = [steps(connection, statement.sql, parameters) for statement, parameters in asked]
+        assert cost[3000] == cost[100]
 
     async def test_the_attempt_is_counted_when_it_is_claimed(self, w: World) -> None:
         (job,) = (await w.accept(CARD)).jobs
@@ -241,12 +287,17 @@ class TestByHand:
         await w.store.write(lambda tx: queue.retry(tx, [job.delivery_id], w.now, w.now + 1))
         assert await row(w, job, "expires_at") == (NOW + 5 * DAY,)
 
-    async def test_everything_deferred_or_held_is_retried_without_a_list(self, w: World) -> None:
+    async def test_everything_deferred_or_held_is_retried_without_a_list(
+        self, w: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(requeue, "STEP", 1)
         jobs = [(await w.accept(CARD, body=b"%d" % i)).jobs[0] for i in range(4)]
         kinds = (OutcomeKind.TEMPORARY, OutcomeKind.PERMANENT, OutcomeKind.DELIVERED)
         for job, kind in zip(jobs, kinds, strict=False):
             await w.finish(job, kind)
-        changed = await w.store.write(lambda tx: queue.retry(tx, None, w.now, w.now + DAY))
+        changed = await requeue.retry_all(
+            w.store.reader, w.store.write, QueueFilter(states=requeue.AGAIN), w.now, w.now + DAY
+        )
         assert changed == [jobs[0].delivery_id, jobs[1].delivery_id]
 
     async def test_a_retry_does_not_disturb_an_attempt_under_way(self, w: World) -> None:
@@ -279,23 +330,47 @@ class TestByHand:
         (job,) = (await w.accept(mine, theirs)).jobs
         await w.finish(job, OutcomeKind.PERMANENT)
         if by_hand == "retry":
-            await w.store.write(lambda tx: queue.retry(tx, None, w.now, w.now))
+            await w.store.write(lambda tx: queue.retry(tx, [job.delivery_id], w.now, w.now))
         else:
             await w.store.write(lambda tx: queue.drop(tx, [job.delivery_id], w.now))
         expected = "queued" if by_hand == "retry" else "dropped"
         assert await w.rows(select(deliveries.c.state)) == [(expected,), (expected,)]
         assert await message_states(w) == [expected]
 
-    async def test_the_list_shows_what_waits_or_is_held(self, w: World) -> None:
+    @pytest.mark.parametrize("kind", [OutcomeKind.TEMPORARY, OutcomeKind.PERMANENT])
+    async def test_what_a_dropped_one_carries_of_others_goes_on(self, tmp_path: Path, kind: OutcomeKind) -> None:
+        names = ("shop", "own", "theirs", "more")
+        async with world(
+            tmp_path, *(site(name, pool_target("sales@example.com", f"{name}@{TRACK}")) for name in names)
+        ) as w:
+            shown = [(await w.shown(name=name))[1] for name in names]
+            (job,) = (await w.accept(*shown)).jobs
+            await w.finish(job, kind)
+            await w.store.write(lambda tx: tx.run(_LATER))
+            own = {w.site("shop").id, w.site("own").id}
+            assert await w.store.write(lambda tx: queue.drop(tx, [job.delivery_id], w.now, own)) == [job.delivery_id]
+            kept = "deferred" if kind is OutcomeKind.TEMPORARY else "failed"
+            columns = ("id", "state", "joined_id", "attempts", "next_at", "expires_at", "answer")
+            found = await w.rows(select(*(deliveries.c[name] for name in columns)).order_by(deliveries.c.id))
+            (_, *first), (_, *second), (third, *rest), (_, *fourth) = found
+            assert (first[0], second[:2]) == ("dropped", ["dropped", job.delivery_id])
+            assert rest == [kept, None, 1, NOW + 60, NOW + 9 * DAY, f"it is {kind.value}"]
+            assert fourth[:2] == [kept, third]
+            assert await message_states(w) == [kept]
+            await w.store.write(lambda tx: queue.retry(tx, [third], w.now, w.now))
+            (again,) = await claim(w)
+            assert (again.delivery_id, again.attempts, again.recipient, again.data) == (third, 2, shown[2], BODY)
+            await w.finish(again)
+            states = [state for (state,) in await w.rows(select(deliveries.c.state).order_by(deliveries.c.id))]
+            assert states == ["dropped", "dropped", "forwarded", "forwarded"]
+
+    async def test_an_attempt_without_a_result_is_known_of_what_goes_on(self, w: World) -> None:
         _, mine = await w.shown()
         _, theirs = await w.shown(name="other")
-        await w.accept(mine, theirs)  # the second is carried by the first, and not listed
-        (held,) = (await w.accept(HELP)).jobs
-        await w.finish(held, OutcomeKind.PERMANENT)
-        (done,) = (await w.accept(CARD)).jobs
-        await w.finish(done)
-        listed = await w.rows(queue.listing())
-        assert [(found[4], found[6]) for found in listed] == [
-            (mine, DeliveryState.QUEUED),
-            (HELP, DeliveryState.FAILED),
-        ]
+        (job,) = (await w.accept(mine, theirs)).jobs
+        w.pass_time(CLAIM + 1)
+        await w.store.write(lambda tx: queue.drop(tx, [job.delivery_id], w.now, {w.site().id}))
+        found = await w.rows(select(deliveries.c.state, deliveries.c.possibly_repeated).order_by(deliveries.c.id))
+        assert found == [("dropped", 0), ("queued", 1)]
+        (again,) = await claim(w)
+        assert again.recipient == theirs

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from relay.core.attribution import ENOUGH_DELAYS, Delays
 from relay.store import retention, sites
 from relay.store.attribution import Evidence
-from relay.store.posts import PostJob
+from relay.store.post import PostJob
 from relay.store.schema import deliveries, events, visits
 from tests.post_fixtures import ALL, asking, claim, event_rows
 from tests.store_fixtures import (

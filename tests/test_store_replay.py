@@ -16,8 +16,7 @@ from relay.store import attribution, deals, events, post_log, replay, sites
 from relay.store import posts as post_verbs
 from relay.store import webhooks as webhook_verbs
 from relay.store.engine import Statement, Tx
-from relay.store.messages import CLAIM
-from relay.store.posts import PostJob
+from relay.store.post import CLAIM, PostJob
 from relay.store.replay import PACE, OutOfUse, Selection
 from relay.store.schema import posts, webhooks
 from relay.store.webhooks import WebhookDefinition

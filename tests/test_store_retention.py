@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy import Table, select, update
 
 from relay.core.model import OutcomeKind
-from relay.store import figures, history, queue, retention, search
+from relay.store import history, queue, reports, retention, search
 from relay.store.engine import Statement
-from relay.store.posts import PostResult, finish_post
+from relay.store.post import PostResult
+from relay.store.posts import finish_post
 from relay.store.retention import BITE, Cut, StillOpen, Swept
 from relay.store.schema import (
     attempts,
@@ -418,7 +419,7 @@ class TestErasingVisits:
     async def test_it_counts_in_no_report_and_goes_by_age(self, w: World) -> None:
         visit, _ = await w.shown(**FULL)
         await self.erase(w, visit)
-        assert await figures.sources(w.store.reader, w.site().id, 0, NOW + DAY) == []
+        assert await reports.sources(w.store.reports, reports.Wanted({w.site().id}, 0, NOW + DAY)) == []
         await sweep(w, visits=NOW + 1)
         assert (await count(w, visits), await count(w, bindings)) == (0, 0)
 
@@ -491,7 +492,7 @@ class TestErasure:
         await w.finish(accepted.jobs[0], OutcomeKind.PERMANENT)
         assert await self.erase(w, accepted.message_id, "shop") == ()
         ((left,),) = await w.rows(select(deliveries.c.id))
-        assert await w.store.write(lambda tx: queue.retry(tx, None, w.now, w.now + DAY)) == [left]
+        assert await w.store.write(lambda tx: queue.retry(tx, [left], w.now, w.now + DAY)) == [left]
         (job,) = await w.store.write(lambda tx: queue.claim_due(tx, {"example.com": 9}, "me", w.now))
         assert job.recipient == theirs
 

@@ -299,7 +299,7 @@ async def test_mail_to_what_was_shown_while_the_clock_ran_ahead_is_its_holders(w
     await w.shown()
     holder, again = await w.shown()
     assert again == address
-    await w.store.write(lambda tx: clock.set_back(tx, 3600.0, right))
+    await w.store.write(lambda tx: clock.was_set(tx, -3600.0, right))
     w.now = right + 10
     await w.accept(address)
     (stated,) = await w.rows(select(visits.c.number).join(deliveries, deliveries.c.visit_id == visits.c.id))

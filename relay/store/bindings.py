@@ -47,8 +47,8 @@ class Bound:
     """``substitutes`` by target id; ``created`` are the keys of routes that did not exist before.
 
     ``fresh``: the visit began with this page view. ``leased``: it holds something that it did not hold before.
-    ``reserved``: there is a free address for whoever interacts. ``mails``: letters that are its own for certain, where
-    counted.
+    ``reserved``: there is a free address for whoever interacts. ``exhausted``: targets whose pool was. ``mails``:
+    letters that are its own for certain, where counted.
     """
 
     visit: str
@@ -58,6 +58,7 @@ class Bound:
     fresh: bool = False
     leased: bool = False
     reserved: bool = False
+    exhausted: tuple[int, ...] = ()
     mails: int | None = None
 
 
@@ -134,6 +135,7 @@ def bind(tx: Tx, request: BindRequest, now: float, random: Callable[[int], bytes
         fresh=visit.fresh,
         leased=leasing.leased,
         reserved=leasing.reserved,
+        exhausted=tuple(leasing.exhausted),
         mails=mails,
     )
 
@@ -150,6 +152,7 @@ class _Leasing:
     created: list[tuple[str, str]] = field(default_factory=list)
     leased: bool = False
     reserved: bool = False
+    exhausted: list[int] = field(default_factory=list)
 
     def substitute(self, asked: Asked) -> str | None:
         if asked.method is Method.PLUS:
@@ -165,6 +168,7 @@ class _Leasing:
         row = self.tx.one(_LEAST_RECENTLY_USED, target=asked.target_id, now=self.now)
         if row is None:
             count(self.tx, self.request.site_id, "pool_exhausted", self.now)
+            self.exhausted.append(asked.target_id)
             return None
         if self._is_reserved(asked):
             count(self.tx, self.request.site_id, "pool_reserved", self.now)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy import insert as insert_into
 
-from relay.store.engine import Reader, Statement, Tx
+from relay.store.engine import Statement, Tx
+from relay.store.reader import Reader
 from relay.store.schema import blocked_senders
 
 #: Blocked senders of one site.
@@ -45,3 +48,11 @@ def unblock(tx: Tx, site_id: int, address: str) -> bool:
 async def listing(reader: Reader, site_id: int) -> list[str]:
     """The blocked addresses and domains of a site, sorted; raises StoreUnavailable."""
     return [row[0] for row in await reader.run(_LIST, site=site_id)]
+
+
+async def which(reader: Reader, addresses: Collection[str], site_ids: Collection[int]) -> set[tuple[int, str]]:
+    """Of these addresses and domains, (site id, address) of those that are blocked at these sites."""
+    query = select(blocked_senders.c.site_id, blocked_senders.c.address).where(
+        blocked_senders.c.site_id.in_(sorted(site_ids)), blocked_senders.c.address.in_(sorted(addresses))
+    )
+    return {(site, address) for site, address in await reader.all(query)}

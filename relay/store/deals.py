@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import bindparam, case, func, or_, select, update
+from sqlalchemy import bindparam, case, func, literal_column, or_, select, update
 
 from relay.core.hook import EventType
 from relay.store.attribution import THREAD_REACH
@@ -43,7 +43,8 @@ _OF_THREAD = Statement(
     .where(
         or_(events.c.message_id == bindparam("thread"), events.c.message_id.in_(_BEFORE)),
         _RECEIVED,
-        events.c.site_id == bindparam("site"),
+        literal_column("+events.site_id")
+        == bindparam("site"),  # not by the index of a site's deals: it has years of them
         events.c.message_id < bindparam("before"),
         events.c.deal_id.is_not(None),
     )

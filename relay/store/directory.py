@@ -13,9 +13,10 @@ from relay.core.address import parse
 from relay.core.model import Address, Method
 from relay.core.site import SiteSettings
 from relay.core.source import host_of
-from relay.store.engine import Reader
-from relay.store.post_jobs import HOOK_COLUMNS, Hook, read_hook
-from relay.store.schema import routes, sites, targets, webhooks
+from relay.store.post import Hook
+from relay.store.post_jobs import HOOK_COLUMNS, read_hook
+from relay.store.reader import Reader
+from relay.store.schema import LISTED, routes, sites, targets, webhooks
 
 _POOL_SIZE = (
     select(func.count())
@@ -167,9 +168,7 @@ class Directory:
         """The live pool and static substitutes of a target: address, kind, label, leased_until."""
         rows = await self._reader.all(
             select(routes.c.local, routes.c.domain, routes.c.kind, routes.c.label, routes.c.leased_until)
-            .where(
-                routes.c.target_id == target_id, routes.c.retired_at.is_(None), routes.c.kind.in_(["pool", "static"])
-            )
+            .where(routes.c.target_id == target_id, routes.c.retired_at.is_(None), LISTED)
             .order_by(routes.c.id)
         )
         return [

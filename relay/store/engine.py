@@ -1,4 +1,4 @@
-"""One writer thread with one connection commits in groups; readers never block it.
+"""One writer thread with one connection commits in groups; readers (relay/store/reader.py) never block it.
 
 A *verb* is a plain function over a :class:`Tx` that is a whole transaction in meaning. The writer takes every verb
 that waits, runs them in one transaction, commits once and wakes the callers with one call into their event loop:
@@ -10,6 +10,9 @@ that waits, runs them in one transaction, commits once and wakes the callers wit
 
 So a verb may run twice and must have no effect outside its transaction. A verb that was handed over runs even when
 its caller is cancelled meanwhile.
+
+Who has an open connection waiting comes first: a few such verbs are a batch of their own (Turn.FIRST), for one with
+all that waits is long.
 """
 
 from __future__ import annotations
@@ -19,18 +22,25 @@ import contextlib
 import queue
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiosqlite
 import structlog
 from sqlalchemy import Executable
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDialect
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.elements import BindParameter
+
+from relay.core.metrics import SECONDS, Histogram
+from relay.store.edition import Edition
+from relay.store.errors import CommitUnknown as CommitUnknown
+from relay.store.errors import StoreUnavailable as StoreUnavailable
+from relay.store.errors import TooLong as TooLong
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -38,6 +48,8 @@ Row = tuple[Any, ...]
 
 #: Verbs taken into one transaction; bounds how long the first of them waits.
 BATCH = 500
+#: So many verbs at most whose turn is first are a batch of their own: more fill one, and take the others along.
+FEW = 4
 #: One batch in so many takes an idle verb along, however busy the writer is.
 IDLE_TURN = 20
 #: Seconds to wait for a lock that a foreign process holds on the database.
@@ -74,17 +86,8 @@ class _ConstantsInText(SQLiteCompiler):
         return text
 
 
-_DIALECT = SQLiteDialect(paramstyle="named")
 _CONSTANTS_DIALECT = SQLiteDialect(paramstyle="named")
 _CONSTANTS_DIALECT.statement_compiler = _ConstantsInText
-
-
-class StoreUnavailable(Exception):
-    """The transaction died: disk full, I/O error, lock. Nothing was changed; try again later (SMTP 451)."""
-
-
-class CommitUnknown(StoreUnavailable):
-    """The COMMIT itself failed: after a restart SQLite may find in its log what it could not sync. Undo nothing."""
 
 
 class Statement:
@@ -103,13 +106,6 @@ class Statement:
         return str(self._statement.compile(dialect=_CONSTANTS_DIALECT, column_keys=self._keys))
 
 
-@dataclass(slots=True)
-class Edition:
-    """Counts the times that rows changed of which somebody may keep a copy in memory (:meth:`Tx.revise`)."""
-
-    number: int = 0
-
-
 class Tx:
     """An open transaction: what a verb sees of the database."""
 
@@ -117,7 +113,7 @@ class Tx:
 
     def __init__(self, connection: sqlite3.Connection, edition: Edition | None = None) -> None:
         self._connection = connection
-        self._edition = edition or Edition()
+        self._edition = edition or Edition.new()
 
     @property
     def edition(self) -> int:
@@ -130,7 +126,7 @@ class Tx:
         It shows from here on, not only after COMMIT, and stays when this transaction fails: a copy that is taken for
         old is read again, which costs little.
         """
-        self._edition.number += 1
+        self._edition.advance()
 
     def run(self, statement: Statement, **params: Any) -> int:
         """Execute; the number of rows changed."""
@@ -158,6 +154,14 @@ class Tx:
 
 
 Verb = Callable[[Tx], T]
+
+
+class Turn(Enum):
+    """When a verb is run: before others, with them, or when nothing else waits."""
+
+    FIRST = auto()
+    NEXT = auto()
+    IDLE = auto()
 
 
 @dataclass(slots=True)
@@ -209,25 +213,25 @@ class WriterStats:
     batches: int = 0
     verbs: int = 0
     failures: int = 0
+    sizes: Histogram = field(default_factory=lambda: Histogram((1, 2, 5, 10, 20, 50, 100, 200, 500)))  # verbs in one
+    commits: Histogram = field(default_factory=lambda: Histogram((0.0005, 0.001, 0.0025, *SECONDS)))  # of COMMIT alone
 
 
 class Writer:
-    """The writer thread. :meth:`run` is its only door; ``idle=True`` lets work wait until nothing else does."""
+    """The writer thread. :meth:`run` is its only door."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._idle_jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True for each job, False when no more come
+        self._jobs: dict[Turn, queue.SimpleQueue[_Job]] = {turn: queue.SimpleQueue() for turn in Turn}
+        self._passed_over = False
+        self._since_idle = 0  # batches
         self._connection: sqlite3.Connection | None = None
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self.stats = WriterStats()
-        self._edition = Edition()
+        #: A copy of rows with another number (``Tx.edition``) is to be read again before it is acted upon.
+        self.edition = Edition.new()
         self._stopping = False
-
-    @property
-    def edition(self) -> int:
-        """A copy of rows with another number (``Tx.edition``) is to be read again before it is acted upon."""
-        return self._edition.number
 
     @property
     def is_alive(self) -> bool:
@@ -239,60 +243,63 @@ class Writer:
         self._connection = connect(self._path)
         self._thread.start()
 
-    async def run(self, verb: Verb[T], *, idle: bool = False) -> T:
+    async def run(self, verb: Verb[T], *, turn: Turn = Turn.NEXT) -> T:
         """Run ``verb``; return when it is on disk. Raises what the verb raises, or StoreUnavailable."""
         loop = asyncio.get_running_loop()
         if self._stopping:
             raise StoreUnavailable("the store is closing")
         future: asyncio.Future[T] = loop.create_future()
-        job = _Job(verb, loop, future)
-        if idle:
-            self._idle_jobs.put(job)
-            self._jobs.put(_WAKE)
-        else:
-            self._jobs.put(job)
+        self._jobs[turn].put(_Job(verb, loop, future))
+        self._wakes.put(True)
         return await future
 
     async def close(self) -> None:
         """Run what waits, checkpoint, close."""
         if not self._stopping and self._thread.is_alive():
             self._stopping = True
-            self._jobs.put(None)
+            self._wakes.put(False)
             await asyncio.to_thread(self._thread.join)
 
     def _work(self) -> None:
-        running = True
-        while running:
-            batch: list[_Job] = []
-            job = self._jobs.get()
-            while True:
-                if job is None:
-                    running = False
-                elif job is not _WAKE:
-                    batch.append(job)
-                if len(batch) >= BATCH:
-                    break
-                try:
-                    job = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-            if not running:
-                while not self._idle_jobs.empty():
-                    batch.append(self._idle_jobs.get_nowait())
-            elif not batch or self.stats.batches % IDLE_TURN == 0:
-                with contextlib.suppress(queue.Empty):
-                    batch.append(self._idle_jobs.get_nowait())
-            if running and not self._idle_jobs.empty():
-                self._jobs.put(_WAKE)  # come back to it when this batch is through
-            if batch:
+        while self._wakes.get():
+            if batch := self._batch():
                 self._transact(batch)
                 self._wake(batch)
+        while batch := [job for turn in Turn for job in self._taken(turn)]:
+            self._transact(batch)
+            self._wake(batch)
         if self._connection is not None:
             self._connection.close()
+
+    def _batch(self) -> list[_Job]:
+        """What is run in one transaction now. Nothing when an earlier batch took the job of which we were told.
+
+        However many come first, what they pass over has the batch after theirs.
+        """
+        batch = self._taken(Turn.FIRST)
+        self._since_idle += 1
+        idle_waits = self._since_idle >= IDLE_TURN and not self._jobs[Turn.IDLE].empty()
+        if batch and len(batch) <= FEW and not self._passed_over and not idle_waits:
+            self._passed_over = not self._jobs[Turn.NEXT].empty()
+            return batch
+        self._passed_over = False
+        batch += self._taken(Turn.NEXT, BATCH - len(batch))
+        if not batch or idle_waits:
+            batch += self._taken(Turn.IDLE, 1)
+            self._since_idle = 0
+        return batch
+
+    def _taken(self, turn: Turn, most: int = BATCH) -> list[_Job]:
+        jobs: list[_Job] = []
+        with contextlib.suppress(queue.Empty):
+            while len(jobs) < most:
+                jobs.append(self._jobs[turn].get_nowait())
+        return jobs
 
     def _transact(self, batch: list[_Job]) -> None:
         self.stats.batches += 1
         self.stats.verbs += len(batch)
+        self.stats.sizes.observe(len(batch))
         try:
             if self._connection is None:
                 self._connection = connect(self._path)
@@ -306,61 +313,54 @@ class Writer:
             for job in batch:
                 job.error = kind(str(error))
             # Who came meanwhile has waited as long, and would wait for the same lock or disk once more.
-            for job in self._come_meanwhile():
+            for job in (job for turn in (Turn.FIRST, Turn.NEXT) for job in self._taken(turn)):
                 job.error = StoreUnavailable(str(error))
                 batch.append(job)
 
-    def _come_meanwhile(self) -> list[_Job]:
-        found: list[_Job] = []
-        with contextlib.suppress(queue.Empty):
-            for _ in range(self._jobs.qsize()):
-                job = self._jobs.get_nowait()
-                if job is None or job is _WAKE:
-                    self._jobs.put(job)
-                else:
-                    found.append(job)
-        return found
-
     def _attempt(self, batch: list[_Job]) -> bool:
         """All verbs in one transaction. False when a verb raised: nothing has happened then."""
-        assert self._connection is not None
-        self._connection.execute("BEGIN IMMEDIATE")
-        tx = Tx(self._connection, self._edition)
+        connection = self._connection
+        assert connection is not None
+        connection.execute("BEGIN IMMEDIATE")
+        tx = Tx(connection, self.edition)
         for job in batch:
             try:
                 job.result = job.verb(tx)
             except BaseException as error:
                 if _is_fatal(error):
                     raise
-                self._connection.execute("ROLLBACK")
+                connection.execute("ROLLBACK")
                 job.error = error
                 return len(batch) == 1
         self._commit()
         return True
 
     def _attempt_apart(self, batch: list[_Job]) -> None:
-        assert self._connection is not None
-        self._connection.execute("BEGIN IMMEDIATE")
-        tx = Tx(self._connection, self._edition)
+        connection = self._connection
+        assert connection is not None
+        connection.execute("BEGIN IMMEDIATE")
+        tx = Tx(connection, self.edition)
         for job in batch:
             job.error = None
-            self._connection.execute("SAVEPOINT verb")
+            connection.execute("SAVEPOINT verb")
             try:
                 job.result = job.verb(tx)
             except BaseException as error:
                 if _is_fatal(error):
                     raise
                 job.error = error
-                self._connection.execute("ROLLBACK TO verb")
-            self._connection.execute("RELEASE verb")
+                connection.execute("ROLLBACK TO verb")
+            connection.execute("RELEASE verb")
         self._commit()
 
     def _commit(self) -> None:
         assert self._connection is not None
+        began = time.perf_counter()
         try:
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise CommitUnknown(str(error)) from error
+        self.stats.commits.observe(time.perf_counter() - began)
 
     def _discard_connection(self) -> None:
         connection, self._connection = self._connection, None
@@ -387,54 +387,3 @@ def _is_fatal(error: BaseException) -> bool:
 def _settle(jobs: list[_Job]) -> None:
     for job in jobs:
         job.settle()
-
-
-_WAKE: Any = object()
-
-
-@dataclass(slots=True)
-class Reader:
-    """Query-only connections, each with its own thread (aiosqlite), handed out one reading at a time."""
-
-    path: Path
-    size: int = 2
-    _free: asyncio.Queue[aiosqlite.Connection] = field(default_factory=asyncio.Queue)
-    _all: list[aiosqlite.Connection] = field(default_factory=list)
-
-    async def start(self) -> None:
-        for _ in range(self.size):
-            connection = await aiosqlite.connect(
-                f"{self.path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
-            )
-            await connection.execute("PRAGMA query_only=ON")
-            await connection.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT * 1000)}")
-            self._all.append(connection)
-            self._free.put_nowait(connection)
-
-    async def all(self, statement: Executable, params: Mapping[str, Any] | None = None) -> list[Row]:
-        """Every row of a SELECT; raises StoreUnavailable."""
-        assert isinstance(statement, ClauseElement)
-        compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
-        values = {**compiled.params, **(params or {})}
-        async with self._lent() as connection:
-            return [tuple(row) for row in await connection.execute_fetchall(str(compiled), values)]
-
-    async def run(self, statement: Statement, **params: Any) -> list[Row]:
-        """Every row of a statement that is compiled already; raises StoreUnavailable."""
-        async with self._lent() as connection:
-            return [tuple(row) for row in await connection.execute_fetchall(statement.sql, params)]
-
-    @contextlib.asynccontextmanager
-    async def _lent(self) -> AsyncIterator[aiosqlite.Connection]:
-        connection = await self._free.get()
-        try:
-            yield connection
-        except sqlite3.Error as error:
-            raise StoreUnavailable(str(error)) from error
-        finally:
-            self._free.put_nowait(connection)
-
-    async def close(self) -> None:
-        for connection in self._all:
-            await connection.close()
-        self._all.clear()

@@ -8,7 +8,7 @@ erase.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,8 @@ from relay.core.model import AttributionState
 from relay.store import deals, posts
 from relay.store.engine import Row, Statement, Tx
 from relay.store.messages import INSERT_EVENT
-from relay.store.post_jobs import PostJob, post_job
+from relay.store.post import PostJob
+from relay.store.post_jobs import post_jobs
 from relay.store.schema import (
     blocked_senders,
     bodies,
@@ -188,14 +189,25 @@ def unextracted(tx: Tx, after: int, most: int) -> list[tuple[int, bytes | None, 
     return [(row[0], row[1], row[2]) for row in tx.all(_UNEXTRACTED, after=after, most=most)]
 
 
-def extracted(tx: Tx, message_id: int, result: Extracted, now: float, claim: str | None) -> list[PostJob]:
-    """Record what a message says and turn its events into posts, claimed by ``claim`` when it is given."""
+def extracted(
+    tx: Tx,
+    message_id: int,
+    result: Extracted,
+    now: float,
+    claim: str | None,
+    passed_over: Collection[int] = (),
+) -> tuple[list[PostJob], set[int]]:
+    """Record what a message says and turn its events into posts; those that are claimed by ``claim``, if it is given.
+
+    The posts of the webhooks ``passed_over`` are not: they are found in the store behind older ones. Second: which
+    webhooks have one that is not claimed.
+    """
     files = json.dumps([asdict(part) for part in result.attachments]) if result.attachments else None
     state = "partial" if result.partial else "done"
     threads = deals.threads_of(tx, message_id)
     thread = min(threads, default=None)
     if not tx.run(_EXTRACTED, message=message_id, title=result.subject, files=files, result=state, thread=thread):
-        return []  # erased, or another worker was quicker
+        return [], set()  # erased, or another worker was quicker
     text = result.text or ""
     addresses = tx.one(_ADDRESSES, message=message_id) or ()
     tx.insert(
@@ -209,35 +221,50 @@ def extracted(tx: Tx, message_id: int, result: Extracted, now: float, claim: str
     )
     if thread is not None:
         deals.rejoin(tx, message_id, thread)
-    made: list[int] = []
+    jobs: list[PostJob] = []
+    left: set[int] = set()
     for row in tx.all(_WAITING_EVENTS, message=message_id):
         event = Event(*row)
         if event.type == EventType.RECEIVED:
             deals.inherit(tx, event.id, message_id, event.site_id, threads)
-        made += offer(tx, event, now, claim)
-    return [] if claim is None else [post_job(tx, post_id, claim) for post_id in made]
+        made, its_left = offer(tx, event, now, claim, passed_over)
+        left |= its_left
+        if claim is not None:
+            jobs += post_jobs(tx, made, claim)
+    return jobs, left
 
 
-def offer(tx: Tx, event: Event, now: float, claim: str | None = None) -> list[int]:
-    """Post the event to each webhook of its site that takes it and whose conditions it meets; the ids of the posts."""
+def offer(
+    tx: Tx, event: Event, now: float, claim: str | None = None, passed_over: Collection[int] = ()
+) -> tuple[list[int], set[int]]:
+    """Post the event to each webhook of its site that takes it and whose conditions it meets.
+
+    The ids of the posts that ``claim`` claims; and the webhooks that have another: without a claim all, else those
+    ``passed_over``.
+    """
     hooks = takers(tx, event.site_id, event.type)
     if not event.send_to_crm or not hooks:
         why = NO_WEBHOOK if event.send_to_crm else SWITCHED_OFF
         tx.run(_EVENT_STATE, event=event.id, state="withheld", reason=why)
-        return []
+        return [], set()
     made: list[int] = []
+    left: set[int] = set()
     reasons: list[str] = []
     judge = _Judge(tx, event)
     for webhook_id, settings in hooks:
         reason = judge.reason(webhook_id, settings)
-        if reason is None:
+        if reason is None and (claim is None or webhook_id in passed_over):
+            posts.add(tx, event.id, webhook_id, now)
+            left.add(webhook_id)
+        elif reason is None:
             made.append(posts.add(tx, event.id, webhook_id, now, claim))
         else:
             posts.withhold(tx, event.id, webhook_id, reason, now)
             reasons.append(reason)
-    said = None if made else "; ".join(dict.fromkeys(reasons))
-    tx.run(_EVENT_STATE, event=event.id, state="posted" if made else "withheld", reason=said)
-    return made
+    taken = bool(made or left)
+    said = None if taken else "; ".join(dict.fromkeys(reasons))
+    tx.run(_EVENT_STATE, event=event.id, state="posted" if taken else "withheld", reason=said)
+    return made, left
 
 
 def find(tx: Tx, event_id: int) -> Event | None:

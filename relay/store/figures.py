@@ -1,15 +1,18 @@
-"""Figures over many rows: a site's attendance, where its visits and messages come from, how deep the queues are."""
+"""Figures over many rows: a site's attendance, how late people write, how deep the queues are (reports.py has what each
+source brought)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import and_, bindparam, func, select
+from sqlalchemy import ColumnElement, and_, bindparam, case, func, select, text
 
 from relay.core.model import AttributionState
 from relay.core.sizing import Stay
-from relay.store.engine import Reader, Statement
-from relay.store.schema import bindings, deliveries, events, messages, posts, visits
+from relay.store.engine import Statement
+from relay.store.reader import Reader
+from relay.store.schema import bindings, deliveries, events, messages, posts, routes, visits
 
 _PERSON = func.coalesce(visits.c.device, "") != "bot"  # robots are given no address, and buy nothing
 _STAYS = Statement(
@@ -25,55 +28,18 @@ async def stays(reader: Reader, site_id: int, since: float, most: int) -> list[S
     return [(row[0], row[1]) for row in await reader.run(_STAYS, site=site_id, since=since, most=most)]
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """``marker`` None: visits that came without a mark. ``messages`` and ``deals`` are those of its exact visits."""
-
-    marker: str | None
-    visits: int
-    messages: int
-    deals: int
-
-
-_VISITS_BY_MARKER = Statement(
-    select(visits.c.marker, func.count())
-    .where(
-        visits.c.site_id == bindparam("site"),
-        visits.c.started_at >= bindparam("since"),
-        visits.c.started_at < bindparam("until"),
-        visits.c.erased_at.is_(None),
-        _PERSON,
-    )
-    .group_by(visits.c.marker)
-)
-_MESSAGES_BY_MARKER = Statement(
-    select(
-        visits.c.marker,
-        func.count(messages.c.id.distinct()),
-        func.count(events.c.deal_id.distinct()),  # a thread is one deal
-    )
-    .select_from(deliveries)
-    .join(messages, messages.c.id == deliveries.c.message_id)
-    .join(visits, visits.c.id == deliveries.c.visit_id)
-    .outerjoin(events, (events.c.message_id == messages.c.id) & (events.c.site_id == deliveries.c.site_id))
-    .where(
-        deliveries.c.site_id == bindparam("site"),
-        messages.c.received_at >= bindparam("since"),
-        messages.c.received_at < bindparam("until"),
-    )
-    .group_by(visits.c.marker)
+_LAST_SEEN = Statement(
+    select(visits.c.last_seen_at)
+    .where(visits.c.site_id == bindparam("site"))
+    .order_by(visits.c.started_at.desc())
+    .limit(1)
 )
 
 
-async def sources(reader: Reader, site_id: int, since: float, until: float) -> list[Source]:
-    """What each marker brought to a site between two times, the most messages first, then the most visits."""
-    came = {row[0]: row[1] for row in await reader.run(_VISITS_BY_MARKER, site=site_id, since=since, until=until)}
-    wrote = {
-        row[0]: (row[1], row[2])
-        for row in await reader.run(_MESSAGES_BY_MARKER, site=site_id, since=since, until=until)
-    }
-    found = [Source(marker, came.get(marker, 0), *wrote.get(marker, (0, 0))) for marker in {*came, *wrote}]
-    return sorted(found, key=lambda source: (-source.messages, -source.visits, source.marker or ""))
+async def last_seen(reader: Reader, site_id: int) -> float | None:
+    """When the visit of a site that began last was seen last; None without any visit."""
+    rows = await reader.run(_LAST_SEEN, site=site_id)
+    return rows[0][0] if rows else None
 
 
 #: Exact mails that delays are learned from: the latest, out of so many latest deliveries.
@@ -120,28 +86,97 @@ async def delays(reader: Reader) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
+class Depth:
+    """How many wait, and when the oldest of them was received (seconds since the epoch; None when none waits)."""
+
+    count: int
+    oldest: float | None
+
+
+NOTHING = Depth(0, None)
+
+
+@dataclass(frozen=True, slots=True)
 class Depths:
-    """``accepted`` counts every message ever accepted; the others what is there now."""
+    """``accepted`` counts every message ever accepted, ``held`` messages with a failed delivery; the others what waits.
+
+    ``deliveries`` by state (queued, deferred, failed), ``posts`` by webhook.
+    """
 
     accepted: int
-    queued: int
     held: int
-    unposted: int
-    unextracted: int
+    deliveries: Mapping[str, Depth]
+    posts: Mapping[int, Depth]
+    unextracted: Depth
 
 
 # Each reads a partial index, however long the history is; ids are given in order and never twice.
-_DEPTHS = tuple(
-    Statement(statement)
-    for statement in (
-        select(func.coalesce(func.max(messages.c.id), 0)),
-        select(func.count()).where(deliveries.c.state.in_(["queued", "deferred"])),
-        select(func.count()).where(messages.c.state == "failed", messages.c.state != "forwarded"),
-        select(func.count()).where(posts.c.state == "waiting"),
-        select(func.count()).where(messages.c.extraction == "waiting"),
+_ACCEPTED = Statement(select(func.coalesce(func.max(messages.c.id), 0)))
+_HELD = Statement(select(func.count()).where(messages.c.state == "failed", messages.c.state != "forwarded"))
+
+
+def _waiting(*where: ColumnElement[bool]) -> Statement:
+    """State, number and oldest of the deliveries of some states; each index holds one such set and no other."""
+    by_state = (
+        select(deliveries.c.state, func.count().label("number"), func.min(deliveries.c.id).label("first"))
+        .where(*where)
+        .group_by(deliveries.c.state)
+        .subquery()
     )
+    return Statement(
+        select(by_state.c.state, by_state.c.number, messages.c.received_at)
+        .join(deliveries, deliveries.c.id == by_state.c.first)
+        .join(messages, messages.c.id == deliveries.c.message_id)
+    )
+
+
+_OPEN = _waiting(deliveries.c.state.in_(["queued", "deferred"]))
+_FAILED = _waiting(deliveries.c.state == "failed")
+_BY_WEBHOOK = (
+    select(posts.c.webhook_id, func.count().label("number"), func.min(posts.c.id).label("first"))
+    .where(posts.c.state == "waiting")
+    .group_by(posts.c.webhook_id)
+    .subquery()
+)
+_UNPOSTED = Statement(
+    select(_BY_WEBHOOK.c.webhook_id, _BY_WEBHOOK.c.number, events.c.created_at)
+    .join(posts, posts.c.id == _BY_WEBHOOK.c.first)
+    .join(events, events.c.id == posts.c.event_id)
+)
+_UNREAD = (
+    select(func.count().label("number"), func.min(messages.c.id).label("first"))
+    .where(messages.c.extraction == "waiting")
+    .subquery()
+)
+_UNEXTRACTED = Statement(
+    select(_UNREAD.c.number, messages.c.received_at).join(messages, messages.c.id == _UNREAD.c.first)
 )
 
 
 async def depths(reader: Reader) -> Depths:
-    return Depths(*[(await reader.run(statement))[0][0] for statement in _DEPTHS])
+    """One look at every queue."""
+    waiting = [*await reader.run(_OPEN), *await reader.run(_FAILED)]
+    return Depths(
+        accepted=(await reader.run(_ACCEPTED))[0][0],
+        held=(await reader.run(_HELD))[0][0],
+        deliveries=dict.fromkeys(("queued", "deferred", "failed"), NOTHING)
+        | {state: Depth(number, oldest) for state, number, oldest in waiting},
+        posts={webhook: Depth(number, oldest) for webhook, number, oldest in await reader.run(_UNPOSTED)},
+        unextracted=next((Depth(*row) for row in await reader.run(_UNEXTRACTED)), NOTHING),
+    )
+
+
+_POOLS = Statement(
+    select(
+        routes.c.target_id,
+        func.count(),
+        func.count(case((routes.c.leased_until > bindparam("now"), 1))),
+    )
+    .where(text("kind = 'pool' AND retired_at IS NULL"))
+    .group_by(routes.c.target_id)
+)
+
+
+async def pools(reader: Reader, now: float) -> dict[int, tuple[int, int]]:
+    """Addresses of each target's pool, and how many of them somebody holds."""
+    return {target: (size, held) for target, size, held in await reader.run(_POOLS, now=now)}

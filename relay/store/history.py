@@ -1,57 +1,35 @@
-"""Reading the history: lists by keyset (newest first), one message, one visit (life.py has what happened to one)."""
+"""Reading the history: lists by keyset, one message, one visit.
+
+history_filter.py and history_pages.py find what a list holds, life.py has what happened to one message.
+"""
 
 from __future__ import annotations
 
-import itertools
+import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    CompoundSelect,
-    FromClause,
-    TextualSelect,
-    and_,
-    bindparam,
-    case,
-    false,
-    literal_column,
-    or_,
-    select,
-    text,
-    union_all,
-)
+from sqlalchemy import ColumnElement, FromClause, Select, case, literal_column, or_, select
 
 from relay.core.hook import EventType
 from relay.core.mime import Part
-from relay.core.model import WORST_FIRST, DeliveryState
-from relay.store import queue
-from relay.store.engine import Reader, Row
+from relay.core.model import AttributionState
+from relay.store import history_pages
+from relay.store.engine import Row
+from relay.store.history_filter import Filter as Filter
+from relay.store.history_filter import conditions, numbered
+from relay.store.reader import Reader
 from relay.store.schema import (
     bodies,
     deliveries,
     events,
     messages,
+    routes,
     sites,
     visits,
 )
-from relay.store.search import match_expression
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """What to list. ``sites`` are ids the reader may see (None: all); times are seconds since the epoch."""
-
-    sites: frozenset[int] | None = None
-    visit: str | None = None
-    sender: str | None = None
-    query: str | None = None
-    state: str | None = None
-    since: float | None = None
-    until: float | None = None
-    before: int | None = None  # keyset: ids smaller than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +52,7 @@ class DeliveryRow:
     candidates: tuple[tuple[str, float], ...]
     finished_at: float | None
     site_id: int | None
+    source: str | None  # marker of the stated visit; of a static substitute its label, which stands for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +79,8 @@ class MessageRow:
     size: int
     state: str
     extraction: str
-    attachments: tuple[Part, ...]
+    parts: str | None  # JSON; read only by who asks for the attachments, for a stranger's letter has up to a thousand
+    files: int  # of them that are no pictures within the text
     ip: str
     helo: str
     tls: str | None
@@ -111,11 +91,20 @@ class MessageRow:
     receipts: tuple[Receipt, ...]
 
     @property
+    def attachments(self) -> tuple[Part, ...]:
+        """Everything that came along, read anew each time."""
+        return tuple(Part(**part) for part in json.loads(self.parts or "[]"))
+
+    @property
     def deal(self) -> tuple[str | None, str | None]:
         """(id, url) of the first site's CRM that has a deal for it."""
         return next(((one.deal_id, one.deal_url) for one in self.receipts if one.deal_id), (None, None))
 
 
+#: Counted by the database, in its thread.
+_FILES: ColumnElement[int] = literal_column(
+    "(SELECT count(*) FROM json_each(coalesce(messages.attachments, '[]')) WHERE NOT json_extract(value, '$.inline'))"
+)
 _MESSAGE = (
     messages.c.id,
     messages.c.received_at,
@@ -127,7 +116,8 @@ _MESSAGE = (
     messages.c.size,
     messages.c.state,
     messages.c.extraction,
-    messages.c.attachments,
+    messages.c.attachments.label("parts"),
+    _FILES.label("files"),
     messages.c.ip,
     messages.c.helo,
     messages.c.tls,
@@ -155,90 +145,55 @@ _DELIVERY = (
     deliveries.c.candidates,
     deliveries.c.finished_at,
     deliveries.c.site_id,
+    case(
+        (deliveries.c.visit_id.is_not(None), visits.c.marker),
+        (deliveries.c.attribution == AttributionState.EXACT.value, routes.c.label),
+    ).label("source"),
 )
 
 _MESSAGE_NAMES = tuple(column.name for column in _MESSAGE)
 _DELIVERY_NAMES = tuple(column.name for column in _DELIVERY)
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """``next`` is the cursor of the page behind it, None at the end: a page may have few rows, or none, and yet a next
+    one, where much was looked at for little (history_pages.MOST). ``narrowed`` as in history_pages.Found."""
+
+    rows: tuple[MessageRow, ...]
+    next: int | None
+    narrowed: bool = False
+
+
+async def browse(reader: Reader, wanted: Filter, limit: int) -> Page:
+    """A page of at most ``limit`` messages, in bounded time; raises StoreUnavailable."""
+    found = await history_pages.find(reader, wanted, limit)
+    rows = await read(reader, found.ids, wanted.sites)
+    return Page(tuple(rows), found.next, found.narrowed)
+
+
 async def page(reader: Reader, wanted: Filter, limit: int) -> list[MessageRow]:
-    """At most ``limit`` messages, newest first; raises StoreUnavailable."""
-    query = select(*_MESSAGE).where(*_conditions(wanted)).order_by(messages.c.id.desc()).limit(limit)
-    rows = await reader.all(query)
-    return await _with_deliveries(reader, rows, wanted.sites)
+    """At most ``limit`` messages, fewer only where there are no more, however long that takes."""
+    rows: list[MessageRow] = []
+    while True:
+        part = await browse(reader, wanted, limit - len(rows))
+        rows += part.rows
+        if len(rows) >= limit or part.next is None:
+            return rows
+        wanted = replace(wanted, cursor=part.next)
 
 
-def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
-    found: list[ColumnElement[bool]] = []
-    if wanted.before is not None:
-        found.append(messages.c.id < wanted.before)
-    if wanted.since is not None:
-        found.append(messages.c.received_at >= wanted.since)
-    if wanted.until is not None:
-        found.append(messages.c.received_at < wanted.until)
-    if wanted.state is not None:
-        found += _in_state(wanted.state, wanted.sites)
-    if wanted.sender is not None:
-        found.append(messages.c.sender == wanted.sender)
-    if wanted.query is not None:
-        expression = match_expression(wanted.query)
-        if expression is None:
-            found.append(false())
-        else:
-            found.append(messages.c.id.in_(_matching(expression)))
-            if wanted.sites is not None:  # no site sees another's recipients, nor finds a message by them
-                shared = select(deliveries.c.id).where(
-                    deliveries.c.message_id == messages.c.id,
-                    or_(deliveries.c.site_id.is_(None), deliveries.c.site_id.not_in(sorted(wanted.sites))),
-                )
-                found.append(or_(~shared.exists(), messages.c.id.in_(_matching(f"- addresses : ({expression})"))))
-    if wanted.visit is not None:
-        found.append(messages.c.id.in_(_of_visit(wanted.visit, wanted.sites)))
-    elif wanted.sites is not None:
-        seen = and_(deliveries.c.message_id == messages.c.id, deliveries.c.site_id.in_(sorted(wanted.sites)))
-        found.append(select(deliveries.c.id).where(seen).exists())
-    return found
-
-
-def _matching(expression: str) -> TextualSelect:
-    found = text("SELECT rowid FROM message_search WHERE message_search MATCH :expression")
-    return found.bindparams(bindparam("expression", expression, unique=True)).columns(messages.c.id)
-
-
-def _of_visit(number: str, sites_seen: frozenset[int] | None) -> CompoundSelect[Any]:
-    """Ids of the messages of the visits with this number. A stated visit is always of the delivery's own site."""
-    numbered = select(visits.c.id).where(*_numbered(number, sites_seen))
-    stated = select(deliveries.c.message_id).where(deliveries.c.visit_id.in_(numbered))
-    claimed = select(deliveries.c.message_id).where(deliveries.c.claimed_number == number)
-    if sites_seen is not None:
-        claimed = claimed.where(deliveries.c.site_id.in_(sorted(sites_seen)))
-    return union_all(stated, claimed)
-
-
-def _in_state(state: str, sites_seen: frozenset[int] | None) -> list[ColumnElement[bool]]:
-    """Who sees only some sites sees the worst state of their deliveries."""
-    # The index holds what is not forwarded, and serves only what the text proves to be in it.
-    unfinished = [] if state == DeliveryState.FORWARDED.value else [messages.c.state != literal_column("'forwarded'")]
-    if sites_seen is None:
-        return [messages.c.state == state, *unfinished]
-    seen = select(deliveries.c.id).where(
-        deliveries.c.message_id == messages.c.id, deliveries.c.site_id.in_(sorted(sites_seen))
-    )
-    worse = [known.value for known in itertools.takewhile(lambda known: known != state, WORST_FIRST)]
-    own = [seen.where(deliveries.c.state == state).exists(), ~seen.where(deliveries.c.state.in_(worse)).exists()]
-    return [messages.c.state.in_([*worse, state]), *unfinished, *own]  # no message is better than one of its deliveries
-
-
-def _numbered(number: str, sites_seen: frozenset[int] | None) -> tuple[ColumnElement[bool], ...]:
-    """The visits with this number. The sites are named even where all count: the index begins with them."""
-    of_sites = select(sites.c.id).scalar_subquery() if sites_seen is None else sorted(sites_seen)
-    return visits.c.site_id.in_(of_sites), visits.c.number == number, visits.c.erased_at.is_(None)
+async def read(reader: Reader, ids: Sequence[int], visible: frozenset[int] | None) -> list[MessageRow]:
+    """These messages in this order, as far as somebody sees them who sees ``visible``; those that are gone left out."""
+    if not ids:
+        return []
+    rows = {row[0]: row for row in await reader.all(select(*_MESSAGE).where(messages.c.id.in_(ids)))}
+    return await _with_deliveries(reader, [rows[one] for one in ids if one in rows], visible)
 
 
 async def one(reader: Reader, message_id: int, visible: frozenset[int] | None) -> MessageRow | None:
     """A message, or None when there is none or none of its deliveries is for a site in ``visible``."""
-    wanted = Filter(sites=visible)
-    query = select(*_MESSAGE).where(messages.c.id == message_id, *_conditions(wanted))
+    query = select(*_MESSAGE).where(messages.c.id == message_id, *conditions(Filter(sites=visible)))
     found = await _with_deliveries(reader, await reader.all(query), visible)
     return found[0] if found else None
 
@@ -250,6 +205,7 @@ async def _with_deliveries(reader: Reader, rows: Sequence[Row], visible: frozens
         select(*_DELIVERY)
         .outerjoin(sites, sites.c.id == deliveries.c.site_id)
         .outerjoin(visits, visits.c.id == deliveries.c.visit_id)
+        .outerjoin(routes, routes.c.id == deliveries.c.route_id)
         .where(deliveries.c.message_id.in_([row[0] for row in rows]))
         .order_by(deliveries.c.id)
     )
@@ -316,16 +272,7 @@ def _delivery(row: Row, numbers: Mapping[int, str]) -> DeliveryRow:
 
 def _message(row: Row, of_message: tuple[DeliveryRow, ...], receipts: tuple[Receipt, ...]) -> MessageRow:
     named: dict[str, Any] = dict(zip(_MESSAGE_NAMES, row, strict=True))
-    parts = json.loads(named["attachments"] or "[]")
-    return MessageRow(
-        **named
-        | {
-            "attachments": tuple(Part(**part) for part in parts),
-            "bounce": bool(named["bounce"]),
-            "deliveries": of_message,
-            "receipts": receipts,
-        }
-    )
+    return MessageRow(**named | {"bounce": bool(named["bounce"]), "deliveries": of_message, "receipts": receipts})
 
 
 async def dicts(reader: Reader, query: Any) -> tuple[dict[str, Any], ...]:
@@ -336,9 +283,16 @@ async def dicts(reader: Reader, query: Any) -> tuple[dict[str, Any], ...]:
 
 async def visit(reader: Reader, number: str, visible: frozenset[int] | None) -> list[dict[str, Any]]:
     """The visits with this number: own numbers name one, another counter's one a site."""
+    query = visit_columns().where(*numbered(number, visible)).order_by(visits.c.id).limit(100)
+    return [row | {"params": json.loads(row["params"] or "{}")} for row in await dicts(reader, query)]
+
+
+@functools.cache
+def visit_columns() -> Select[Any]:
+    """Visits as they are shown: their columns, the name of their site, and the markers of earlier touches."""
     hidden = ("id", "mark", "first_id", "touch_id", "erased_at")
     first, touch = visits.alias(), visits.alias()
-    query = (
+    return (
         select(
             *(column for column in visits.c if column.name not in hidden),
             sites.c.name.label("site"),
@@ -348,11 +302,7 @@ async def visit(reader: Reader, number: str, visible: frozenset[int] | None) -> 
         .join(sites, sites.c.id == visits.c.site_id)
         .outerjoin(first, first.c.id == visits.c.first_id)
         .outerjoin(touch, touch.c.id == visits.c.touch_id)
-        .where(*_numbered(number, visible))
-        .order_by(visits.c.id)
-        .limit(100)
     )
-    return [row | {"params": json.loads(row["params"] or "{}")} for row in await dicts(reader, query)]
 
 
 def _touched(other: FromClause, reference: ColumnElement[int]) -> ColumnElement[str | None]:
@@ -369,18 +319,6 @@ async def raw(reader: Reader, message_id: int) -> tuple[bytes | None, str | None
         .where(messages.c.id == message_id)
     )
     return (rows[0][0], rows[0][1]) if rows else None
-
-
-async def waiting(reader: Reader, visible: frozenset[int] | None, limit: int) -> tuple[dict[str, Any], ...]:
-    """What waits to be forwarded or is held, soonest first, as queue.listing says it, with the name of its site."""
-    query = (
-        queue.listing(limit)
-        .add_columns(sites.c.name.label("site"))
-        .outerjoin(sites, sites.c.id == deliveries.c.site_id)
-    )
-    if visible is not None:
-        query = query.where(deliveries.c.site_id.in_(sorted(visible)))
-    return await dicts(reader, query)
 
 
 async def site_of_delivery(reader: Reader, delivery_id: int) -> tuple[int | None] | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Select, select
 
-from relay.store.engine import Reader
 from relay.store.history import MessageRow, dicts
+from relay.store.reader import Reader
 from relay.store.schema import attempts, events, paths, post_attempts, posts, sites, texts, webhooks
 
 
@@ -73,7 +73,14 @@ def _attempts(delivery_ids: Sequence[int]) -> Select[Any]:
 
 
 _EVENTS = (
-    select(events.c.uid, sites.c.name.label("site"), events.c.type, events.c.state, events.c.reason)
+    select(
+        events.c.uid,
+        sites.c.name.label("site"),
+        events.c.type,
+        events.c.state,
+        events.c.reason,
+        events.c.created_at,
+    )
     .join(sites, sites.c.id == events.c.site_id)
     .order_by(events.c.id)
 )
@@ -97,6 +104,7 @@ _POSTS = (
 _POST_ATTEMPTS = (
     select(
         events.c.uid,
+        posts.c.webhook_id,
         webhooks.c.url,
         posts.c.state,
         post_attempts.c.started_at,

@@ -16,12 +16,11 @@ from relay.store.attribution import Evidence as Evidence
 from relay.store.engine import Statement, Tx
 from relay.store.incoming import Incoming as Incoming
 from relay.store.incoming import Recipient as Recipient
+from relay.store.post import CLAIM
 from relay.store.schema import bodies, deliveries, events, messages, paths
 
 #: Seconds within which the same bytes from the same sender to the same recipient are one mail resent.
 RESEND_WINDOW = 24 * 3600.0
-#: Seconds until a claim ends unless it is renewed.
-CLAIM = 600.0
 #: When a delivery that another one carries comes due: never.
 NEVER = 1e15
 #: State of a message without deliveries: a return to one of our own envelope addresses.

@@ -13,7 +13,7 @@ from pathlib import Path
 from relay.store.engine import connect
 
 #: The revision that this program works with; a test compares it with the scripts in migrations/.
-HEAD = "0003"
+HEAD = "0004"
 
 Progress = Callable[[str], None]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import bindparam, select
@@ -18,48 +18,8 @@ from relay.core.payload import PayloadMessage, PayloadVisit
 from relay.core.site import SiteSettings, Touch
 from relay.core.source import Params
 from relay.store.engine import Row, Statement, Tx
+from relay.store.post import Hook, PostJob
 from relay.store.schema import deliveries, events, messages, posts, routes, sites, texts, visits, webhooks
-
-
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """A webhook as an attempt needs it. ``secret``, ``previous_secret`` and ``access`` are sealed.
-
-    ``previous_until``: when the previous secret signs no more, seconds since the epoch; None: not by itself.
-    """
-
-    id: int
-    url: str
-    secret: str
-    settings: HookSettings
-    previous_secret: str | None = None
-    previous_until: float | None = None
-    access: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PostJob:
-    """One event to be posted to one webhook. ``parts`` still need their links; ``extras`` only where they are sent.
-
-    A copy of rows: before an attempt its ``edition`` is compared with the writer's.
-    """
-
-    post_id: int
-    claim: str
-    attempts: int
-    uid: str
-    hook: Hook
-    site_id: int
-    message_id: int
-    created_at: float
-    message: PayloadMessage
-    parts: tuple[Part, ...]
-    visit: PayloadVisit | None
-    attribution: Attribution
-    extras: PayloadExtras | None = None
-    due: float = 0.0
-    edition: int = 0
-
 
 #: The columns of a webhook that make a Hook.
 HOOK_COLUMNS = (
@@ -133,11 +93,37 @@ _SOURCE = Statement(
 )
 
 
+_POST_ALONE = Statement(
+    select(*HOOK_COLUMNS, posts.c.attempts, posts.c.next_at, webhooks.c.fill)
+    .join(webhooks, webhooks.c.id == posts.c.webhook_id)
+    .where(posts.c.id == bindparam("post"))
+)
+
+
 def post_job(tx: Tx, post_id: int, claim: str) -> PostJob:
     """The post with this id, which ``claim`` holds."""
     job = find_job(tx, post_id, claim)
     assert job is not None
     return job
+
+
+def post_jobs(tx: Tx, post_ids: Sequence[int], claim: str) -> list[PostJob]:
+    """Posts of one event, which ``claim`` holds. What several say alike is read once, and is the same object."""
+    if len(post_ids) == 1:
+        return [post_job(tx, post_ids[0], claim)]
+    found: list[PostJob] = []
+    alike: dict[tuple[str, bool], PostJob] = {}
+    for post_id in post_ids:
+        row = tx.one(_POST_ALONE, post=post_id)
+        assert row is not None
+        hook, (attempts, due, fill) = read_hook(row[:_A]), row[_A:]
+        first = alike.get((fill, hook.settings.extended))
+        if first is None:
+            job = alike[fill, hook.settings.extended] = post_job(tx, post_id, claim)
+        else:
+            job = replace(first, post_id=post_id, attempts=attempts, hook=hook, due=due)
+        found.append(job)
+    return found
 
 
 def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:

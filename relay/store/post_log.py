@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import ColumnElement, Select, bindparam, func, select, text
 
-from relay.store.engine import Reader
+from relay.store.engine import Statement
 from relay.store.history import dicts
+from relay.store.reader import Reader
 from relay.store.schema import events, messages, post_attempts, posts
 
 
@@ -26,6 +27,45 @@ class Doing:
     last_answer: str | None
 
 
+#: Posts of a webhook that its success is told by: the latest, out of so many.
+RECENT = 100
+SEEN = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one post: ``seconds`` that its last attempt took, None before the first."""
+
+    state: str
+    attempts: int
+    created_at: float
+    seconds: float | None
+
+
+#: Seconds that the last attempt took.
+_SECONDS = (
+    select(post_attempts.c.duration)
+    .where(post_attempts.c.post_id == posts.c.id)
+    .order_by(post_attempts.c.id.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+_LATEST = (
+    select(posts.c.id)
+    .where(posts.c.webhook_id == bindparam("webhook"))
+    .order_by(posts.c.id.desc())
+    .limit(SEEN)
+    .subquery()
+)
+_RECENT = Statement(
+    select(posts.c.state, posts.c.attempts, events.c.created_at, _SECONDS)
+    .join(_LATEST, _LATEST.c.id == posts.c.id)
+    .join(events, events.c.id == posts.c.event_id)
+    .where(posts.c.state != "withheld")
+    .order_by(posts.c.id.desc())
+    .limit(RECENT)
+)
+
 _COLUMNS = (
     posts.c.id,
     events.c.uid,
@@ -37,30 +77,46 @@ _COLUMNS = (
     posts.c.status,
     posts.c.answer,
     posts.c.finished_at,
+    events.c.created_at,
+    messages.c.sender,
+    messages.c.subject,
+    _SECONDS.label("seconds"),
 )
+#: Few of many posts are so, and an index holds just those. In text: it serves only what proves to be in it.
+_FEW = {state: text(f"posts.state = '{state}'") for state in ("failed", "waiting")}
+_LOG = posts.join(events, events.c.id == posts.c.event_id).join(messages, messages.c.id == events.c.message_id)
+
+
+def _among_few(webhook_id: int) -> ColumnElement[bool]:
+    """Whether one of a few posts is the webhook's. A sum, which no index serves: else the planner would take the one of
+    all posts of the webhook, however many these are."""
+    return posts.c.webhook_id + 0 == webhook_id
 
 
 async def posted(
     reader: Reader, webhook_id: int, before: int | None, limit: int, state: str | None = None
 ) -> tuple[dict[str, Any], ...]:
     """Newest first: one row a post, with what came of its last attempt; raises StoreUnavailable."""
-    query = (
-        select(*_COLUMNS)
-        .join(events, events.c.id == posts.c.event_id)
-        .where(posts.c.webhook_id == webhook_id)
-        .order_by(posts.c.id.desc())
-        .limit(limit)
-    )
+    return await dicts(reader, _log_page(webhook_id, before, limit, state))
+
+
+def _log_page(webhook_id: int, before: int | None, limit: int, state: str | None) -> Select[Any]:
+    wanted = select(posts.c.id).limit(limit)
+    if state in _FEW:
+        wanted = wanted.where(_among_few(webhook_id), _FEW[state]).order_by((posts.c.id + 0).desc())
+    else:
+        wanted = wanted.where(posts.c.webhook_id == webhook_id).order_by(posts.c.id.desc())
+        if state is not None:
+            wanted = wanted.where(posts.c.state == state)
     if before is not None:
-        query = query.where(posts.c.id < before)
-    if state is not None:
-        query = query.where(posts.c.state == state)
-    return await dicts(reader, query)
+        wanted = wanted.where(posts.c.id < before if state not in _FEW else posts.c.id + 0 < before)
+    found = wanted.subquery()
+    return select(*_COLUMNS).select_from(_LOG.join(found, found.c.id == posts.c.id)).order_by(posts.c.id.desc())
 
 
 async def post(reader: Reader, webhook_id: int, post_id: int) -> dict[str, Any] | None:
     """One post of the webhook with its ``attempts``, the oldest first; None when there is none."""
-    query = select(*_COLUMNS).join(events, events.c.id == posts.c.event_id)
+    query = select(*_COLUMNS).select_from(_LOG)
     found = await dicts(reader, query.where(posts.c.id == post_id, posts.c.webhook_id == webhook_id))
     if not found:
         return None
@@ -82,9 +138,9 @@ async def post(reader: Reader, webhook_id: int, post_id: int) -> dict[str, Any] 
 async def doing(reader: Reader, webhook_id: int) -> Doing:
     """Raises StoreUnavailable."""
     own = posts.c.webhook_id == webhook_id
-    # In text: a partial index serves only what the text of a condition proves to be in it.
-    ((waiting,),) = await reader.all(select(func.count()).where(own, text("posts.state = 'waiting'")))
-    ((failed,),) = await reader.all(select(func.count()).where(own, text("posts.state = 'failed'")))
+    few = select(func.count()).select_from(posts).where(_among_few(webhook_id))
+    ((waiting,),) = await reader.all(few.where(_FEW["waiting"]))
+    ((failed,),) = await reader.all(few.where(_FEW["failed"]))
     last = await reader.all(
         select(post_attempts.c.started_at, post_attempts.c.status, post_attempts.c.answer)
         .join(posts, posts.c.id == post_attempts.c.post_id)
@@ -93,6 +149,14 @@ async def doing(reader: Reader, webhook_id: int) -> Doing:
         .limit(1)
     )
     return Doing(waiting, failed, *(last[0] if last else (None, None, None)))
+
+
+async def recent(reader: Reader, webhook_id: int) -> list[Outcome]:
+    """What came of its latest posts, newest first; those that its conditions withheld are none of them.
+
+    Raises StoreUnavailable.
+    """
+    return [Outcome(*row) for row in await reader.run(_RECENT, webhook=webhook_id)]
 
 
 async def message_of(reader: Reader, event_ids: list[int]) -> list[int]:

@@ -6,7 +6,6 @@ A webhook out of use takes nothing: what waits for it fails, and can be replayed
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy import insert as insert_into
@@ -14,44 +13,16 @@ from sqlalchemy import insert as insert_into
 from relay.core.backoff import JITTER, WEBHOOK_DELAYS
 from relay.store import deals
 from relay.store.engine import Statement, Tx
-from relay.store.messages import CLAIM
-from relay.store.post_jobs import PostJob as PostJob
+from relay.store.post import ANSWER_KEPT, CLAIM, PACE, PostJob, PostResult
 from relay.store.post_jobs import post_job
 from relay.store.schema import events, post_attempts, posts, webhooks
 
-#: Characters of a receiver's answer that the delivery log keeps.
-ANSWER_KEPT = 2000
-#: Posts a second to one webhook when many are to be posted again, so that what comes in meanwhile need not wait behind
-#: them, and posts in one such transaction.
-PACE = 50.0
-BITE = 200
 #: Posts over whose turns at PACE those are spread that were planned while the clock was wrong.
 SPREAD = 3000
 #: Posts of a webhook that are tried at once when it answers again; what is left waits as planned.
 MOST_HASTENED = 100_000
 #: Seconds that a post is put off at most: the last step of the schedule with its jitter, or a Retry-After of a day.
 LONGEST = WEBHOOK_DELAYS[-1] * (1 + JITTER)
-
-
-@dataclass(frozen=True, slots=True)
-class PostResult:
-    """``state`` is delivered, failed, withheld or waiting (then ``next_at`` counts). ``deal`` is (id, url) as answered.
-
-    ``digest`` and ``size`` are of the body that was sent; None when nothing was.
-    """
-
-    job: PostJob
-    state: str
-    next_at: float
-    status: int | None
-    answer: str
-    started_at: float
-    duration: float
-    deal: tuple[str | None, str | None] | None = None
-    disable_webhook: str | None = None
-    put_off: bool = False  # by a Retry-After
-    digest: bytes | None = None
-    size: int | None = None
 
 
 _INSERT = Statement(

@@ -1,4 +1,4 @@
-"""The forwarding queue: claim, finish, and what an operator does by hand.
+"""The forwarding queue: claim, finish, and what an operator does by hand (queue_view.py lists it).
 
 A claim is fenced: only the worker named in it may finish the delivery. Attempts are counted when they are claimed, so
 a crash cannot loop tightly. On SQLite there is one process, so its start voids every claim.
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Select, bindparam, case, func, or_, select, text, union_all, update
+from sqlalchemy import CTE, Select, bindparam, case, func, or_, select, update
 from sqlalchemy import insert as insert_into
 
 from relay.core.model import WORST_FIRST, AttributionState, DeliveryState, Outcome
 from relay.store import events
 from relay.store.engine import Row, Statement, Tx
-from relay.store.messages import CLAIM, Job
+from relay.store.joined import part
+from relay.store.messages import Job
+from relay.store.post import CLAIM
 from relay.store.schema import attempts, bodies, deliveries, messages, routes, targets, visits
 
 _OPEN = deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value])
@@ -28,8 +29,29 @@ _DUE = (
     deliveries.c.claimed_until < bindparam("now"),
 )
 
-DUE_DESTINATIONS = Statement(select(deliveries.c.destination).where(*_DUE).distinct())
-NEXT_DUE = Statement(select(func.min(deliveries.c.next_at)).where(_OPEN, deliveries.c.next_at > bindparam("now")))
+
+def _destinations() -> CTE:
+    """Every destination for which something waits, and NULL at the end: from one to the next over the index.
+
+    A DISTINCT would read all that waits, each time that somebody looks.
+    """
+    first = select(func.min(deliveries.c.destination).label("name")).where(_OPEN).cte("destination", recursive=True)
+    following = select(func.min(deliveries.c.destination)).where(_OPEN, deliveries.c.destination > first.c.name)
+    return first.union_all(select(following.scalar_subquery()).where(first.c.name.is_not(None)))
+
+
+def _waiting() -> Select[tuple[str, bool, float | None]]:
+    destination = _destinations()
+    its_own = deliveries.c.destination == destination.c.name
+    later = select(func.min(deliveries.c.next_at)).where(_OPEN, its_own, deliveries.c.next_at > bindparam("now"))
+    return select(
+        destination.c.name, select(deliveries.c.id).where(its_own, *_DUE).exists(), later.scalar_subquery()
+    ).where(destination.c.name.is_not(None))
+
+
+#: By destination: its name, whether something is due, and when the next after that will be (None: nothing more). What
+#: this costs grows with the destinations and with what is claimed, not with what waits.
+WAITING = Statement(_waiting())
 _DUE_AT = Statement(
     select(
         deliveries.c.id,
@@ -63,6 +85,23 @@ _DUE_AT = Statement(
     .where(deliveries.c.destination == bindparam("destination"), *_DUE)
     .order_by(deliveries.c.next_at)
     .limit(bindparam("most"))
+)
+#: Deliveries to a destination that nobody works on and whose time is over, at most so many.
+EXPIRED = Statement(
+    select(deliveries.c.id)
+    .where(deliveries.c.destination == bindparam("destination"), *_DUE, deliveries.c.expires_at <= bindparam("now"))
+    .limit(bindparam("most"))
+)
+_HOLD_EXPIRED = Statement(
+    update(deliveries)
+    .where(deliveries.c.id == bindparam("delivery"), *_DUE, deliveries.c.expires_at <= bindparam("now"))
+    .values(
+        state=DeliveryState.FAILED.value,
+        code=bindparam("reply_code"),
+        answer=bindparam("reply"),
+        host=bindparam("from_host"),
+        finished_at=bindparam("now"),
+    )
 )
 _CLAIM = Statement(
     update(deliveries)
@@ -246,10 +285,32 @@ def finish(tx: Tx, end: Finish) -> bool:
     if job.joined:
         _mirror(tx, job.message_id, job.delivery_id)
     if end.state is DeliveryState.FAILED:
-        for (held,) in [(job.delivery_id,), *tx.all(_CARRIED, message=job.message_id, carrier=job.delivery_id)]:
-            events.delivery_failed(tx, held, end.finished_at)
+        _tell_held(tx, job.message_id, job.delivery_id, end.finished_at)
     settle_message(tx, job.message_id)
     return True
+
+
+def hold_expired(tx: Tx, delivery_ids: Sequence[int], outcome: Outcome, now: float) -> None:
+    """Hold those of these deliveries whose time is over and that nobody works on. ``outcome`` is why they waited."""
+    for delivery_id in delivery_ids:
+        if tx.run(
+            _HOLD_EXPIRED,
+            delivery=delivery_id,
+            now=now,
+            reply_code=outcome.code,
+            reply=outcome.text,
+            from_host=outcome.host,
+        ):
+            message_id = _message_of(tx, delivery_id)
+            _mirror(tx, message_id, delivery_id)
+            _tell_held(tx, message_id, delivery_id, now)
+            settle_message(tx, message_id)
+
+
+def _tell_held(tx: Tx, message_id: int, carrier: int, now: float) -> None:
+    """Tell the webhooks of the sites whose deliveries are held that want to know."""
+    for (held,) in [(carrier,), *tx.all(_CARRIED, message=message_id, carrier=carrier)]:
+        events.delivery_failed(tx, held, now)
 
 
 def _mirror(tx: Tx, message_id: int, carrier: int) -> None:
@@ -301,59 +362,35 @@ _DROP = Statement(
     .values(state=DeliveryState.DROPPED.value, finished_at=bindparam("now"), answer="dropped by the operator")
 )
 _MESSAGE_OF = Statement(select(deliveries.c.message_id).where(deliveries.c.id == bindparam("delivery")))
-# Two statements: a partial index serves only what the text of a condition proves to be in it.
-_ALL_DEFERRED = Statement(select(deliveries.c.id).where(_OPEN, deliveries.c.state == DeliveryState.DEFERRED.value))
-_ALL_HELD = Statement(select(deliveries.c.id).where(_HELD))
 
 
-# In text, for the reason given above: a reader's constants are parameters.
-_WAITING_IDS = select(deliveries.c.id).where(text("deliveries.state IN ('queued', 'deferred')"))
-_HELD_IDS = select(deliveries.c.id).where(text("deliveries.state = 'failed'"))
-
-
-def listing(limit: int = 1000) -> Select[Any]:
-    """What waits or is held: id, message, recipient, forward_to, state, attempts, next_at, expires_at, answer, host."""
-    return (
-        select(
-            deliveries.c.id,
-            deliveries.c.message_id,
-            messages.c.received_at,
-            messages.c.sender,
-            deliveries.c.recipient,
-            deliveries.c.forward_to,
-            deliveries.c.state,
-            deliveries.c.attempts,
-            deliveries.c.next_at,
-            deliveries.c.expires_at,
-            deliveries.c.answer,
-            deliveries.c.host,
-        )
-        .join(messages, messages.c.id == deliveries.c.message_id)
-        .where(deliveries.c.id.in_(union_all(_WAITING_IDS, _HELD_IDS)), deliveries.c.joined_id.is_(None))
-        .order_by(deliveries.c.next_at)
-        .limit(limit)
-    )
-
-
-def retry(tx: Tx, delivery_ids: Sequence[int] | None, now: float, expires_at: float) -> list[int]:
-    """Try these deliveries now (None: everything deferred or held). The ids that were waiting or held."""
-    if delivery_ids is None:
-        delivery_ids = sorted(row[0] for row in (*tx.all(_ALL_DEFERRED), *tx.all(_ALL_HELD)))
+def retry(tx: Tx, delivery_ids: Sequence[int], now: float, expires_at: float) -> list[int]:
+    """Try these deliveries now. The ids of those that were waiting or held."""
     changed = [id_ for id_ in delivery_ids if tx.run(_RETRY, delivery=id_, now=now, expires=expires_at)]
     _settle(tx, changed)
     return changed
 
 
-def drop(tx: Tx, delivery_ids: Sequence[int], now: float) -> list[int]:
-    """Give these deliveries up; the bytes stay until retention. The ids that were waiting or held and not in flight."""
+def drop(tx: Tx, delivery_ids: Sequence[int], now: float, sites: Collection[int] | None = None) -> list[int]:
+    """Give these deliveries up; the bytes stay until retention. The ids that were waiting or held and not in flight.
+
+    ``sites`` are the ids of those for whom somebody acts, None: all. What a delivery carries of others goes on.
+    """
     changed = [id_ for id_ in delivery_ids if tx.run(_DROP, delivery=id_, now=now)]
+    for delivery_id in changed:
+        part(tx, _message_of(tx, delivery_id), delivery_id, sites)
     _settle(tx, changed)
     return changed
 
 
 def _settle(tx: Tx, delivery_ids: Sequence[int]) -> None:
     for delivery_id in delivery_ids:
-        row = tx.one(_MESSAGE_OF, delivery=delivery_id)
-        assert row is not None
-        _mirror(tx, row[0], delivery_id)
-        settle_message(tx, row[0])
+        message_id = _message_of(tx, delivery_id)
+        _mirror(tx, message_id, delivery_id)
+        settle_message(tx, message_id)
+
+
+def _message_of(tx: Tx, delivery_id: int) -> int:
+    row = tx.one(_MESSAGE_OF, delivery=delivery_id)
+    assert row is not None
+    return int(row[0])

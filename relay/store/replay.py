@@ -10,8 +10,9 @@ from sqlalchemy import bindparam, func, or_, select, update
 from relay.core.hook import EventType, HookSettings
 from relay.store import events as event_verbs
 from relay.store import posts as post_verbs
-from relay.store.engine import Reader, Statement, Tx
-from relay.store.posts import PACE
+from relay.store.engine import Statement, Tx
+from relay.store.post import PACE
+from relay.store.reader import Reader
 from relay.store.schema import events, messages, posts, webhooks
 
 #: Events that one reading of a bulk replay finds at most.

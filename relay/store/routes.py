@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy import insert as insert_into
 
-from relay.core.model import Address, RouteKind
-from relay.store.engine import Reader, Statement, Tx
+from relay.core.model import Address, RouteKind, fold
+from relay.store.engine import Statement, Tx
+from relay.store.reader import Reader
 from relay.store.schema import routes, sites, targets
 
 #: Routes, and addresses known to have none, kept in memory.
@@ -69,7 +70,17 @@ RETIRE_TARGET = Statement(
 REVIVE = Statement(update(routes).where(routes.c.id == bindparam("route")), "retired_at target_id label kind defined")
 
 
+NAMES_WITH_STEM = Statement(
+    select(routes.c.local).where(
+        routes.c.domain == bindparam("domain"), routes.c.local >= bindparam("low"), routes.c.local < bindparam("high")
+    )
+)
 DELETE = Statement(delete(routes).where(routes.c.id == bindparam("route")))
+
+
+def stem_range(stem: str) -> tuple[str, str]:
+    """``low`` and ``high`` for NAMES_WITH_STEM: the local parts that go on with a digit behind the stem."""
+    return f"{fold(stem)}0", f"{fold(stem)}:"  # the character behind 9
 
 
 class AddressTaken(Exception):

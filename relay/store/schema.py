@@ -158,6 +158,8 @@ Index(
 )
 _DEFINED = text("defined = 1 AND retired_at IS NULL")
 Index("ix_routes_defined", routes.c.target_id, sqlite_where=_DEFINED, postgresql_where=_DEFINED)
+LISTED = text("kind IN ('pool', 'static')")  # not the one of every visit, of which there is no end
+Index("ix_routes_listed", routes.c.target_id, routes.c.id, sqlite_where=LISTED, postgresql_where=LISTED)
 _RETIRED = text("retired_at IS NOT NULL")
 Index("ix_routes_retired_at", routes.c.retired_at, sqlite_where=_RETIRED, postgresql_where=_RETIRED)
 
@@ -271,15 +273,28 @@ Index("ix_deliveries_visit_id", deliveries.c.visit_id, sqlite_where=_VISITED, po
 _CLAIMED = text("claimed_number IS NOT NULL")
 Index("ix_deliveries_claimed_number", deliveries.c.claimed_number, sqlite_where=_CLAIMED, postgresql_where=_CLAIMED)
 _OPEN = text("state IN ('queued', 'deferred')")
+# Of both, the last columns let the queue be listed and counted, for one site too, without a look at its rows.
 Index(
     "ix_deliveries_open",
     deliveries.c.destination,
     deliveries.c.next_at,
+    deliveries.c.site_id,
+    deliveries.c.joined_id,
+    deliveries.c.state,
     sqlite_where=_OPEN,
     postgresql_where=_OPEN,
 )
 _HELD = text("state = 'failed'")
-Index("ix_deliveries_held", deliveries.c.next_at, sqlite_where=_HELD, postgresql_where=_HELD)
+Index(
+    "ix_deliveries_held",
+    deliveries.c.next_at,
+    deliveries.c.destination,
+    deliveries.c.site_id,
+    deliveries.c.joined_id,
+    deliveries.c.state,
+    sqlite_where=_HELD,
+    postgresql_where=_HELD,
+)
 
 paths = Table(
     "paths",
@@ -328,6 +343,14 @@ events = Table(
     sqlite_autoincrement=True,
 )
 Index("ix_events_message_id", events.c.message_id)
+_DEALT = text("deal_id IS NOT NULL")
+Index("ix_events_dealt", events.c.message_id, sqlite_where=_DEALT, postgresql_where=_DEALT)
+Index(
+    "ix_events_deal",  # the first letter that has a deal
+    *(events.c.site_id, events.c.deal_id, events.c.message_id),
+    sqlite_where=_DEALT,
+    postgresql_where=_DEALT,
+)
 
 webhooks = Table(
     "webhooks",
@@ -419,6 +442,62 @@ tokens = Table(
     Column("created_at", Float, nullable=False),
     sqlite_autoincrement=True,
 )
+
+users = Table(
+    "users",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),  # folded
+    Column("password", Text),  # Argon2id, PHC string; NULL: not chosen yet
+    Column("role", Text, nullable=False),  # as of tokens
+    Column("sites", Text),  # JSON list of names; NULL: all
+    Column("created_at", Float, nullable=False),
+    Column("seen_at", Float),  # last logged in
+    sqlite_autoincrement=True,
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    _id(),
+    Column("hash", Text, nullable=False, unique=True),
+    _ref("user_id", "users.id"),
+    Column("created_at", Float, nullable=False),
+    Column("seen_at", Float, nullable=False),
+    Column("ip", Text, nullable=False),
+    Column("user_agent", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("ix_sessions_user_id", sessions.c.user_id)
+Index("ix_sessions_seen_at", sessions.c.seen_at)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    _id(),
+    Column("hash", Text, nullable=False, unique=True),
+    _ref("user_id", "users.id", nullable=True),  # whose password it sets; NULL: makes the first administrator
+    Column("expires_at", Float, nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("ix_invitations_user_id", invitations.c.user_id)
+
+#: Who changed what: the log of every change by the API, the pages and the command line.
+changes = Table(
+    "changes",
+    metadata,
+    _id(),
+    Column("at", Float, nullable=False),
+    Column("kind", Text, nullable=False),  # user | token | command
+    Column("name", Text, nullable=False),  # of the user or token; the account that ran the command
+    Column("action", Text, nullable=False),  # the operation, "PATCH /v1/sites/{name}", or the command, "token.create"
+    Column("site_id", Integer),  # no foreign key: it outlives the site
+    Column("subject", Text),  # what was changed: "shop, sales@example.com"
+    Column("details", Text),  # JSON map: the fields that were given, without secrets
+    sqlite_autoincrement=True,
+)
+Index("ix_changes_at", changes.c.at)
+Index("ix_changes_site_id_id", changes.c.site_id, changes.c.id)
 
 blocked_senders = Table(
     "blocked_senders",

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy import insert as insert_into
 
-from relay.core.model import Address, Method, RouteKind, fold
+from relay.core.model import Address, Method, RouteKind
 from relay.core.site import SiteSettings
 from relay.core.substitute import pool_names
 from relay.store import routes as route_verbs
@@ -52,8 +52,8 @@ class SiteDefinition:
     name: str
     key: str
     origins: tuple[str, ...]
-    tracking: bool
-    send_to_crm: bool
+    tracking: bool | None  # None: as it is; a new site has it on
+    send_to_crm: bool | None
     bots: str
     visit_timeout: float
     conditions: dict[str, Any] = field(default_factory=dict)
@@ -90,7 +90,14 @@ _UPDATE = Statement(
     update(sites).where(sites.c.id == bindparam("site")),
     "key origins bots visit_timeout conditions settings declared declared_switches",
 )
-_SWITCHES = Statement(update(sites).where(sites.c.id == bindparam("site")), "tracking send_to_crm")
+_SWITCHES = Statement(
+    update(sites)
+    .where(sites.c.id == bindparam("site"))
+    .values(
+        tracking=func.coalesce(bindparam("tracking_"), sites.c.tracking),
+        send_to_crm=func.coalesce(bindparam("send_to_crm_"), sites.c.send_to_crm),
+    )
+)
 _DECLARED = Statement(select(sites.c.name).where(sites.c.declared == 1, sites.c.removed_at.is_(None)))
 _REMOVE = Statement(
     update(sites)
@@ -118,9 +125,6 @@ _POOL_SIZE = Statement(
     select(func.count()).where(
         routes.c.target_id == bindparam("target"), routes.c.retired_at.is_(None), routes.c.kind == "pool"
     )
-)
-_NAMES_WITH_STEM = Statement(
-    select(routes.c.local).where(routes.c.domain == bindparam("domain"), routes.c.local.like(bindparam("pattern")))
 )
 _OWNER_METHOD = Statement(select(targets.c.method).where(targets.c.id == bindparam("target")))
 _GIVE = Statement(update(routes).where(routes.c.id == bindparam("route")), "site_id target_id kind label defined")
@@ -158,7 +162,7 @@ def define(tx: Tx, definition: SiteDefinition, now: float, *, declared: bool = F
     other = tx.one(_BY_KEY, key=definition.key)
     if other is not None and (row is None or other[0] != row[0]):
         raise NameTaken("key", definition.key)
-    wanted = json.dumps({"tracking": definition.tracking, "send_to_crm": definition.send_to_crm})
+    wanted = json.dumps(_switches(definition))
     values = {
         "key": definition.key,
         "origins": json.dumps(definition.origins),
@@ -169,8 +173,8 @@ def define(tx: Tx, definition: SiteDefinition, now: float, *, declared: bool = F
         "declared": int(declared),
         "declared_switches": wanted if declared else None,
     }
-    switches = {"tracking": int(definition.tracking), "send_to_crm": int(definition.send_to_crm)}
     if row is None:
+        switches = {name: int(on is not False) for name, on in _switches(definition).items()}
         site_id = tx.insert(_INSERT, name=definition.name, created_at=now, **values, **switches)
     else:
         site_id, was_declared, was_wanted = row
@@ -178,11 +182,15 @@ def define(tx: Tx, definition: SiteDefinition, now: float, *, declared: bool = F
             raise DeclaredElsewhere(definition.name)
         tx.run(_UPDATE, site=site_id, **values)
         if not declared or was_wanted != wanted:
-            tx.run(_SWITCHES, site=site_id, **switches)
+            switch(tx, site_id, **_switches(definition))
     _retire_gone(tx, site_id, definition, now)
     _set_targets(tx, site_id, definition, now, declared=declared)
     webhooks.define(tx, site_id, definition.webhooks, now, declared=declared)
     return int(site_id)
+
+
+def _switches(definition: SiteDefinition) -> dict[str, bool | None]:
+    return {"tracking": definition.tracking, "send_to_crm": definition.send_to_crm}
 
 
 def create(tx: Tx, definition: SiteDefinition, now: float) -> int:
@@ -208,9 +216,14 @@ def remove(tx: Tx, name: str, now: float, *, declared: bool = False) -> bool:
     return True
 
 
-def switch(tx: Tx, site_id: int, tracking: bool, send_to_crm: bool) -> None:
-    """Set the site's switches; they survive a restart with an unchanged relay.toml."""
-    tx.run(_SWITCHES, site=site_id, tracking=int(tracking), send_to_crm=int(send_to_crm))
+def switch(tx: Tx, site_id: int, tracking: bool | None = None, send_to_crm: bool | None = None) -> None:
+    """Set the switches that are given; they survive a restart with an unchanged relay.toml."""
+    tx.run(
+        _SWITCHES,
+        site=site_id,
+        tracking_=None if tracking is None else int(tracking),
+        send_to_crm_=None if send_to_crm is None else int(send_to_crm),
+    )
 
 
 def add_to_pool(tx: Tx, site_id: int, target_id: int, addresses: Sequence[Address], now: float) -> None:
@@ -300,7 +313,8 @@ def grow_pool(
         return []
     if domain is None:
         raise ValueError("the target has no domain in which addresses could be made")
-    rows = tx.all(_NAMES_WITH_STEM, domain=domain, pattern=fold(stem).replace("%", "_") + "%")
+    low, high = route_verbs.stem_range(stem)
+    rows = tx.all(route_verbs.NAMES_WITH_STEM, domain=domain, low=low, high=high)
     made = [Address(local, domain) for local in pool_names(stem, count, {row[0] for row in rows})]
     add_to_pool(tx, site_id, target_id, made, now)
     return made

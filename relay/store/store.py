@@ -6,15 +6,19 @@ import asyncio
 from pathlib import Path
 from typing import TypeVar
 
-from relay.store import migrate
+from relay.store import damage, migrate
+from relay.store.damage import Damage
 from relay.store.directory import Directory
-from relay.store.engine import Reader, Tx, Verb, Writer
+from relay.store.engine import StoreUnavailable, Turn, Tx, Verb, Writer
+from relay.store.reader import Reader
 from relay.store.routes import RouteCache
 
 T = TypeVar("T")
 
 #: Name of the database in data_dir.
 DATABASE = "relay.db"
+#: Seconds that a report may take.
+PATIENCE = 60.0
 
 
 class Store:
@@ -23,27 +27,41 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.writer = Writer(path)
-        self.reader = Reader(path)
+        self.damage = Damage(path)
+        self.reader = Reader(path, on_error=self.damage.note)
+        #: For readings of very many rows: one at a time, so that neither mail nor pages ever wait for a report.
+        self.reports = Reader(path, size=1, patience=PATIENCE, on_error=self.damage.note)
+        #: For tables that somebody loads, a page at a time and one after another: mail and pages do not wait for them.
+        self.exports = Reader(path, size=1, on_error=self.damage.note)
         self.routes = RouteCache(self.reader)
         self.sites = Directory(self.reader)
+        self._loading = asyncio.Lock()  # one after the other: what was read later must not be replaced by older
 
     async def open(self, progress: migrate.Progress = lambda line: None) -> None:
         """Migrate (blocks while it does), start the writer, load the sites.
 
-        Raises WrongRevision, sqlite3.Error, OSError: a broken database is never replaced by an empty one.
+        Raises Damaged, WrongRevision, sqlite3.Error, OSError: a broken database is never replaced by an empty one.
         """
+        damage.check(self.path)
         migrate.migrate(self.path, progress)
         try:
             self.writer.start()
             await self.reader.start()
+            await self.reports.start()
+            await self.exports.start()
             await self.sites.load()
         except BaseException:
             await self.close()
             raise
 
-    async def write(self, verb: Verb[T], *, idle: bool = False) -> T:
+    async def write(self, verb: Verb[T], *, turn: Turn = Turn.NEXT) -> T:
         """Run a verb durably; raises what it raises, or StoreUnavailable."""
-        return await self.writer.run(verb, idle=idle)
+        self.damage.refuse()
+        try:
+            return await self.writer.run(verb, turn=turn)
+        except StoreUnavailable as error:
+            self.damage.note(error)
+            raise
 
     async def redefine(self, verb: Verb[T]) -> T:
         """Run a verb that changes sites, targets, webhooks or routes, then refresh what memory keeps of them.
@@ -55,13 +73,16 @@ class Store:
 
     async def _redefine(self, verb: Verb[T]) -> T:
         try:
-            return await self.writer.run(lambda tx: _revising(tx, verb))
+            return await self.write(lambda tx: _revising(tx, verb))
         finally:
             self.routes.forget_all()
-            await self.sites.load()
+            async with self._loading:
+                await self.sites.load()
 
     async def close(self) -> None:
         """Finish what was handed over, then close the database."""
+        await self.exports.close()
+        await self.reports.close()
         await self.reader.close()
         await self.writer.close()
 

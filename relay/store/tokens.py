@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from sqlalchemy import Select, bindparam, delete, select
 from sqlalchemy import insert as insert_into
 
-from relay.store.engine import Reader, Statement, Tx
+from relay.store.engine import Statement, Tx
+from relay.store.reader import Reader
 from relay.store.schema import tokens
 
 ROLES = ("admin", "manager", "viewer")

@@ -21,10 +21,11 @@ from relay.core.channel import Channel, SourceRule
 from relay.core.hook import HookSettings
 from relay.core.model import Method, OutcomeKind
 from relay.core.site import SiteSettings, Touch
-from relay.store import blocked, retention, search, tokens
+from relay.store import blocked, changes, retention, search, tokens, users
 from relay.store import posts as post_verbs
+from relay.store.changes import Change
 from relay.store.migrate import HEAD
-from relay.store.posts import PostResult
+from relay.store.post import PostResult
 from relay.store.store import DATABASE
 from relay.store.visits import Visitor
 from tests.store_fixtures import DAY, OTHER, SHOP, TRACK, World, hook, part, target_of, world
@@ -59,6 +60,7 @@ VISITOR = Visitor("192.0.2.8", "New York", "USA", "Mozilla/5.0", "mobile", "Fire
 async def fill(w: World) -> None:
     """A little of everything: visits of each method, mail in each state, posts delivered, waiting and withheld."""
     await w.store.write(lambda tx: tokens.create(tx, "ci", "0" * 64, "viewer", ["shop"], w.now))
+    await people(w)
     await w.store.write(lambda tx: blocked.block(tx, w.site().id, "@spam.example", w.now))
     bound = await w.bind(page="https://www.shop.example/?roistat=ads_1", google_client_id="GA1.2")
     for _ in range(2):
@@ -77,6 +79,16 @@ async def fill(w: World) -> None:
     await w.accept(f"help@{TRACK}", body=b"not read yet", claim=None)
     await returned(w)
     await w.store.write(search.index)
+
+
+async def people(w: World) -> None:
+    """An administrator who is logged in, somebody invited who sees one site, and a change that was noted."""
+    ann = await w.store.write(lambda tx: users.create(tx, "ann", "admin", None, w.now, "$argon2id$"))
+    await w.store.write(lambda tx: users.open_session(tx, ann.id, "1" * 64, "192.0.2.8", "Mozilla/5.0", w.now))
+    await w.store.write(lambda tx: users.create(tx, "bob", "viewer", ["shop"], w.now))
+    await w.store.write(lambda tx: users.invite(tx, "bob", "2" * 64, w.now))
+    noted = Change(w.now, "user", "ann", "PATCH /v1/sites/{name}", w.site().id, "shop", {"tracking": True})
+    await w.store.write(lambda tx: changes.note(tx, noted))
 
 
 async def returned(w: World) -> None:

@@ -1,0 +1,15 @@
+"""Why a verb or a reading did not come about."""
+
+from __future__ import annotations
+
+
+class StoreUnavailable(Exception):
+    """The transaction died: disk full, I/O error, lock. Nothing was changed; try again later (SMTP 451)."""
+
+
+class TooLong(StoreUnavailable):
+    """A reading took longer than its reader allows, and was broken off."""
+
+
+class CommitUnknown(StoreUnavailable):
+    """The COMMIT itself failed: after a restart SQLite may find in its log what it could not sync. Undo nothing."""
