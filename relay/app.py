@@ -11,14 +11,17 @@ import gc
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
+from aiohttp import web
 
-from relay import agents, background, commands, notify, sources
+from relay import accepting, agents, background, check, commands, notify, sources
 from relay.bodies import Bodies
 from relay.clockwatch import ClockWatch
 from relay.config.fields import Endpoint
@@ -30,23 +33,26 @@ from relay.extract import Extractor
 from relay.extraction import Extraction
 from relay.forward import Forwarder
 from relay.geoip import GeoIp
-from relay.intake import Intake, Policy
+from relay.intake import Intake
 from relay.learning import Learning
+from relay.loopwatch import LoopWatch
+from relay.measures import Measures
 from relay.pace import Pace
-from relay.secrets import Keys
-from relay.smtp_in import Listen, SmtpServer
-from relay.smtp_limits import Limits, Settings
+from relay.reload import Reloader, certificate, policy, smtp_settings
+from relay.secrets import Keys, new_link, token_hash
+from relay.smtp_in import SmtpServer
 from relay.smtp_out import Sender
-from relay.store import posts
-from relay.store.messages import Evidence
+from relay.store import posts, users
 from relay.store.sites import declare_all
 from relay.store.store import DATABASE, Store
 from relay.sweep import Ages, Sweeper
 from relay.tls import TlsFiles
 from webapi import app as web_app
+from webapi.checks import EACH
 from webapi.compose import Composer
 from webapi.context import Context
-from webapi.webhooks import Poster
+from webapi.poster_frames import Settings as PosterSettings
+from webapi.poster_process import PosterProcess, Posting
 
 log = structlog.get_logger()
 
@@ -54,27 +60,37 @@ log = structlog.get_logger()
 GRACE = 20.0
 #: Open files that the process asks to be allowed.
 FILES = 65_536
+#: Seconds until the event loop gives way to the writer's thread, which waits for its turn after every statement:
+#: Python's 5 ms are longer than a commit takes.
+SWITCH = 0.0005
 Clock = Callable[[], float]
+MakePoster = Callable[[Store, PosterSettings, Clock, Pace], Posting]
 
 
 @dataclass(slots=True)
 class Daemon:
-    """A running daemon: where it listens, and what its parts are."""
+    """A running daemon: where it listens, what its parts are, and the configuration that is in use."""
 
     config: Config
     store: Store
     bodies: Bodies
     keys: Keys
     forwarder: Forwarder
-    poster: Poster
+    poster: Posting
     intake: Intake
     smtp: SmtpServer
+    web: web.Application
+    https: TlsFiles | None
     http_ports: list[int]
 
 
 @contextlib.asynccontextmanager
-async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Daemon]:
+async def running(
+    config: Config, clock: Clock = time.time, make_poster: MakePoster = PosterProcess
+) -> AsyncIterator[Daemon]:
     """Start the daemon; leaving the context stops it, losing nothing.
+
+    With a ``clock`` of its own it needs a poster that goes by it, too.
 
     Raises AlreadyRunning, KeysError, WrongRevision, OSError and what the declared sites may be refused for.
     """
@@ -89,26 +105,18 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
         store = await _open_store(stack, config, keys, clock)
         composer = Composer(keys, config.http.public_url, config.retention.raw)
         pace = Pace()
-        forwarder, poster = await _start_workers(stack, config, store, bodies, keys, composer, clock, pace)
-        extraction = Extraction(
-            store,
-            bodies,
-            Extractor(workers=config.extract.workers),
-            claim=poster.claim,
-            on_posts=poster.submit,
-            clock=clock,
-            pace=pace,
-        )
-        await extraction.start()
-        stack.push_async_callback(extraction.close, GRACE)
+        poster = make_poster(store, _poster_settings(config, keys), clock, pace)
+        forwarder = await _start_forwarding(stack, config, store, bodies, keys, poster, clock)
+        extraction = await _start_posting(stack, config, store, bodies, poster, clock, pace)
         sweeper = Sweeper(store, bodies, _ages(config), clock)
         _background(stack, background.begin("sweep", sweeper.run))
-        _background(stack, background.begin("clock", ClockWatch(store, clock, forwarder.clock_set_back).run))
         stopping = asyncio.Event()
         stack.callback(stopping.set)
         agents.load()  # what the first page view would else wait for
         sources.referrers()
-        intake = Intake(store, keys, _policy(config), forwarder, extraction, bodies, data_dir, clock)
+        loop_watch = LoopWatch()
+        _background(stack, background.begin("loop", loop_watch.run))
+        intake = Intake(store, keys, policy(config), forwarder, extraction, bodies, data_dir, clock, pace)
         context = Context(
             store=store,
             bodies=bodies,
@@ -127,31 +135,44 @@ async def running(config: Config, clock: Clock = time.time) -> AsyncIterator[Dae
             on_posts_due=poster.wake,
             on_deliveries_due=forwarder.retry_now,
             draining=stopping.is_set,
+            standing=poster.standing,
+            measures=lambda: Measures(
+                intake, smtp, forwarder, poster, loop_watch, daemon.config.smtp.min_free
+            ).families(),
+            room=intake.room_for_views,
+            run_checks=lambda names, tell: check.run_some(daemon.config, names, tell, clock, EACH),
         )
-        http_ports = await _start_http(stack, config, context, handed.get("http", []))
+        runner = web_app.runner(context)
+        https = certificate(config.http)
+        smtp = SmtpServer(intake, bodies, smtp_settings(config))
+        http_ports = await _start_http(stack, config, runner, https, handed.get("http", []))
         _background(stack, background.begin("learning", Learning(store.reader, intake.learn).run))
-        smtp = SmtpServer(intake, bodies, _smtp_settings(config))
-        daemon = Daemon(config, store, bodies, keys, forwarder, poster, intake, smtp, http_ports)
+        daemon = Daemon(config, store, bodies, keys, forwarder, poster, intake, smtp, runner.app, https, http_ports)
         control = await serve(data_dir / "control.sock", commands.handlers(daemon, clock))
         stack.push_async_callback(control.close)
         await smtp.start(_listen(config.smtp.listen, handed.get("smtp", []), "smtp"))
         stack.push_async_callback(smtp.stop, GRACE)
+        await _first_admin(store, config.http.public_url, clock())
         log.info("ready", smtp=smtp.ports, http=http_ports, sites=len(store.sites.by_id), data_dir=str(data_dir))
         yield daemon
 
 
-async def serve_forever(config: Config) -> None:
-    """Run until SIGTERM or SIGINT; SIGHUP is answered at once, for certificates reload by themselves."""
+async def serve_forever(config: Config, path: Path) -> None:
+    """Run until SIGTERM or SIGINT; SIGHUP has the configuration's file ``path`` read again (relay/reload.py)."""
     _raise_file_limit()
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    reload = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
     async with AsyncExitStack() as stack:
         daemon = await stack.enter_async_context(running(config))
-        loop.add_signal_handler(signal.SIGHUP, _reloaded)
+        reloader = Reloader(path, daemon, time.time)
+        _background(stack, background.begin("reloading", lambda: reloader.run(reload, notify.reloading, notify.ready)))
         gc.collect()
         gc.freeze()  # what was imported stays for good, so no collection has to walk over it
+        sys.setswitchinterval(SWITCH)
         notify.ready(f"SMTP {daemon.smtp.ports}, HTTP {daemon.http_ports}")
         # A stuck event loop sends nothing; a stop is watched, too.
         watchdog = asyncio.create_task(notify.watchdog(lambda: stopping.is_set() or daemon.store.writer.is_alive))
@@ -170,11 +191,6 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _reloaded() -> None:
-    notify.reloading()
-    notify.ready("certificates are read anew whenever their files change")
-
-
 async def _open_store(stack: AsyncExitStack, config: Config, keys: Keys, clock: Clock) -> Store:
     store = Store(config.data_dir / DATABASE)
     await store.open(lambda line: log.info("migration", step=line))
@@ -186,16 +202,15 @@ async def _open_store(stack: AsyncExitStack, config: Config, keys: Keys, clock: 
     return store
 
 
-async def _start_workers(
+async def _start_forwarding(
     stack: AsyncExitStack,
     config: Config,
     store: Store,
     bodies: Bodies,
     keys: Keys,
-    composer: Composer,
+    poster: Posting,
     clock: Clock,
-    pace: Pace,
-) -> tuple[Forwarder, Poster]:
+) -> Forwarder:
     nameservers = [str(server) for server in config.dns.nameservers]
     resolver = Resolver(nameservers, lifetime=config.dns.timeout)
     sender = Sender(
@@ -204,13 +219,7 @@ async def _start_workers(
         mx_port=config.forward.mx_port,
         per_destination=config.forward.per_destination,
     )
-    poster = Poster(
-        store,
-        composer,
-        allow_private_addresses=config.webhooks.allow_private_addresses,
-        clock=clock,
-        pace=pace,
-    )
+    watch = ClockWatch(store, clock, lambda by: forwarder.clock_set_back(by))
     forwarder = Forwarder(
         store,
         bodies,
@@ -220,13 +229,61 @@ async def _start_workers(
         next_hop=config.forward.next_hop,
         per_destination=config.forward.per_destination,
         clock=clock,
+        clock_is_doubtful=watch.is_doubtful,
         on_held=poster.wake,
     )
+    _background(stack, background.begin("clock", watch.run))
     await forwarder.start()
     stack.push_async_callback(forwarder.close, GRACE)
+    return forwarder
+
+
+async def _start_posting(
+    stack: AsyncExitStack,
+    config: Config,
+    store: Store,
+    bodies: Bodies,
+    poster: Posting,
+    clock: Clock,
+    pace: Pace,
+) -> Extraction:
+    """Extraction and the poster: what is read is posted."""
     await poster.start()
     stack.push_async_callback(poster.close, GRACE)
-    return forwarder, poster
+    extraction = Extraction(
+        store,
+        bodies,
+        Extractor(workers=config.extract.workers),
+        claim=lambda: poster.claim,
+        on_posts=poster.submit,
+        passes_over=poster.backed_up,
+        clock=clock,
+        pace=pace,
+    )
+    await extraction.start()
+    stack.push_async_callback(extraction.close, GRACE)
+    return extraction
+
+
+def _poster_settings(config: Config, keys: Keys) -> PosterSettings:
+    return PosterSettings(
+        keys=keys,
+        public_url=config.http.public_url,
+        links_live_for=config.retention.raw,
+        allow_private_addresses=config.webhooks.allow_private_addresses,
+        log=(config.log.level, config.log.format),
+    )
+
+
+async def _first_admin(store: Store, public_url: str, now: float) -> None:
+    """While nobody can log in to the pages, every start prints a one-time link for the first administrator.
+
+    On standard output and not in the log, which is collected and kept by others.
+    """
+    link = new_link()
+    if await store.write(lambda tx: users.invite(tx, None, token_hash(link), now)):
+        print(f"Nobody can log in yet. The first administrator, within three days: {public_url}/ui/welcome/{link}")
+        sys.stdout.flush()
 
 
 def _background(stack: AsyncExitStack, task: asyncio.Task[None]) -> None:
@@ -238,27 +295,26 @@ def _background(stack: AsyncExitStack, task: asyncio.Task[None]) -> None:
 
 
 async def _start_http(
-    stack: AsyncExitStack, config: Config, context: Context, handed: Sequence[socket.socket]
+    stack: AsyncExitStack,
+    config: Config,
+    runner: web.AppRunner,
+    https: TlsFiles | None,
+    handed: Sequence[socket.socket],
 ) -> list[int]:
-    runner = web_app.runner(context)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    http = config.http
-    tls = TlsFiles(http.tls_cert, http.tls_key).lasting() if http.tls_cert and http.tls_key else None
-    loop, door = asyncio.get_running_loop(), web_app.door(runner)
+    tls = https.lasting() if https else None
+    door = web_app.door(runner)
     ports = []
-    for where in _listen(http.listen, handed, "http"):
-        if isinstance(where, socket.socket):
-            server = await loop.create_server(door, sock=where, ssl=tls)
-        else:
-            server = await loop.create_server(door, *where, ssl=tls)
+    for where in _listen(config.http.listen, handed, "http"):
+        server = await accepting.serve(door, where, tls)
         stack.callback(server.close)
         ports += [sock.getsockname()[1] for sock in server.sockets]
     return ports
 
 
-def _listen(wanted: Sequence[Endpoint | str], handed: Sequence[socket.socket], name: str) -> list[Listen]:
-    found: list[Listen] = []
+def _listen(wanted: Sequence[Endpoint | str], handed: Sequence[socket.socket], name: str) -> list[accepting.Listen]:
+    found: list[accepting.Listen] = []
     for endpoint in wanted:
         if isinstance(endpoint, Endpoint):
             found.append((endpoint.host, endpoint.port or 0))
@@ -269,45 +325,13 @@ def _listen(wanted: Sequence[Endpoint | str], handed: Sequence[socket.socket], n
     return found
 
 
-def _policy(config: Config) -> Policy:
-    return Policy(
-        hostname=config.hostname,
-        operator=config.operator,
-        next_hop=config.forward.next_hop,
-        retry_for=config.forward.retry_for,
-        evidence=Evidence(config.attribution.window, config.attribution.known_sender),
-        min_free=config.smtp.min_free,
-        received_limit=config.limits.received_fields,
-        header_size=config.limits.header_size,
-        header_fields=config.limits.header_fields,
-    )
-
-
-def _smtp_settings(config: Config) -> Settings:
-    limits, smtp = config.limits, config.smtp
-    return Settings(
-        hostname=config.hostname,
-        max_message_size=smtp.max_message_size,
-        bare_lf=smtp.bare_lf,
-        tls=TlsFiles(smtp.tls_cert, smtp.tls_key) if smtp.tls_cert and smtp.tls_key else None,
-        limits=Limits(
-            recipients=limits.recipients,
-            connections=limits.connections,
-            connections_per_address=limits.connections_per_address,
-            commands=limits.commands,
-            errors=limits.errors,
-            idle_commands=limits.idle_commands,
-            command_timeout=limits.command_timeout,
-            data_timeout=limits.data_timeout,
-            data_grace=limits.data_grace,
-            data_rate=limits.data_rate,
-            exempt=tuple(limits.exempt),
-        ),
-    )
-
-
 def _ages(config: Config) -> Ages:
     kept = config.retention
     return Ages(
-        raw=kept.raw, messages=kept.messages, visits=kept.visits, routes=kept.routes, visitor_ip=kept.visitor_ip
+        raw=kept.raw,
+        messages=kept.messages,
+        visits=kept.visits,
+        routes=kept.routes,
+        visitor_ip=kept.visitor_ip,
+        changes=kept.changes,
     )

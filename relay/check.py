@@ -11,24 +11,25 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from relay import check_dns, check_peers, geoip
-from relay.check_findings import FAIL, OK, WARN, Finding, Subject, gather
+import structlog
+
+from relay import check_clock, check_dns, check_peers, check_tls, geoip
+from relay.check_findings import FAIL, OK, PATIENCE, WARN, Finding, Subject, gather
 from relay.config import Config, Endpoint
 from relay.control import ControlError, NotRunning, call
+from relay.core.check import NAMES, Tell
 from relay.store import migrate
 from relay.store.store import DATABASE
 
-__all__ = ["FAIL", "OK", "WARN", "Finding", "run"]
+__all__ = ["FAIL", "OK", "WARN", "Finding", "run", "run_some"]
 
-#: Seconds that any check may take in all.
-PATIENCE = 60.0
+log = structlog.get_logger()
+
 #: Seconds a running daemon has to say that it runs.
 DAEMON_PATIENCE = 5.0
-#: Seconds by which the clock may be behind the newest file before it is called wrong.
-CLOCK_SLACK = 120.0
 #: Seconds after which a GeoIP database is old: networks change hands, and publishers renew theirs every month.
 GEOIP_AGE = 180 * 86_400.0
 
@@ -37,26 +38,69 @@ Check = Callable[[Subject], Awaitable[list[Finding]]]
 
 async def run(config: Config, clock: Callable[[], float] = time.time) -> list[Finding]:
     """Every check; raises nothing that a check could meet."""
-    subject, problems = await gather(config, clock())
-    found = [*problems]
-    local = (data_dir, database, disk, clock_sanity, geoip_files, daemon)
-    for check in local:
-        found += await _guarded(check, subject)
-    remote = (check_peers.certificates, check_dns.names, check_peers.next_hops, check_peers.webhooks)
-    for findings in await asyncio.gather(*(_guarded(check, subject) for check in remote)):
-        found += findings
-    return found
+    found: dict[str, Sequence[Finding]] = {}
+    await run_some(config, NAMES, found.__setitem__, clock)
+    return [finding for name in NAMES for finding in found[name]]
+
+
+async def run_some(
+    config: Config,
+    names: Collection[str],
+    tell: Tell,
+    clock: Callable[[], float] = time.time,
+    patience: float = PATIENCE,
+) -> None:
+    """The checks of these names (core/check.py), each told as it ends; each takes at most ``patience`` seconds.
+
+    What cannot be found out about the database is told as the database's, whichever checks are asked for.
+    """
+    subject, problems = await gather(config, clock(), patience)
+    checks = _checks()
+
+    async def one(name: str) -> None:
+        found = await _guarded(checks[name], subject)
+        tell(name, [*problems, *found] if name == "database" else found)
+
+    if problems and "database" not in names:
+        tell("database", problems)
+    for name in [name for name in names if name not in REMOTE]:
+        await one(name)
+    await asyncio.gather(*(one(name) for name in names if name in REMOTE))
+
+
+#: Checks that wait for others, and not for each other.
+REMOTE = frozenset(("tls", "dns", "next_hops", "webhooks"))
+
+
+def _checks() -> Mapping[str, Check]:
+    return {
+        "data_dir": data_dir,
+        "database": database,
+        "disk": disk,
+        "clock": check_clock.clock,
+        "geoip": geoip_files,
+        "daemon": daemon,
+        "tls": check_tls.certificates,
+        "dns": check_dns.names,
+        "next_hops": check_peers.next_hops,
+        "webhooks": check_peers.webhooks,
+    }
 
 
 async def _guarded(check: Check, subject: Subject) -> list[Finding]:
     what = check.__name__.replace("_", " ")
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(subject.patience):
             return await check(subject)
     except TimeoutError:
-        return [Finding(FAIL, what, f"took longer than {PATIENCE:g} seconds", "try again; look at DNS and network")]
+        text = f"took longer than {subject.patience:g} seconds"
+        return [Finding(FAIL, what, text, "try again; look at DNS and network")]
     except OSError as error:
-        return [Finding(FAIL, what, f"could not be checked: {error}", "")]
+        hint = "see that the file or the network is there, and that the daemon's user may use it"
+        return [Finding(FAIL, what, f"could not be checked: {error}", hint)]
+    except Exception as error:
+        log.exception("check failed unexpectedly", check=what)
+        return [Finding(FAIL, what, f"could not be checked: {type(error).__name__}", "the log has the details")]
 
 
 async def data_dir(subject: Subject) -> list[Finding]:
@@ -121,20 +165,6 @@ async def disk(subject: Subject) -> list[Finding]:
     if free < 3 * reserve or (space.f_files and space.f_favail < 1000):
         return [Finding(WARN, "disk", f"{text}, {space.f_favail} inodes: little is left", "make room")]
     return [Finding(OK, "disk", text)]
-
-
-async def clock_sanity(subject: Subject) -> list[Finding]:
-    """The clock cannot be before what was written already. Whether it is right to the second is for an NTP client."""
-    base = subject.config.data_dir
-    files = (base / DATABASE, base / "lock", Path(__file__))
-    newest = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
-    newest = max(newest, subject.newest_message)
-    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(subject.now))
-    if subject.now < newest - CLOCK_SLACK:
-        behind = newest - subject.now
-        text = f"{now} is {behind:,.0f} s before what was written last: leases and retries go by this clock"
-        return [Finding(FAIL, "clock", text, "set the clock, and keep it with an NTP client")]
-    return [Finding(OK, "clock", f"{now} is not before what was written last")]
 
 
 async def geoip_files(subject: Subject) -> list[Finding]:

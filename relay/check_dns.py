@@ -37,7 +37,8 @@ async def names(subject: Subject) -> list[Finding]:
     for group in groups:
         found += group
     if len(domains) > MOST_DOMAINS:
-        found.append(Finding(WARN, "MX", f"{len(domains) - MOST_DOMAINS} more domains were not looked at"))
+        text = f"{len(domains) - MOST_DOMAINS} more domains were not looked at"
+        found.append(Finding(WARN, "MX", text, f"look at these by hand; only {MOST_DOMAINS} are looked at at once"))
     return found
 
 

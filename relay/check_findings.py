@@ -5,35 +5,26 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Literal
 
 from sqlalchemy import func, select
 
 from relay.config import Config
 from relay.core.address import parse
+from relay.core.check import FAIL, OK, WARN, Finding, Level
 from relay.core.model import Address
 from relay.core.nexthop import NextHop, parse_next_hop
 from relay.secrets import Keys, KeysError, SealError
 from relay.store import migrate, routes
 from relay.store.directory import Directory, TargetView
-from relay.store.engine import Reader, StoreUnavailable
+from relay.store.engine import StoreUnavailable
+from relay.store.reader import Reader
 from relay.store.schema import messages
 from relay.store.store import DATABASE
 
-Level = Literal["ok", "warn", "fail"]
-OK: Level = "ok"
-WARN: Level = "warn"
-FAIL: Level = "fail"
+__all__ = ["FAIL", "OK", "WARN", "Finding", "Level", "Subject", "gather"]
 
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line. ``what`` names the thing checked, ``text`` says how it is, ``hint`` what to do (empty when good)."""
-
-    level: Level
-    what: str
-    text: str
-    hint: str = ""
+#: Seconds that any check may take in all.
+PATIENCE = 60.0
 
 
 @dataclass(slots=True)
@@ -41,11 +32,12 @@ class Subject:
     """``recipients``: real addresses by the next hop that takes their mail, None for their domain's MX.
 
     ``domains`` are those of substitutes. ``webhooks``: (site, URL) and why it is disabled, None for an enabled one.
-    ``revision`` is the database's schema, None without a database.
+    ``revision`` is the database's schema, None without a database. ``patience``: seconds for any check in all.
     """
 
     config: Config
     now: float
+    patience: float = PATIENCE
     revision: str | None = None
     newest_message: float = 0.0
     domains: set[str] = field(default_factory=set)
@@ -63,9 +55,9 @@ class Subject:
         self.recipients[parse_next_hop(url) if url else None].add(address)
 
 
-async def gather(config: Config, now: float) -> tuple[Subject, list[Finding]]:
+async def gather(config: Config, now: float, patience: float = PATIENCE) -> tuple[Subject, list[Finding]]:
     """What is to be checked, and what already went wrong while that was found out."""
-    subject = Subject(config, now)
+    subject = Subject(config, now, patience)
     if config.operator is not None:
         subject.forwards(config.operator, None)
     for site in config.sites:

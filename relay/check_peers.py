@@ -1,17 +1,16 @@
-"""What others will see of us and we of them: certificates, next hops as far as RCPT, webhooks as far as HEAD."""
+"""What we see of others: next hops as far as RCPT, webhooks as far as HEAD."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import aiohttp
-from cryptography import x509
-from cryptography.x509.oid import ExtensionOID
 
 from relay.check_findings import FAIL, OK, WARN, Finding, Subject
 from relay.core.model import Address
@@ -20,11 +19,8 @@ from relay.dns import DnsError, Resolver
 from relay.smtp_out.connection import QUIT_TIME, NoReply
 from relay.smtp_out.handshake import Handshake, NoSession, Target
 from relay.smtp_out.session import Session, Timeouts
-from relay.tls import TlsFiles
 from webapi.guard import ForbiddenAddress, guarded_connector
 
-#: Days before its end from which a certificate should have been renewed.
-RENEW_BEFORE = 14
 #: Next hops or domains, recipients at each, and webhooks that are tried.
 MOST_HOPS = 20
 MOST_RECIPIENTS = 20
@@ -32,79 +28,53 @@ MOST_WEBHOOKS = 50
 #: Seconds to wait for an operator who is looking on; the daemon itself is more patient.
 TIMEOUTS = Timeouts(connect=10, greeting=20, ehlo=20, tls=20, auth=20, mail=20, rcpt=30, reset=5)
 WEBHOOK_TIMEOUT = 15.0
-
-
-async def certificates(subject: Subject) -> list[Finding]:
-    """Whether the certificates load, name this server, and are good for a while."""
-    config, found = subject.config, []
-    for section, files, name in (
-        ("smtp", (config.smtp.tls_cert, config.smtp.tls_key), config.hostname),
-        ("http", (config.http.tls_cert, config.http.tls_key), urlsplit(config.http.public_url).hostname or ""),
-    ):
-        cert, key = files
-        if cert and key:
-            found.append(await asyncio.to_thread(_certificate, subject, f"{section}.tls_cert", cert, key, name))
-        elif section == "smtp" and subject.beyond_loopback:
-            found.append(Finding(WARN, "smtp.tls_cert", "none: mail comes in clear", "set smtp.tls_cert and tls_key"))
-    return found
-
-
-def _certificate(subject: Subject, what: str, cert: Path, key: Path, name: str) -> Finding:
-    try:
-        TlsFiles(cert, key)
-        certificate = x509.load_pem_x509_certificates(cert.read_bytes())[0]
-    except ssl.SSLError as error:
-        reason = error.reason or "not usable"
-        return Finding(
-            FAIL, what, f"{cert} with {key}: {reason}", "give the chain in PEM and the key that belongs to it"
-        )
-    except (OSError, ValueError) as error:
-        return Finding(FAIL, what, f"{cert} with {key}: {error}", "make both readable for the daemon's user")
-    ends = certificate.not_valid_after_utc
-    left = (ends - datetime.fromtimestamp(subject.now, UTC)).days
-    if left < 0:
-        return Finding(FAIL, what, f"{cert} expired on {ends:%Y-%m-%d}", "renew it")
-    if left < RENEW_BEFORE:
-        return Finding(WARN, what, f"{cert} expires on {ends:%Y-%m-%d}", "see why it was not renewed")
-    if not _names(certificate, name):
-        return Finding(WARN, what, f"{cert} does not name {name}", f"get one for {name}")
-    return Finding(OK, what, f"{cert}, good until {ends:%Y-%m-%d}")
-
-
-def _names(certificate: x509.Certificate, name: str) -> bool:
-    """Whether a client that looks for ``name`` would be content (RFC 9525 §6.3)."""
-    try:
-        extension = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
-    except x509.ExtensionNotFound:
-        return False
-    assert isinstance(extension, x509.SubjectAlternativeName)
-    named = {text.lower() for text in extension.get_values_for_type(x509.DNSName)}
-    named |= {str(address) for address in extension.get_values_for_type(x509.IPAddress)}
-    return name in named or f"*.{name.partition('.')[2]}" in named
+#: Of a check's time, what one of its next hops may take.
+SHARE = 0.8
 
 
 async def next_hops(subject: Subject) -> list[Finding]:
     """A real conversation with everyone that mail is forwarded to, which ends before DATA."""
     config = subject.config
     resolver = Resolver([str(server) for server in config.dns.nameservers], timeout=config.dns.timeout)
-    opportunistic = ssl.create_default_context()
+    opportunistic = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     opportunistic.check_hostname = False
     opportunistic.verify_mode = ssl.CERT_NONE
-    handshake = Handshake(config.hostname, TIMEOUTS, ssl.create_default_context(), opportunistic)
+    verified = await asyncio.to_thread(ssl.create_default_context)  # reads every authority of the system
+    handshake = Handshake(config.hostname, TIMEOUTS, verified, opportunistic)
     talks = []
     for hop, recipients in subject.recipients.items():
         for domain in sorted({address.domain for address in recipients}) if hop is None else [""]:
             chosen = [address for address in recipients if hop is not None or address.domain == domain]
-            talks.append(_talk(handshake, resolver, hop or _mx_of(domain, config.forward.mx_port), hop is None, chosen))
+            where = hop or _mx_of(domain, config.forward.mx_port)
+            ask = partial(_talk, handshake, resolver, where, hop is None, chosen)
+            talks.append(_in_time(subject, _named(where, hop is None), ask))
     left = talks[MOST_HOPS:]
     for talk in left:
         talk.close()
     found = [finding for findings in await asyncio.gather(*talks[:MOST_HOPS]) for finding in findings]
     if left:
-        found.append(Finding(WARN, "next hop", f"{len(left)} more next hops were not tried"))
+        text = f"{len(left)} more next hops were not tried"
+        found.append(
+            Finding(WARN, "next hop", text, f"look at the queue for these; only {MOST_HOPS} are tried at once")
+        )
     if handshake.connections:
         await asyncio.wait({connection.closed for connection in handshake.connections}, timeout=2 * QUIT_TIME)
     return found
+
+
+async def _in_time(subject: Subject, what: str, talk: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
+    """A server that says nothing must not hide what the others have said."""
+    seconds = subject.patience * SHARE
+    try:
+        async with asyncio.timeout(seconds):
+            return await talk()
+    except TimeoutError:
+        hint = "see that host and port are right, and that no firewall swallows the connection"
+        return [Finding(FAIL, what, f"did not come as far as RCPT in {seconds:g} s", hint)]
+
+
+def _named(hop: NextHop, by_mx: bool) -> str:
+    return f"MX of {hop.host}" if by_mx else f"next hop {hop.host}:{hop.port}"
 
 
 def _mx_of(domain: str, port: int) -> NextHop:
@@ -115,7 +85,7 @@ def _mx_of(domain: str, port: int) -> NextHop:
 async def _talk(
     handshake: Handshake, resolver: Resolver, hop: NextHop, by_mx: bool, recipients: Sequence[Address]
 ) -> list[Finding]:
-    what = f"MX of {hop.host}" if by_mx else f"next hop {hop.host}:{hop.port}"
+    what = _named(hop, by_mx)
     try:
         targets = await _targets(resolver, hop, by_mx)
     except DnsError as error:
@@ -132,12 +102,20 @@ async def _talk(
             problem = Finding(FAIL, what, text, "see that it runs, lets this host in, and that the login is right")
             continue
         try:
-            return await _ask(session, what, recipients)
+            return [*await _ask(session, what, recipients), *in_clear(what, target, session.connection.encryption)]
         except NoReply as error:
             problem = Finding(FAIL, what, f"{target.label}: {error}", "look at its log")
         finally:
             session.connection.quit()
     return [problem]
+
+
+def in_clear(what: str, target: Target, encryption: str | None) -> list[Finding]:
+    """A warning where mail would cross the internet for everybody to read."""
+    if encryption is not None or not ip_address(target.address).is_global:
+        return []
+    text = f"{target.label}: mail goes there in clear, for it offers no STARTTLS"
+    return [Finding(WARN, what, text, "let it offer STARTTLS; smtp+starttls:// then insists on it")]
 
 
 async def _targets(resolver: Resolver, hop: NextHop, by_mx: bool) -> list[Target]:
@@ -152,6 +130,7 @@ async def _targets(resolver: Resolver, hop: NextHop, by_mx: bool) -> list[Target
 async def _ask(session: Session, what: str, recipients: Sequence[Address]) -> list[Finding]:
     """MAIL and RCPT for each, then RSET. Raises NoReply."""
     connection, found = session.connection, []
+    spoken = connection.encryption or "in clear"
     connection.write(b"MAIL FROM:<>\r\n")
     reply = await connection.reply(TIMEOUTS.mail)
     if reply.code // 100 != 2:
@@ -162,7 +141,7 @@ async def _ask(session: Session, what: str, recipients: Sequence[Address]) -> li
         reply = await connection.reply(TIMEOUTS.rcpt)
         text = f"{session.host}: RCPT {recipient}: {reply.code} {reply.text}"
         if reply.code // 100 == 2:
-            found.append(Finding(OK, what, text))
+            found.append(Finding(OK, what, f"{text} ({spoken})"))
         elif reply.code // 100 == 4:
             found.append(Finding(WARN, what, text, "greylisting passes by itself; otherwise look at its log"))
         else:
@@ -184,7 +163,8 @@ async def webhooks(subject: Subject) -> list[Finding]:
             await asyncio.gather(*(_webhook(client, site, url, why) for (site, url), why in wanted[:MOST_WEBHOOKS]))
         )
     if len(wanted) > MOST_WEBHOOKS:
-        found.append(Finding(WARN, "webhook", f"{len(wanted) - MOST_WEBHOOKS} more webhooks were not tried"))
+        text = f"{len(wanted) - MOST_WEBHOOKS} more webhooks were not tried"
+        found.append(Finding(WARN, "webhook", text, f"test these by hand; only {MOST_WEBHOOKS} are tried at once"))
     return found
 
 
@@ -192,7 +172,12 @@ async def _webhook(client: aiohttp.ClientSession, site: str, url: str, disabled:
     what = f"webhook of {site}"
     host = urlsplit(url).netloc  # not the whole URL: its path may be a secret
     if disabled is not None:
-        return Finding(WARN, what, f"{host} is disabled: {disabled}", "relay webhook list, relay webhook enable ID")
+        return Finding(
+            WARN,
+            what,
+            f"{host} is disabled: {disabled}",
+            "enable it when its receiver is well: page Webhooks, or relay webhook enable ID",
+        )
     try:
         async with client.head(url, allow_redirects=False) as response:
             status = response.status
@@ -201,7 +186,9 @@ async def _webhook(client: aiohttp.ClientSession, site: str, url: str, disabled:
     except aiohttp.ClientConnectorError as error:
         if isinstance(error.os_error, ForbiddenAddress):
             return Finding(FAIL, what, f"{host}: {error.os_error.strerror}", "see docs/configuration.md, [webhooks]")
-        return Finding(FAIL, what, f"{host}: {error.os_error}", "see that the URL is right and its server runs")
+        return Finding(
+            FAIL, what, f"{host}: {_reason(error.os_error)}", "see that the URL is right and its server runs"
+        )
     except TimeoutError:
         return Finding(FAIL, what, f"{host}: no answer in {WEBHOOK_TIMEOUT:g} s", "see that its server runs")
     except (aiohttp.ClientError, ValueError) as error:
@@ -211,3 +198,8 @@ async def _webhook(client: aiohttp.ClientSession, site: str, url: str, disabled:
     if status >= 500:
         return Finding(WARN, what, f"{host}: {status} to HEAD", "look at its log")
     return Finding(OK, what, f"{host}: reached ({status} to HEAD)")
+
+
+def _reason(error: OSError) -> str:
+    """ "Connection refused" rather than the call that asyncio made; for a name, what the resolver says."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import structlog
 
 from relay.store import clock as clock_verbs
+from relay.store.clock import TOLERANCE
 from relay.store.engine import StoreUnavailable
 from relay.store.store import Store
 
@@ -16,17 +17,15 @@ log = structlog.get_logger()
 
 #: Seconds between two looks.
 INTERVAL = 5.0
-#: Seconds by which the clock may differ from the time that passed before it counts as set.
-TOLERANCE = 10.0
 
 
 class ClockWatch:
-    """Compares the clock with the time that passed; ``on_set_back`` is told how many seconds it went back."""
+    """Compares the clock with the time that passed; ``on_set`` is told the seconds that it went back (< 0: ahead)."""
 
-    def __init__(self, store: Store, clock: Callable[[], float], on_set_back: Callable[[float], None]) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float], on_set: Callable[[float], None]) -> None:
         self._store = store
         self._clock = clock
-        self._on_set_back = on_set_back
+        self._on_set = on_set
         self._ahead = self._now_ahead()
 
     async def run(self) -> None:
@@ -41,14 +40,17 @@ class ClockWatch:
         step = ahead - self._ahead
         if abs(step) > TOLERANCE:
             log.error("the clock was set", seconds=round(step, 1), hint="times in History may be wrong")
-        if step < -TOLERANCE:
             now = self._clock()
             try:
-                await self._store.write(lambda tx: clock_verbs.set_back(tx, -step, now))
+                await self._store.write(lambda tx: clock_verbs.was_set(tx, step, now))
             except StoreUnavailable:
                 return  # the writer has logged why
-            self._on_set_back(-step)
+            self._on_set(-step)
         self._ahead = ahead
+
+    def is_doubtful(self) -> bool:
+        """Whether it was set since the last look: what it says must not give anything up. A slow drift is no reason."""
+        return abs(self._now_ahead() - self._ahead) > TOLERANCE
 
     def _now_ahead(self) -> float:
         return self._clock() - time.monotonic()

@@ -6,30 +6,39 @@ targets and blocked senders are in relay/commands_sites.py, webhooks in relay/co
 
 from __future__ import annotations
 
+import getpass
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from relay import commands_sites, commands_webhooks
+from relay import commands_sites, commands_users, commands_webhooks
 from relay.config import fields as f
 from relay.config.models import Section
 from relay.config.problems import problems_of
 from relay.control import ControlError, Handler, Lines
 from relay.secrets import new_token, token_hash
 from relay.store import history, queue, replay, retention, tokens
+from relay.store.changes import Change
 from relay.store.engine import StoreUnavailable
+from relay.store.noting import Note, always
+from relay.store.queue_view import QueueFilter
 from relay.store.routes import AddressTaken
 from relay.store.sites import DeclaredElsewhere, NameTaken
 from relay.workplace import Command, Workplace
+from webapi import requeue
+from webapi.audit import shown
 from webapi.replays import reattribute
 
 if TYPE_CHECKING:
     from relay.app import Daemon
 
 Id = Annotated[int, Field(ge=1, le=(1 << 63) - 1)]
+#: Arguments that say what a command is about, the most telling first.
+SUBJECTS = ("name", "address", "webhook", "message", "site")
 #: Deliveries that one command may name.
 MOST_IDS = 10_000
 
@@ -46,8 +55,8 @@ async def create_token(place: Workplace, given: CreateToken) -> Lines:
         place.site(name)
     token, now = new_token(), place.clock()
     try:
-        await place.store.write(
-            lambda tx: tokens.create(tx, given.name, token_hash(token), given.role, given.sites, now)
+        await place.write(
+            lambda tx: tokens.create(tx, given.name, token_hash(token), given.role, given.sites, now), changed=always
         )
     except tokens.TokenNameTaken:
         raise ControlError(f"there is a token named {given.name!r} already", "name") from None
@@ -59,7 +68,7 @@ class RevokeToken(Section):
 
 
 async def revoke_token(place: Workplace, given: RevokeToken) -> Lines:
-    if not await place.store.write(lambda tx: tokens.revoke(tx, given.name)):
+    if not await place.write(lambda tx: tokens.revoke(tx, given.name)):
         raise ControlError(f"there is no token named {given.name!r}", "name")
     return {"name": given.name}
 
@@ -77,7 +86,11 @@ async def retry_deliveries(place: Workplace, given: RetryDeliveries) -> Lines:
         raise ControlError("either name deliveries or say all", "deliveries")
     now = place.clock()
     expires_at = now + place.config.forward.retry_for
-    changed = await place.store.write(lambda tx: queue.retry(tx, given.deliveries, now, expires_at))
+    if given.deliveries is None:
+        wanted = QueueFilter(states=requeue.AGAIN)
+        changed = await requeue.retry_all(place.store.reader, place.write, wanted, now, expires_at)
+    else:
+        changed = await requeue.retry(place.write, given.deliveries, now, expires_at)
     place.deliveries_due()
     return {"changed": changed}
 
@@ -89,7 +102,7 @@ class DropDeliveries(Section):
 async def drop_deliveries(place: Workplace, given: DropDeliveries) -> Lines:
     """Give deliveries up; their messages stay in the history."""
     now = place.clock()
-    return {"changed": await place.store.write(lambda tx: queue.drop(tx, given.deliveries, now))}
+    return {"changed": await place.write(lambda tx: queue.drop(tx, given.deliveries, now))}
 
 
 class ReplayMessage(Section):
@@ -107,8 +120,8 @@ async def replay_message(place: Workplace, given: ReplayMessage) -> Lines:
     now = place.clock()
     changed = 0
     if given.reattribute:
-        changed = await reattribute(place.store, given.message, place.evidence(), now, None)
-    posts = await place.store.write(lambda tx: replay.replay(tx, given.message, None, now))
+        changed = await reattribute(place.store, given.message, place.evidence(), now, None, place.write)
+    posts = await place.write(lambda tx: replay.replay(tx, given.message, None, now))
     if not posts and not changed:
         raise ControlError(f"message {given.message} belongs to no site with an enabled webhook", "message")
     place.posts_due()
@@ -124,9 +137,7 @@ class EraseVisit(Section):
 async def erase_visit(place: Workplace, given: EraseVisit) -> Lines:
     """Its messages stay, without it."""
     site, now = place.site(given.site), place.clock()
-    erased = await place.store.write(
-        lambda tx: retention.erase_visit(tx, site.id, given.number, now, browser=given.browser)
-    )
+    erased = await place.write(lambda tx: retention.erase_visit(tx, site.id, given.number, now, browser=given.browser))
     if not erased:
         raise ControlError(f"site {site.name!r} has no visit {given.number}", "number")
     place.store.routes.forget_all()  # its unique addresses are retired
@@ -142,6 +153,7 @@ COMMANDS: Mapping[str, Command] = {
     "visit.erase": Command(EraseVisit, erase_visit),
     **commands_sites.COMMANDS,
     **commands_webhooks.COMMANDS,
+    **commands_users.COMMANDS,
 }
 
 
@@ -153,8 +165,12 @@ async def perform(place: Workplace, name: str, arguments: Lines) -> Lines:
     except ValidationError as error:
         problems = problems_of(error, command.arguments)
         raise ControlError("; ".join(map(str, problems)), problems[0].path) from None
+    note = Note(place.store, _change(place, name, given)) if command.audited else None  # before: a site may go
     try:
-        return await command.run(place, given)
+        answer = await command.run(replace(place, note=note), given)
+        if note is not None:
+            await note.finish()
+        return answer
     except DeclaredElsewhere as error:
         raise ControlError(f"site {error} is defined in relay.toml: change it there", "site") from None
     except (AddressTaken, NameTaken) as error:
@@ -163,19 +179,39 @@ async def perform(place: Workplace, name: str, arguments: Lines) -> Lines:
         raise ControlError(f"the database: {error}") from None
 
 
+def _change(place: Workplace, name: str, given: Section) -> Change:
+    """What the log of changes says of a command: its arguments, but no secrets."""
+    details = shown(given)
+    site = place.store.sites.by_name.get(str(details.get("site", "")))
+    subject = next((str(details[key]) for key in SUBJECTS if details.get(key)), None)
+    site_id = None if site is None else site.id
+    return Change(place.clock(), "command", _account(), name, site_id, subject, details)
+
+
+def _account() -> str:
+    """Who runs this: in a container an account may have a number only."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
 def handlers(daemon: Daemon, clock: Callable[[], float]) -> Mapping[str, Handler]:
     """What the daemon's control socket answers: every command, and `status`, by which others find its ports."""
-    place = Workplace(
-        daemon.store,
-        daemon.keys,
-        daemon.config,
-        clock,
-        deliveries_due=daemon.forwarder.retry_now,
-        posts_due=daemon.poster.wake,
-        learned=lambda: daemon.intake.evidence,
-    )
+
+    async def run(name: str, arguments: Lines) -> Lines:
+        place = Workplace(
+            daemon.store,
+            daemon.keys,
+            daemon.config,  # as it is now
+            clock,
+            deliveries_due=daemon.forwarder.retry_now,
+            posts_due=daemon.poster.wake,
+            learned=lambda: daemon.intake.evidence,
+        )
+        return await perform(place, name, arguments)
 
     async def status(_: Lines) -> Lines:
         return {"pid": os.getpid(), "smtp": daemon.smtp.ports, "http": daemon.http_ports}
 
-    return {"status": status, **{name: partial(perform, place, name) for name in COMMANDS}}
+    return {"status": status, **{name: partial(run, name) for name in COMMANDS}}

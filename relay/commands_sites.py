@@ -18,10 +18,12 @@ from relay.config.rules import broken_rules
 from relay.control import ControlError, Lines
 from relay.core.model import Address, Method, RouteKind
 from relay.declare import definitions
-from relay.store import blocked, sites
+from relay.store import blocked, site_definitions, sites
 from relay.store.directory import SiteView, TargetView
 from relay.store.engine import Tx
-from relay.store.sites import DeclaredElsewhere, SiteDefinition, StaticDefinition, TargetDefinition
+from relay.store.noting import always
+from relay.store.site_definitions import EditionPassed
+from relay.store.sites import DeclaredElsewhere, SiteDefinition
 from relay.workplace import Command, Workplace
 
 #: Pool addresses that one command may add.
@@ -49,7 +51,7 @@ async def add_site(place: Workplace, given: AddSite) -> Lines:
         bots=given.bots,
     )
     definition, now = _defined(place, site), place.clock()
-    await place.store.redefine(lambda tx: sites.create(tx, definition, now))
+    await place.redefine(lambda tx: sites.create(tx, definition, now))
     return {"site": definition.name, "key": definition.key}
 
 
@@ -60,7 +62,7 @@ class NamedSite(Section):
 async def remove_site(place: Workplace, given: NamedSite) -> Lines:
     """Its routes go on forwarding, without attribution, for retention.routes."""
     now = place.clock()
-    if not await place.store.redefine(lambda tx: sites.remove(tx, given.site, now)):
+    if not await place.redefine(lambda tx: sites.remove(tx, given.site, now)):
         raise ControlError(f"there is no site named {given.site!r}", "site")
     return {"site": given.site}
 
@@ -72,13 +74,13 @@ class SwitchSite(Section):
 
 async def switch_tracking(place: Workplace, given: SwitchSite) -> Lines:
     site = place.site(given.site)
-    await place.store.redefine(lambda tx: sites.switch(tx, site.id, given.on, site.send_to_crm))
+    await place.redefine(lambda tx: sites.switch(tx, site.id, tracking=given.on), always)
     return {"site": site.name, "on": given.on}
 
 
 async def switch_crm(place: Workplace, given: SwitchSite) -> Lines:
     site = place.site(given.site)
-    await place.store.redefine(lambda tx: sites.switch(tx, site.id, site.tracking, given.on))
+    await place.redefine(lambda tx: sites.switch(tx, site.id, send_to_crm=given.on), always)
     return {"site": site.name, "on": given.on}
 
 
@@ -96,7 +98,7 @@ async def add_target(place: Workplace, given: AddTarget) -> Lines:
     await _refuse_circle(place, given)
     (target,) = _defined(place, _around(given)).targets
     definition = await _stored(place, site)
-    await _define(place, replace(definition, targets=(*definition.targets, target)))
+    await _define(place, site, definition, targets=(*definition.targets, target))
     made = place.site(site.name).by_address[given.address.key]
     return {"site": site.name, "address": str(given.address), "pool": await _pool(place, made)}
 
@@ -112,7 +114,7 @@ async def remove_target(place: Workplace, given: NamedTarget) -> Lines:
     _target(site, given.address)
     definition = await _stored(place, site)
     left = tuple(target for target in definition.targets if target.address.key != given.address.key)
-    await _define(place, replace(definition, targets=left))
+    await _define(place, site, definition, targets=left)
     return {"site": site.name, "address": str(given.address)}
 
 
@@ -126,7 +128,7 @@ async def add_to_pool(place: Workplace, given: AddToPool) -> Lines:
     _refuse_broken(place, {"address": str(given.address), "pool": [str(address) for address in given.pool]})
     _refuse_destinations(place, given.pool)
     now = place.clock()
-    await place.store.redefine(lambda tx: sites.add_to_pool(tx, site.id, target.id, given.pool, now))
+    await place.redefine(lambda tx: sites.add_to_pool(tx, site.id, target.id, given.pool, now), always)
     return {"pool": [str(address) for address in given.pool]}
 
 
@@ -143,7 +145,7 @@ async def grow_pool(place: Workplace, given: GrowPool) -> Lines:
         return sites.grow_pool(tx, site.id, target.id, target.address.local, target.domain, given.count, now)
 
     try:
-        made = await place.store.redefine(grow)
+        made = await place.redefine(grow)
     except ValueError as error:
         raise ControlError(f"{given.address}: {error}", "address") from None
     return {"pool": [str(address) for address in made]}
@@ -157,7 +159,7 @@ async def block_sender(place: Workplace, given: BlockSender) -> Lines:
     """Its letters become no deals any more; they are forwarded as before."""
     site, now = place.site(given.site), place.clock()
     try:
-        await place.store.write(lambda tx: blocked.block(tx, site.id, given.sender, now))
+        await place.write(lambda tx: blocked.block(tx, site.id, given.sender, now), always)
     except blocked.TooMany as error:
         raise ControlError(str(error), "sender") from None
     return {"site": site.name, "sender": given.sender}
@@ -165,7 +167,7 @@ async def block_sender(place: Workplace, given: BlockSender) -> Lines:
 
 async def unblock_sender(place: Workplace, given: BlockSender) -> Lines:
     site = place.site(given.site)
-    if not await place.store.write(lambda tx: blocked.unblock(tx, site.id, given.sender)):
+    if not await place.write(lambda tx: blocked.unblock(tx, site.id, given.sender)):
         raise ControlError(f"{given.sender} is not blocked at site {site.name!r}", "sender")
     return {"site": site.name, "sender": given.sender}
 
@@ -198,9 +200,19 @@ def _pooled(site: SiteView, address: Address) -> TargetView:
     return target
 
 
-async def _define(place: Workplace, definition: SiteDefinition) -> None:
-    now = place.clock()
-    await place.store.redefine(lambda tx: sites.define(tx, definition, now))
+async def _define(place: Workplace, site: SiteView, before: SiteDefinition, **changes: Any) -> None:
+    """Change a definition that was read just now; raises ControlError when somebody else has done so meanwhile."""
+    now, edition = place.clock(), site_definitions.edition(before)
+    wanted = replace(before, tracking=None, send_to_crm=None, **changes)
+
+    def define(tx: Tx) -> int:
+        site_definitions.expect(tx, site.id, edition)
+        return sites.define(tx, wanted, now)
+
+    try:
+        await place.redefine(define)
+    except EditionPassed:
+        raise ControlError(f"somebody else has changed site {site.name!r} meanwhile: try again", "site") from None
 
 
 def _defined(place: Workplace, site: Site) -> SiteDefinition:
@@ -217,39 +229,8 @@ async def _stored(place: Workplace, site: SiteView) -> SiteDefinition:
     """What defines the site now; raises DeclaredElsewhere. Webhooks are left out: they live apart from it."""
     if site.declared:
         raise DeclaredElsewhere(site.name)
-    targets, statics = [], []
-    for target in site.targets:
-        substitutes = await place.store.sites.substitutes(target.id)
-        targets.append(
-            TargetDefinition(
-                address=target.address,
-                method=target.method,
-                domain=target.domain,
-                pool=tuple(f.address(row["address"]) for row in substitutes if row["kind"] == RouteKind.POOL.value),
-                lease=target.lease,
-                forward_to=target.forward_to,
-                next_hop=target.next_hop,
-                additional=target.additional,
-            )
-        )
-        statics += [
-            StaticDefinition(f.address(row["address"]), str(target.address), row["label"])
-            for row in substitutes
-            if row["kind"] == RouteKind.STATIC.value
-        ]
-    return SiteDefinition(
-        name=site.name,
-        key=site.key,
-        origins=site.origins,
-        tracking=site.tracking,
-        send_to_crm=site.send_to_crm,
-        bots=site.bots,
-        visit_timeout=site.visit_timeout,
-        conditions=dict(site.conditions),
-        settings=site.settings,
-        targets=tuple(targets),
-        statics=tuple(statics),
-    )
+    substitutes = {target.id: await place.store.sites.substitutes(target.id) for target in site.targets}
+    return site_definitions.of_view(site, substitutes)
 
 
 async def _pool(place: Workplace, target: TargetView) -> list[str]:

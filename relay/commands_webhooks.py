@@ -42,7 +42,7 @@ async def add_webhook(place: Workplace, given: AddWebhook) -> Lines:
         wanted = new_webhook(site, given.url, secret, given, place.keys, called=f"site {site.name!r}")
     except HookRefused as error:
         raise ControlError(str(error), error.field or "site") from None
-    webhook_id = await place.store.redefine(lambda tx: webhooks.add(tx, site.id, wanted, now))
+    webhook_id = await place.redefine(lambda tx: webhooks.add(tx, site.id, wanted, now))
     return {"id": webhook_id} | ({} if given.secret else {"secret": secret})
 
 
@@ -63,21 +63,21 @@ async def change_webhook(place: Workplace, given: ChangeWebhook) -> Lines:
         wanted = changed_webhook(site, webhook, given.url, given, place.keys, called=f"site {site.name!r}")
     except HookRefused as error:
         raise ControlError(str(error), error.field or "webhook") from None
-    await place.store.redefine(lambda tx: webhooks.change(tx, webhook.id, wanted))
+    await place.redefine(lambda tx: webhooks.change(tx, webhook.id, wanted))
     return {"id": webhook.id, "url": wanted.url}
 
 
 async def remove_webhook(place: Workplace, given: NamedWebhook) -> Lines:
     _, webhook = _own(place, given.webhook)
     now = place.clock()
-    await place.store.redefine(lambda tx: webhooks.remove(tx, webhook.id, now))
+    await place.redefine(lambda tx: webhooks.remove(tx, webhook.id, now))
     return {"id": webhook.id, "url": webhook.url}
 
 
 async def enable_webhook(place: Workplace, given: NamedWebhook) -> Lines:
     """Post to it again, after a 410 or somebody's hand had disabled it."""
     _, webhook = _webhook(place, given.webhook)
-    await place.store.redefine(lambda tx: webhooks.enable(tx, webhook.id))
+    await place.redefine(lambda tx: webhooks.enable(tx, webhook.id))
     place.posts_due()
     return {"id": webhook.id, "url": webhook.url}
 
@@ -86,7 +86,7 @@ async def disable_webhook(place: Workplace, given: NamedWebhook) -> Lines:
     """Post nothing more to it; what waits for it fails, and can be replayed."""
     _, webhook = _webhook(place, given.webhook)
     now = place.clock()
-    await place.store.redefine(lambda tx: webhooks.switch_off(tx, webhook.id, webhooks.BY_HAND, now))
+    await place.redefine(lambda tx: webhooks.switch_off(tx, webhook.id, webhooks.BY_HAND, now))
     return {"id": webhook.id, "url": webhook.url}
 
 
@@ -101,7 +101,7 @@ async def rotate_secret(place: Workplace, given: RotateSecret) -> Lines:
     _, webhook = _own(place, given.webhook)
     secret = given.secret or fresh_secret()
     sealed, until = place.keys.seal(secret), place.clock() + given.keep
-    await place.store.redefine(lambda tx: webhooks.rotate(tx, webhook.id, sealed, until))
+    await place.redefine(lambda tx: webhooks.rotate(tx, webhook.id, sealed, until))
     return {"id": webhook.id, "url": webhook.url} | ({} if given.secret else {"secret": secret})
 
 
@@ -151,7 +151,7 @@ async def replay_webhook(place: Workplace, given: ReplayWebhook) -> Lines:
     wanted = Selection(given.failed, given.since, given.until)
     evidence = place.evidence() if given.reattribute else None
     try:
-        count = await replay_selected(place.store, webhook.id, site.id, wanted, place.clock(), evidence)
+        count = await replay_selected(place.store, webhook.id, site.id, wanted, place.clock(), evidence, place.write)
     except replay.OutOfUse:
         raise _disabled(webhook.id) from None
     place.posts_due()
@@ -165,7 +165,7 @@ COMMANDS: Mapping[str, Command] = {
     "webhook.enable": Command(NamedWebhook, enable_webhook),
     "webhook.disable": Command(NamedWebhook, disable_webhook),
     "webhook.rotate": Command(RotateSecret, rotate_secret),
-    "webhook.test": Command(NamedWebhook, try_webhook),
+    "webhook.test": Command(NamedWebhook, try_webhook, audited=False),
     "webhook.replay": Command(ReplayWebhook, replay_webhook),
 }
 

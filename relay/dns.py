@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import dns.asyncresolver
 import dns.exception
+import dns.message
 import dns.name
 import dns.nameserver
 import dns.rdatatype
@@ -172,6 +173,9 @@ class Resolver:
         except (dns.exception.DNSException, OSError) as error:
             raise DnsTemporary(f"{rdtype} of {name}: {type(error).__name__}") from None
         ttl = answer.chaining_result.minimum_ttl
+        if answer.rrset is None and _is_referral(answer.response):
+            # Taken for "no MX" it would send the mail to the domain's web server.
+            raise DnsTemporary(f"{rdtype} of {name}: the name server knows nothing and refers to others")
         if answer.rrset is None:
             return _Entry(self._clock() + min(ttl, _MAX_NEGATIVE_TTL), ())
         return _Entry(self._clock() + min(ttl, _MAX_TTL), tuple(_record(rdata) for rdata in answer.rrset))
@@ -208,6 +212,12 @@ def _negative_ttl(error: dns.resolver.NXDOMAIN) -> float:
     """Seconds that the answer may be kept (RFC 2308 §5)."""
     responses = error.kwargs["responses"].values()
     return min(float(response.resolve_chaining().minimum_ttl) for response in responses)
+
+
+def _is_referral(response: dns.message.Message) -> bool:
+    """A lame server's way to say nothing: an empty answer with NS and without SOA (RFC 2308 §2.2)."""
+    kinds = {rrset.rdtype for rrset in response.authority}
+    return dns.rdatatype.NS in kinds and dns.rdatatype.SOA not in kinds
 
 
 def _reason(error: dns.resolver.NoNameservers) -> str:

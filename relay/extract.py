@@ -19,23 +19,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import struct
 import subprocess
-import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from relay import background
+from relay.child import Child, popen
+from relay.core.letter import Letter
 from relay.core.mime import MAX_HEADER, Extracted
 from relay.core.mimetext import headers_only
-from relay.extract_frames import CAREFUL, COUNT, HTML, IS_PATH, ITEM, READY, from_json
+from relay.extract_frames import CAREFUL, COUNT, HTML, IS_PATH, ITEM, LETTER, READY, from_json, letter_from_json
 
 log = structlog.get_logger()
 
@@ -44,7 +45,6 @@ BATCH_OCTETS = 1024 * 1024
 WAITING = 1024  # messages; further callers of extract() wait before they are let in
 MEMORY = 1024 * 1024 * 1024  # octets of address space a worker may have
 _LIFE = 50_000  # messages after which a worker is replaced: what libxml2 remembers of strangers' tags goes with it
-_START = 30.0  # seconds a worker may take to import what it needs
 _PAUSE = 5.0  # seconds between attempts to start a worker that can't be started
 _MAX_ANSWER = 64 * 1024 * 1024  # octets; no message that keeps the limits comes near
 _YIELD = 64 * 1024  # octets of answer after which the event loop gets its turn
@@ -57,9 +57,9 @@ class ExtractorClosed(RuntimeError):
 @dataclass(slots=True, eq=False)
 class _Job:
     source: bytes | Path
-    done: asyncio.Future[Extracted]
-    alone: bool  # a file, or a message whose batch has killed a worker
-    html: bool
+    done: asyncio.Future[Any]  # Extracted, with LETTER Letter
+    alone: bool  # a file, a letter, or a message whose batch has killed a worker
+    flags: int  # HTML or LETTER
     careful: bool = False  # it has killed a worker alone
 
 
@@ -101,10 +101,23 @@ class Extractor:
         Never raises for what the message holds: see ``Extracted.partial``. Waits while WAITING others wait.
         Raises ExtractorClosed.
         """
+        result: Extracted = await self._ask(source, HTML if html else 0)
+        return result
+
+    async def letter(self, source: bytes | Path) -> Letter:
+        """The HTML form of one message, made safe to show: ``source`` and what is raised as for :meth:`extract`.
+
+        One that ends a worker, or takes a third of the time limit, gives no HTML.
+        """
+        result: Letter = await self._ask(source, LETTER)
+        return result
+
+    async def _ask(self, source: bytes | Path, flags: int) -> Any:
         async with self._room:
             if self._closed:
                 raise ExtractorClosed
-            job = _Job(source, asyncio.get_running_loop().create_future(), isinstance(source, Path), html)
+            alone = isinstance(source, Path) or bool(flags & LETTER)
+            job = _Job(source, asyncio.get_running_loop().create_future(), alone, flags)
             self._waiting.append(job)
             self._arrived.set()
             return await job.done
@@ -160,7 +173,7 @@ class Extractor:
 
     async def _deliver(self, batch: list[_Job], answers: list[bytes]) -> None:
         for job, answer in zip(batch, answers, strict=True):
-            self._settle(job, from_json(answer))
+            self._settle(job, letter_from_json(answer) if job.flags & LETTER else from_json(answer))
             if len(answer) > _YIELD:
                 await asyncio.sleep(0)
 
@@ -169,7 +182,7 @@ class Extractor:
             if job.done.done():
                 continue
             if job.careful:
-                self._settle(job, await self._header(job.source))
+                self._settle(job, Letter(cut=True) if job.flags & LETTER else await self._header(job.source))
                 continue
             job.careful = len(batch) == 1
             job.alone = True
@@ -185,13 +198,13 @@ class Extractor:
             return Extracted(None, None, False, (), True)
 
     @staticmethod
-    def _settle(job: _Job, result: Extracted | ExtractorClosed) -> None:
+    def _settle(job: _Job, result: Extracted | Letter | ExtractorClosed) -> None:
         if job.done.done():
             return  # its caller went away
-        if isinstance(result, Extracted):
-            job.done.set_result(result)
-        else:
+        if isinstance(result, ExtractorClosed):
             job.done.set_exception(result)
+        else:
+            job.done.set_result(result)
 
     async def _spawn(self) -> _Worker:
         worker = await _Worker.spawn(3 * self._attempt, self._memory)
@@ -213,87 +226,48 @@ class Extractor:
 
 
 class _Worker:
-    """A process and our end of the socket that is its standard input."""
+    """One of the processes, and how many messages it has read."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._process = process
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, child: Child) -> None:
+        self._child = child
         self.served = 0
 
     @classmethod
     async def spawn(cls, seconds: float, memory: int) -> _Worker:
         """Start a process and wait for its READY; raises OSError."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            for end in (ours, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BATCH_OCTETS)
-            try:
-                process = _popen(theirs.fileno(), [str(seconds), str(memory)])
-            except OSError:
-                ours.close()
-                raise
-        closing: Callable[[], None] = ours.close
-        try:
-            async with asyncio.timeout(_START):
-                reader, writer = await asyncio.open_connection(sock=ours, limit=BATCH_OCTETS)
-                closing = writer.transport.abort
-                worker = cls(process, reader, writer)
-                await reader.readexactly(len(READY))
-        except BaseException as error:
-            process.kill()
-            process.wait()
-            closing()
-            if isinstance(error, EOFError):
-                raise OSError(f"the worker ended at its start with exit code {process.returncode}") from error
-            raise
-        return worker
+        arguments = [str(seconds), str(memory)]
+        return cls(await Child.spawn(lambda channel: _popen(channel, arguments), READY, BATCH_OCTETS))
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._child.process.pid
 
     @property
     def gone(self) -> bool:
-        return self._reader.at_eof()
+        return self._child.reader.at_eof()
 
     async def ask(self, jobs: Sequence[_Job]) -> list[bytes]:
         """The answer for each message; raises OSError, EOFError or ValueError when the worker dies or lies."""
         bodies = [job.source if isinstance(job.source, bytes) else os.fsencode(job.source) for job in jobs]
         items = [ITEM.pack(_flags(job), len(body)) for job, body in zip(jobs, bodies, strict=True)]
-        self._writer.write(b"".join([COUNT.pack(len(bodies)), *items, *bodies]))
-        lengths = struct.unpack(f"!{len(bodies)}I", await self._reader.readexactly(COUNT.size * len(bodies)))
+        self._child.writer.write(b"".join([COUNT.pack(len(bodies)), *items, *bodies]))
+        lengths = struct.unpack(f"!{len(bodies)}I", await self._child.reader.readexactly(COUNT.size * len(bodies)))
         if sum(lengths) > _MAX_ANSWER:
             raise ValueError(f"an answer of {sum(lengths)} octets")
-        answers = await self._reader.readexactly(sum(lengths))
+        answers = await self._child.reader.readexactly(sum(lengths))
         self.served += len(bodies)
         return [answers[end - length : end] for end, length in zip(accumulate(lengths), lengths, strict=True)]
 
     async def end(self) -> None:
-        """Kill the process, wait for it and close the socket."""
-        self._process.kill()
-        self._writer.transport.abort()
-        await asyncio.to_thread(self._process.wait)
+        await self._child.end()
 
 
 def _popen(channel: int, arguments: list[str]) -> subprocess.Popen[bytes]:
-    """A worker that sees nothing of our environment but where Python finds its modules."""
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
-    return subprocess.Popen(  # noqa: S603  # our own module, in our own interpreter
-        [sys.executable, "-P", "-m", "relay.extract_worker", *arguments],
-        stdin=channel,
-        stdout=subprocess.DEVNULL,
-        env={"PYTHONPATH": path},
-        start_new_session=True,  # the terminal's Ctrl-C is for the daemon
-    )
+    return popen("relay.extract_worker", channel, arguments)
 
 
 def _flags(job: _Job) -> int:
-    return (
-        (IS_PATH if isinstance(job.source, Path) else 0) | (CAREFUL if job.careful else 0) | (HTML if job.html else 0)
-    )
+    return (IS_PATH if isinstance(job.source, Path) else 0) | (CAREFUL if job.careful else 0) | job.flags
 
 
 def _size(job: _Job) -> int:

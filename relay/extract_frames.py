@@ -4,8 +4,8 @@
     request   count:u32  count x (flags:u8 length:u32)  count x octets
     answer    count x length:u32  count x JSON
 
-The octets are a message in wire form, or with IS_PATH the path of a file that holds one.
-JSON, not pickle: whoever takes over a worker gains no more than the text of a message.
+The octets are a message in wire form, or with IS_PATH the path of a file that holds one. The JSON is an Extracted, or
+with LETTER a Letter. JSON, not pickle: whoever takes over a worker gains no more than the text of a message.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import struct
 from typing import Any
 
+from relay.core.letter import Letter
 from relay.core.mime import Extracted, Part
 
 READY = b"R"
@@ -22,6 +23,7 @@ ITEM = struct.Struct("!BI")
 IS_PATH = 1
 CAREFUL = 2  # leave out what may have killed the last worker: the layout of HTML, and the HTML form
 HTML = 4  # give the HTML form too
+LETTER = 8  # give the HTML form made safe, and nothing else
 
 
 def as_json(result: Extracted) -> bytes:
@@ -48,3 +50,16 @@ def _part(fields: list[Any]) -> Part:
     if list(map(type, fields)) != _PART:
         raise TypeError("an attachment of another shape")
     return Part(*fields)
+
+
+def letter_as_json(letter: Letter) -> bytes:
+    return json.dumps([letter.html, letter.marker, letter.remote, letter.cut], ensure_ascii=False).encode()
+
+
+def letter_from_json(answer: bytes) -> Letter:
+    """Raises ValueError or TypeError for what ``letter_as_json`` can't have written."""
+    html, marker, remote, cut = json.loads(answer)
+    right = isinstance(html, str | None) and isinstance(marker, str) and type(remote) is int and isinstance(cut, bool)
+    if not right:
+        raise TypeError("a letter of another shape")
+    return Letter(html, marker, remote, cut)

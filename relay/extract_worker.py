@@ -20,7 +20,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -29,12 +29,14 @@ from inscriptis import get_text  # type: ignore[import-untyped]  # it ships no t
 from inscriptis.css_profiles import CSS_PROFILES  # type: ignore[import-untyped]
 from inscriptis.model.config import ParserConfig  # type: ignore[import-untyped]
 
+from relay import letter
 from relay.core import mime
 from relay.core.charset import codec, decode
+from relay.core.letter import PICTURES, Letter
 from relay.core.mime import MAX_HEADER, MAX_HTML, Extracted, Node, Octets, Part
 from relay.core.mimetext import file_name, headers_only, parameter_text, subject_text, unflow
 from relay.core.wire import Unstuffer, unstuff
-from relay.extract_frames import CAREFUL, COUNT, HTML, IS_PATH, ITEM, READY, as_json
+from relay.extract_frames import CAREFUL, COUNT, HTML, IS_PATH, ITEM, LETTER, READY, as_json, letter_as_json
 
 MAX_TEXT = 1_000_000  # octets of UTF-8
 LAYOUT = 1.0  # seconds of CPU that the layout of one page may take; real pages take up to 0.1
@@ -55,6 +57,21 @@ def extract(message: Octets, careful: bool = False, with_html: bool = False) -> 
     form = text.html(found) if with_html and not careful else None
     attachments = tuple(_part(message, index, node, inline) for index, (node, inline) in enumerate(found.attachments))
     return Extracted(subject_text(tree.subject), shown, html_only, attachments, tree.partial or text.cut, form)
+
+
+def read_letter(message: Octets, careful: bool = False) -> Letter:
+    """The HTML form of an un-stuffed message, made safe to show; none where reading it has ended a worker."""
+    if careful:
+        return Letter(cut=True)
+    found = mime.bodies(mime.walk(message).root)
+    pictures: dict[str, int] = {}
+    for index, (node, _) in enumerate(found.attachments):
+        name = node.content_id.strip().strip(b"<>").decode("utf-8", "replace")
+        if name and node.type in PICTURES:
+            pictures.setdefault(name, index)
+    text = _Text(message, careful)
+    page = text.html(found, letter.MAX_READ)
+    return Letter() if page is None else letter.safe(page, pictures, text.cut)
 
 
 def _part(message: Octets, index: int, node: Node, inline: bool) -> Part:
@@ -81,15 +98,15 @@ class _Text:
         from_html = self._joined(found.html)
         return from_html, bool(from_html)
 
-    def html(self, found: mime.Bodies) -> str | None:
-        """The HTML form as it was written, see ``Extracted.html``."""
+    def html(self, found: mime.Bodies, most: int = MAX_HTML) -> str | None:
+        """The HTML form as it was written, at most ``most`` characters; see ``Extracted.html``."""
         nodes = [node for node in found.html if node.type == "text/html"]
         if not nodes:
             return None
         pages = [self._page(node).replace("\r\n", "\n").replace("\r", "\n") for node in nodes[:_MAX_TEXTS]]
         joined = "\n".join(pages).encode("utf-8", "replace").decode()  # what no UTF-8 can hold
-        self.cut = self.cut or len(nodes) > _MAX_TEXTS or len(joined) > MAX_HTML
-        return joined[:MAX_HTML]
+        self.cut = self.cut or len(nodes) > _MAX_TEXTS or len(joined) > most
+        return joined[:most]
 
     def _joined(self, nodes: Sequence[Node]) -> str:
         texts = [text for node in nodes[:_MAX_TEXTS] if (text := self._one(node))]
@@ -179,19 +196,19 @@ def _stripped(page: str) -> str:
     return html.unescape(_TAG.sub(" ", shown))
 
 
-def _read_file(path: Path, careful: bool, with_html: bool) -> Extracted:
+def _read_file(path: Path, read: Callable[[Octets], bytes]) -> bytes:
     with path.open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
-            return extract(b"", careful, with_html)
+            return read(b"")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as wire:
             if wire[:1] != b"." and wire.find(b"\r\n.") < 0:
-                return extract(wire, careful, with_html)
+                return read(wire)
         # Into one buffer that grows in place: a list of slices, or the map of the file besides, would double it.
         unstuffer, message = Unstuffer(), BytesIO()
         while some := file.read(_SLICE):
             message.write(unstuffer.feed(some))
         message.write(unstuffer.flush())
-        return extract(message.getvalue(), careful, with_html)
+        return read(message.getvalue())
 
 
 def _head(path: Path) -> bytes:
@@ -204,14 +221,22 @@ def _head(path: Path) -> bytes:
 
 def _answer(flags: int, body: bytes) -> bytes:
     """The answer for one message; what its reading raises makes it partial, never the others of its batch."""
-    careful, with_html = bool(flags & CAREFUL), bool(flags & HTML)
+    careful = bool(flags & CAREFUL)
+
+    def read(message: Octets) -> bytes:
+        if flags & LETTER:
+            return letter_as_json(read_letter(message, careful))
+        return as_json(extract(message, careful, bool(flags & HTML)))
+
     path = Path(os.fsdecode(body)) if flags & IS_PATH else None
     try:
-        return as_json(_read_file(path, careful, with_html) if path else extract(unstuff(body), careful, with_html))
+        return _read_file(path, read) if path else read(unstuff(body))
     except MemoryError:
         raise  # the daemon tries it again in a fresh process
     except Exception as error:
         print(f"extraction: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        if flags & LETTER:
+            return letter_as_json(Letter(cut=True))
         return as_json(headers_only(_head(path) if path else body))
 
 

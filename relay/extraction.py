@@ -19,8 +19,8 @@ from relay.bodies import Bodies, Body
 from relay.extract import Extractor, ExtractorClosed
 from relay.pace import LAG, WINDOW, Pace, is_ahead
 from relay.store import events, search
-from relay.store.engine import StoreUnavailable
-from relay.store.posts import PostJob
+from relay.store.engine import StoreUnavailable, Turn
+from relay.store.post import PostJob
 from relay.store.store import Store
 
 log = structlog.get_logger()
@@ -34,6 +34,8 @@ AT_ONCE = 256
 BITE = 100
 #: Seconds between two looks at the store when nothing wakes us.
 POLL = 5.0
+#: Seconds in which messages gather for the index: a transaction for each would keep the writer from more urgent ones.
+GATHER = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class _Message:
 class Extraction:
     """Hands messages to the workers and their results to the store; ``on_posts`` takes the posts that come of it.
 
+    ``claim`` says by what posts are claimed, None: none is; ``passes_over`` for which webhooks they are not.
+    ``on_posts`` is told which webhooks have one in the store.
     ``pace`` is told of every message, and says when to wait.
     """
 
@@ -58,8 +62,9 @@ class Extraction:
         bodies: Bodies,
         extractor: Extractor,
         *,
-        claim: str,
-        on_posts: Callable[[list[PostJob]], None],
+        claim: Callable[[], str | None],
+        on_posts: Callable[[list[PostJob], set[int]], None],
+        passes_over: Callable[[], frozenset[int]] = frozenset,
         clock: Callable[[], float],
         pace: Pace | None = None,
     ) -> None:
@@ -68,6 +73,7 @@ class Extraction:
         self._extractor = extractor
         self._claim = claim
         self._on_posts = on_posts
+        self._passes_over = passes_over
         self._clock = clock
         self._pace = pace or Pace()
         self._waiting: dict[int, _Message] = {}  # the oldest first
@@ -151,8 +157,9 @@ class Extraction:
         source = data if data is not None else self._bodies.path(file or "")
         try:
             result = await self._extractor.extract(source, html=self._store.sites.wants_html)
-            now = self._clock()
-            posts = await self._store.write(lambda tx: events.extracted(tx, message_id, result, now, self._claim))
+            await self._pace.lull(self._clock)
+            now, over, claim = self._clock(), self._passes_over(), self._claim()
+            posts, left = await self._store.write(lambda tx: events.extracted(tx, message_id, result, now, claim, over))
         except ExtractorClosed:
             return
         except StoreUnavailable as error:
@@ -163,8 +170,8 @@ class Extraction:
             log.exception("message not read", message=message_id)  # and looked at again, POLL seconds from now
             return
         self._unindexed.set()
-        if posts:
-            self._on_posts(posts)
+        if posts or left:
+            self._on_posts(posts, left)
 
     async def _poll(self) -> None:
         """Begin with what had to wait; find what was not handed over: after a start, a full house, a failure."""
@@ -191,7 +198,7 @@ class Extraction:
         """Take the oldest messages that wait in the store; they have waited for long enough."""
         left, after = self._left, 0
         while not self._waiting and self._has_room(0):
-            found = await self._store.write(lambda tx: events.unextracted(tx, after, BITE), idle=True)  # noqa: B023
+            found = await self._store.write(lambda tx: events.unextracted(tx, after, BITE), turn=Turn.IDLE)  # noqa: B023
             for message_id, data, file in found:
                 if message_id not in self._reading and message_id not in self._waiting:
                     self._take(_Message(message_id, data, file, 0.0))
@@ -207,10 +214,12 @@ class Extraction:
         while True:
             await self._unindexed.wait()
             self._unindexed.clear()
+            await self._pace.lull(self._clock)
             try:
-                while await self._store.write(search.index, idle=True):
+                while await self._store.write(search.index, turn=Turn.IDLE) == search.BATCH:
                     pass
             except StoreUnavailable as error:
                 log.error("indexing waits for the store", error=str(error))
                 await asyncio.sleep(POLL)
                 self._unindexed.set()
+            await asyncio.sleep(GATHER)

@@ -3,18 +3,21 @@
     intake ── submit (claimed, bytes in memory) ──┐
     store ── claim_due, by destination ───────────┴▶ attempt ─▶ smtp_out ─▶ Outcome ─▶ settle ─▶ store: finish
 
-A destination that cannot be reached is left alone until its back-off is over; then one message goes first to try it.
-So a dead destination with a long queue costs the others nothing.
+Which destination may have how much under way, and which is left alone: core/destinations.py. So dead and slow ones with
+long queues cost the others nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 
@@ -22,7 +25,9 @@ from relay import background
 from relay.bodies import INLINE, Bodies
 from relay.core.address import AddressError, parse
 from relay.core.backoff import delay
+from relay.core.destinations import Destinations
 from relay.core.message import loop_token, received_field, visit_fields, without
+from relay.core.metrics import LONG_SECONDS, Histogram
 from relay.core.model import DeliveryState, Outcome, OutcomeKind
 from relay.core.nexthop import NextHop, parse_next_hop
 from relay.envelope import return_path
@@ -30,17 +35,17 @@ from relay.secrets import Keys
 from relay.smtp_out import Content, Sender
 from relay.store import queue
 from relay.store.engine import StoreUnavailable
-from relay.store.messages import CLAIM, Job
+from relay.store.messages import Job
+from relay.store.post import CLAIM
 from relay.store.queue import Finish
 from relay.store.store import Store
 
 log = structlog.get_logger()
 
-#: Octets of bodies held in memory for deliveries under way; of a body in a file a chunk at a time is.
-MEMORY = 64 * 1024 * 1024
-#: Deliveries under way in all, and for each destination as a multiple of its connections.
-IN_FLIGHT = 1000
+#: Deliveries under way for each destination, as a multiple of its connections.
 AHEAD = 4
+#: What waits beyond its time for a destination that is down is held so many at a time.
+HELD_AT_ONCE = 100
 #: Seconds between two looks at the store when nothing wakes us.
 POLL = 5.0
 #: Seconds between two looks at least, and until an outcome that could not be recorded is tried again.
@@ -88,20 +93,23 @@ def _before(prefix: bytes, content: bytes) -> bytes:
 
 
 @dataclass(slots=True)
-class _Destination:
-    """``down_until`` > 0: not reached lately; nothing is attempted before that time, then one message alone."""
-
-    in_flight: int = 0
-    failures: int = 0
-    down_until: float = 0.0
-
-
-@dataclass(slots=True)
 class _Flight:
+    """``failures``: those of its destination before it."""
+
     job: Job
-    size: int
+    failures: int
     past_dot: bool = False
+    more_time: float = 0.0  # seconds: the clock was set ahead meanwhile
     task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+def _jitter() -> float:
+    return random.random()  # noqa: S311 - spreads load, guards nothing
+
+
+def _not_sent(job: Job, why: str) -> Outcome:
+    """The trouble is ours: of the destination it says nothing."""
+    return Outcome(OutcomeKind.TEMPORARY, None, f"not sent: {why}", job.destination, reached=None)
 
 
 class Forwarder:
@@ -121,6 +129,7 @@ class Forwarder:
         next_hop: str | None,
         per_destination: int,
         clock: Callable[[], float],
+        clock_is_doubtful: Callable[[], bool] = lambda: False,
         on_held: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
@@ -131,16 +140,17 @@ class Forwarder:
         self._hostname = hostname
         self._next_hop = parse_next_hop(next_hop) if next_hop else None
         self._hops: dict[str, NextHop] = {}
-        self._ahead = per_destination * AHEAD
         self._clock = clock
+        self._clock_is_doubtful = clock_is_doubtful
         self.claim = secrets.token_hex(8)
-        self._destinations: dict[str, _Destination] = {}
+        self._destinations = Destinations(per_destination * AHEAD, INLINE)
         self._flights: dict[int, _Flight] = {}
-        self._memory = 0
         self._work = asyncio.Event()
         self._poller: asyncio.Task[None] | None = None
         self._closing = False
         self.outcomes: Counter[str] = Counter()
+        self.durations = Histogram()  # of attempts
+        self.delays = Histogram(LONG_SECONDS)  # from receipt to the next hop's 250
 
     async def start(self) -> None:
         """Void what a crash left claimed, then begin to poll."""
@@ -151,17 +161,17 @@ class Forwarder:
 
     def takes(self, destination: str, size: int) -> bool:
         """Whether a new delivery may be handed over in memory instead of waiting in the store."""
-        if self._closing or self._memory + min(size, INLINE) > MEMORY or len(self._flights) >= IN_FLIGHT:
-            return False
-        known = self._destinations.get(destination)
-        return known is None or (known.in_flight < self._ahead and not known.down_until)
+        return not self._closing and self._destinations.takes(destination, size)
 
     def submit(self, jobs: tuple[Job, ...] | list[Job]) -> None:
-        """Attempt these deliveries, claimed by :attr:`claim`."""
+        """Attempt these deliveries, claimed by :attr:`claim`.
+
+        One that is under way is not begun again: its claim seems to have ended when the clock leaps ahead.
+        """
         for job in jobs:
-            flight = _Flight(job, min(job.stored_size, INLINE))
-            self._memory += flight.size
-            self._destinations.setdefault(job.destination, _Destination()).in_flight += 1
+            if job.delivery_id in self._flights:
+                continue
+            flight = _Flight(job, self._destinations.begin(job.destination, job.stored_size))
             self._flights[job.delivery_id] = flight
             flight.task = asyncio.create_task(self._fly(flight))
 
@@ -171,16 +181,17 @@ class Forwarder:
 
     def retry_now(self) -> None:
         """Somebody wants deliveries tried now: destinations that are down get their next attempt at once."""
-        now = self._clock()
-        for destination in self._destinations.values():
-            destination.down_until = min(destination.down_until, now)
+        self._destinations.retry(self._clock())
         self._work.set()
 
     def clock_set_back(self, by: float) -> None:
-        """The clock went back: back-offs end when they would have ended."""
-        for destination in self._destinations.values():
-            if destination.down_until:
-                destination.down_until = max(1.0, destination.down_until - by)
+        """The clock went back (< 0: ahead): back-offs, and the time that mail is tried, end when they would have."""
+        now = self._clock()
+        for flight in self._flights.values():
+            if by < 0 or flight.job.expires_at + flight.more_time - by > now:  # else it came since the clock was set
+                flight.more_time -= by
+        if by > 0:
+            self._destinations.clock_set_back(by)
         self._work.set()
 
     async def close(self, grace: float) -> None:
@@ -206,14 +217,14 @@ class Forwarder:
         await self._sender.close()
 
     async def _poll(self) -> None:
-        renew_at = self._clock() + CLAIM / 3
+        renew_at = time.monotonic() + CLAIM / 3
         while not self._closing:
             self._work.clear()
             try:
-                wait = await self._claim()
-                if self._clock() >= renew_at:
-                    renew_at = self._clock() + CLAIM / 3
+                if time.monotonic() >= renew_at:
+                    renew_at = time.monotonic() + CLAIM / 3
                     await self._renew()
+                wait = await self._claim()
             except StoreUnavailable as error:
                 log.error("forwarding waits for the store", error=str(error))
                 wait = POLL
@@ -226,38 +237,20 @@ class Forwarder:
     async def _claim(self) -> float:
         """Claim what is due and there is room for; seconds until the next look."""
         now = self._clock()
-        due = [row[0] for row in await self._store.reader.run(queue.DUE_DESTINATIONS, now=now)]
-        capacity = self._capacity(due, now)
+        waiting = await self._store.reader.run(queue.WAITING, now=now)
+        due = [name for name, is_due, _ in waiting if is_due]
+        capacity = self._destinations.capacity(due, now)
         if capacity:
-            memory = MEMORY - self._memory
+            _, memory = self._destinations.free
             jobs = await self._store.write(lambda tx: queue.claim_due(tx, capacity, self.claim, now, memory))
             self.submit(jobs)
+            self._destinations.filled({job.destination for job in jobs})
             if jobs:
                 return PAUSE  # more may be due than there was room for
         # What is due and has no room is no reason to look soon: whoever makes room wakes us, or a back-off ends.
-        ((next_at,),) = await self._store.reader.run(queue.NEXT_DUE, now=now)
-        times = [self._destinations[name].down_until for name in due if name in self._destinations]
-        soon = min((time for time in (next_at, *times) if time is not None and time > now), default=now + POLL)
+        times = [next_at for _, _, next_at in waiting if next_at is not None] + self._destinations.next_tries(due)
+        soon = min((time for time in times if time > now), default=now + POLL)
         return min(POLL, max(PAUSE, soon - now))
-
-    def _capacity(self, due: list[str], now: float) -> dict[str, int]:
-        """How many deliveries to claim for each destination; what there is room for in all goes to the first."""
-        left = IN_FLIGHT - len(self._flights) if self._memory < MEMORY else 0
-        capacity: dict[str, int] = {}
-        for name in due:
-            room = min(left, self._room(name, now))
-            if room > 0:
-                capacity[name] = room
-                left -= room
-        return capacity
-
-    def _room(self, destination: str, now: float) -> int:
-        known = self._destinations.get(destination)
-        if known is None:
-            return self._ahead
-        if known.down_until:
-            return 1 if now >= known.down_until and not known.in_flight else 0
-        return self._ahead - known.in_flight
 
     async def _renew(self) -> None:
         claims = [(flight.job.delivery_id, flight.job.claim) for flight in self._flights.values()]
@@ -273,21 +266,30 @@ class Forwarder:
                 outcome = await self._attempt(flight)
             except Exception as error:
                 log.exception("attempt failed unexpectedly", delivery=job.delivery_id, message=job.message_id)
-                outcome = Outcome(OutcomeKind.TEMPORARY, None, f"not sent: {type(error).__name__}", job.destination)
-            end = settle(job, outcome, started_at, self._clock(), random.random())  # noqa: S311 (jitter)
-            self._note(job, outcome)
+                outcome = _not_sent(job, type(error).__name__)
+            lasting = replace(job, expires_at=self._expires_at(flight))
+            end = settle(lasting, outcome, started_at, self._clock(), _jitter())
+            self.outcomes[outcome.kind.value] += 1
+            self.durations.observe(end.finished_at - started_at)
+            if end.state is DeliveryState.FORWARDED:
+                self.delays.observe(end.finished_at - job.received_at)
+            is_down = self._destinations.note(
+                job.destination, outcome.reached, flight.failures, self._clock(), _jitter()
+            )
             await self._record(end)
+            # Not by the first failure: after a long standstill the network may be a minute later than we are.
+            if is_down and flight.failures and not self._clock_is_doubtful():
+                await self._hold_expired(job.destination, outcome)
         finally:
-            del self._flights[job.delivery_id]
-            self._memory -= flight.size
-            destination = self._destinations[job.destination]
-            destination.in_flight -= 1
-            if not destination.in_flight:
-                if not destination.down_until:
-                    del self._destinations[job.destination]
+            self._flights.pop(job.delivery_id, None)
+            if self._destinations.end(job.destination, job.stored_size):
                 self._work.set()
-            elif destination.in_flight == self._ahead // 2:
-                self._work.set()  # room again for what waits in the store
+
+    def _expires_at(self, flight: _Flight) -> float:
+        """When the delivery is given up. Never by a clock that was set and has not been looked at yet (ClockWatch)."""
+        if self._clock_is_doubtful():
+            return math.inf
+        return flight.job.expires_at + flight.more_time
 
     async def _attempt(self, flight: _Flight) -> Outcome:
         job = flight.job
@@ -295,7 +297,7 @@ class Forwarder:
             address = parse(job.forward_to)
             content = await self._content(job)
         except (AddressError, OSError, StoreUnavailable, LookupError) as error:
-            return Outcome(OutcomeKind.TEMPORARY, None, f"not sent: {error}", job.destination)
+            return _not_sent(job, str(error))
         domain = parse(job.recipient).domain if "@" in job.recipient else self._hostname
         mail_from = return_path(job.mail_from, job.message_id, domain, self._keys.current("srs"), self._clock())
 
@@ -351,16 +353,21 @@ class Forwarder:
         token = loop_token(message_id, self._keys.current("loop"))
         return received + f"X-Visit-Relay: {token}\r\n".encode() + visit_fields(job.visit, job.source)
 
-    def _note(self, job: Job, outcome: Outcome) -> None:
-        """Keep account of whether the destination can be reached at all."""
-        self.outcomes[outcome.kind.value] += 1
-        destination = self._destinations[job.destination]
-        if not outcome.reached:
-            destination.failures += 1
-            destination.down_until = self._clock() + delay(destination.failures, 0.0)
-        else:
-            destination.failures = 0
-            destination.down_until = 0.0
+    async def _hold_expired(self, destination: str, outcome: Outcome) -> None:
+        """One message tries a destination that is down for all that wait: whose time is over is held by its answer."""
+        now, held = self._clock(), False
+        try:
+            while ids := await self._expired(destination, now):
+                await self._store.write(partial(queue.hold_expired, delivery_ids=ids, outcome=outcome, now=now))
+                held = True
+        except StoreUnavailable as error:
+            log.error("mail whose time is over is not held yet", destination=destination, error=str(error))
+        if held:
+            self._on_held()
+
+    async def _expired(self, destination: str, now: float) -> list[int]:
+        rows = await self._store.reader.run(queue.EXPIRED, destination=destination, now=now, most=HELD_AT_ONCE)
+        return [row[0] for row in rows]
 
     async def _record(self, end: Finish) -> None:
         """Until it is written the delivery stays under way, its claim renewed: what arrived is not sent again."""
@@ -390,5 +397,6 @@ class Forwarder:
             code=outcome.code,
             answer=outcome.text,
             attempt=job.attempts,
+            duration=round(end.finished_at - end.started_at, 3),
             seconds=round(end.finished_at - job.received_at, 3),
         )

@@ -5,14 +5,17 @@ What may be done to which webhook (declared ones, how many a caller sees) is eac
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from typing import Any
 
 from relay.config.problems import OptionError
 from relay.config.webhook import HookChange, HookOptions, changed, check_template, options_of
-from relay.core.hook import Access
+from relay.core.hook import Access, HookSettings
 from relay.secrets import Keys, SealError
 from relay.store import webhooks
 from relay.store.directory import SiteView, WebhookView
+from relay.store.site_definitions import CHANGED, members, values
 from relay.store.webhooks import WebhookDefinition
 
 
@@ -55,6 +58,35 @@ def changed_webhook(
         raise _refused(error) from None
     others = (other for other in site.webhooks if other.id != webhook.id)
     return _definition(others, url or webhook.url, None, options, keys, called)
+
+
+def difference(webhook: WebhookView, wanted: WebhookDefinition | None, enabled: bool, keys: Keys) -> dict[str, Any]:
+    """What becomes another, for the log of changes; of what may hold a secret (a URL, too) that it does, no more."""
+    told = values({"enabled": webhook.enabled}, {"enabled": enabled})
+    if wanted is None:
+        return told
+    before, after = (_plain(settings) for settings in (webhook.hook.settings, wanted.settings))
+    told |= values({"url": webhook.url, "fill": webhook.fill}, {"url": wanted.url, "fill": wanted.fill}, ("url",))
+    told |= members("events", before.pop("events"), after.pop("events"))
+    conditions = values(before.pop("conditions"), after.pop("conditions"))
+    told |= {f"conditions.{name}": value for name, value in conditions.items()}
+    told |= values(before, after, ("template",))
+    old, new = _access(webhook.hook.access, keys), _access(wanted.access, keys)
+    same = {
+        "headers": old.headers == new.headers,
+        "login": old.authorization == new.authorization,
+        "variables": dict(old.variables) == dict(new.variables),
+    }
+    return told | {name: CHANGED for name, is_same in same.items() if not is_same}
+
+
+def _plain(settings: HookSettings) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(settings.to_json())
+    return plain
+
+
+def _access(sealed: str | None, keys: Keys) -> Access:
+    return Access() if sealed is None else Access.from_json(keys.unseal(sealed))
 
 
 def _definition(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +16,13 @@ from relay.core.attribution import Delays, written_at
 from relay.core.model import Address, fold
 from relay.core.nexthop import parse_next_hop
 from relay.envelope import Return, read_return
+from relay.pace import Pace
 from relay.secrets import Keys
-from relay.smtp_session import Recipient as Addressee
-from relay.smtp_session import Refused, Transaction
+from relay.smtp_transaction import Recipient as Addressee
+from relay.smtp_transaction import Refused, Transaction
+from relay.space import Space
 from relay.store import messages
-from relay.store.engine import CommitUnknown, StoreUnavailable
+from relay.store.engine import CommitUnknown, StoreUnavailable, Turn
 from relay.store.messages import Evidence, Incoming, Job, Recipient
 from relay.store.routes import Route
 from relay.store.store import Store
@@ -30,8 +31,8 @@ log = structlog.get_logger()
 
 #: Local parts that reach the operator at every domain of ours (RFC 5321 §4.5.1, RFC 2142).
 OPERATOR_NAMES = frozenset(("postmaster", "abuse"))
-#: Seconds for which the free space on the disk is taken as read.
-SPACE_AGE = 1.0
+#: Page views are no longer written below so many times the space below which mail is put off: a visit is worth less.
+VIEWS_FLOOR = 2
 #: Characters of the raw subject that History shows until the message has been read.
 SUBJECT_SHOWN = 500
 
@@ -81,7 +82,7 @@ class Reading(Protocol):
 
 
 class Intake:
-    """The handler behind every SMTP session (relay/smtp_session.py, Intake)."""
+    """The handler behind every SMTP session (relay/smtp_transaction.py, Intake)."""
 
     def __init__(
         self,
@@ -93,20 +94,25 @@ class Intake:
         bodies: Bodies,
         data_dir: Path,
         clock: Callable[[], float],
+        pace: Pace | None = None,
     ) -> None:
         self._store = store
+        self._pace = pace or Pace()
         self._keys = keys
         self._policy = policy
         self._forwarding = forwarding
         self._reading = reading
         self._bodies = bodies
-        self._data_dir = data_dir
+        self.space = Space(data_dir, clock)
         self._clock = clock
         self._configured = _host_and_port(policy.next_hop) if policy.next_hop else None
         self._destinations: dict[str, str] = {}  # by the sealed next hop of a target
         self._evidence = policy.evidence
-        self._free = 0
-        self._free_read_at = float("-inf")
+
+    def configure(self, policy: Policy) -> None:
+        """Decide by this policy from now on. Its next hop is the one there was: connections and back-off hang on it."""
+        self._policy = policy
+        self._evidence = replace(policy.evidence, delays=self._evidence.delays)
 
     @property
     def evidence(self) -> Evidence:
@@ -120,9 +126,12 @@ class Intake:
     async def route(self, recipient: Addressee) -> object | None:
         """ToTarget, ToOperator or Return; None for an address that is not ours. Raises Refused (451)."""
         try:
-            return await self._route(recipient)
+            found = await self._route(recipient)
         except StoreUnavailable:
             raise Refused(reply.STORE_UNAVAILABLE) from None
+        if found is not None:  # who guesses addresses holds nothing up
+            self._pace.hurry(self._clock())
+        return found
 
     async def _route(self, recipient: Addressee) -> object | None:
         operator = self._policy.operator
@@ -143,15 +152,16 @@ class Intake:
 
     def room(self, size: int) -> bool:
         """Whether the disk has room for ``size`` octets and the reserve besides."""
-        now = self._clock()
-        if not 0 <= now - self._free_read_at < SPACE_AGE:
-            space = os.statvfs(self._data_dir)
-            self._free = space.f_bavail * space.f_frsize
-            self._free_read_at = now
-        return self._free - size >= self._policy.min_free
+        self._pace.hurry(self._clock())
+        return self.space.free() - size >= self._policy.min_free
+
+    def room_for_views(self) -> bool:
+        """Whether page views may be written: what room is left is for mail."""
+        return self.space.free() >= VIEWS_FLOOR * self._policy.min_free
 
     async def accept(self, transaction: Transaction) -> str:
         """Write the message durably, hand it on in memory, answer our id; raises Refused."""
+        self._pace.hurry(self._clock())
         policy = self._policy
         headers = message.scan(transaction.head, policy.hostname, policy.header_size, policy.header_fields)
         if not headers.complete:
@@ -175,7 +185,8 @@ class Intake:
             accepted = await self._store.write(
                 lambda tx: messages.accept(
                     tx, incoming, recipients, claim=claim, expires_at=expires_at, evidence=evidence, looped=looped
-                )
+                ),
+                turn=Turn.FIRST,
             )
         except StoreUnavailable as error:
             raise Refused(reply.STORE_UNAVAILABLE, body_stays=isinstance(error, CommitUnknown)) from None
@@ -221,6 +232,7 @@ class Intake:
         log.info(
             "message",
             id=accepted.message_id,
+            session=transaction.client.session,
             sender=str(transaction.mail_from or ""),
             recipients=len(transaction.recipients),
             deliveries=len(accepted.jobs),

@@ -9,7 +9,8 @@ import structlog
 
 from relay.core.attribution import Delays
 from relay.store import figures
-from relay.store.engine import Reader, StoreUnavailable
+from relay.store.engine import StoreUnavailable
+from relay.store.reader import Reader
 
 log = structlog.get_logger()
 

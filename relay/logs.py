@@ -41,7 +41,6 @@ def setup(level: Level, format: Format, stream: TextIO | None = None) -> None:
     """
     target = stream or sys.stderr
     out, colours = cast(TextIO, _Unbreakable(target)), target.isatty()
-    number = logging.getLevelNamesMapping()[level.upper()]
     as_json = format == "json" or (format == "auto" and not target.isatty())
     entry: list[Processor] = [
         structlog.stdlib.add_log_level,
@@ -59,7 +58,7 @@ def setup(level: Level, format: Format, stream: TextIO | None = None) -> None:
     )
     structlog.configure(
         processors=[*entry, *last],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        wrapper_class=_Logger,
         logger_factory=structlog.WriteLoggerFactory(file=out),
         cache_logger_on_first_use=True,
     )
@@ -70,12 +69,20 @@ def setup(level: Level, format: Format, stream: TextIO | None = None) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
-    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+    logging.basicConfig(handlers=[handler], force=True)
+    set_level(level)
     logging.captureWarnings(True)
     # aiosmtpd sets the level of its own loggers, so the root's does not reach them.
     for name in ("mail.log", "mail.debug"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").disabled = True
+
+
+def set_level(level: Level) -> None:
+    """Entries below this level are left out from now on, by loggers as well that are in use already."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    _Logger.__bases__ = (structlog.make_filtering_bound_logger(number),)
+    logging.getLogger().setLevel(max(number, logging.WARNING))
 
 
 def hide_secrets(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
@@ -104,6 +111,10 @@ def _printable(logger: WrappedLogger, method: str, entry: EventDict) -> EventDic
             text = value.encode("utf-8", "backslashreplace").decode().translate(_CONTROLS)
             entry[key] = text if key == "exception" else text.replace("\n", "\\n")
     return entry
+
+
+class _Logger(structlog.make_filtering_bound_logger(logging.INFO)):  # type: ignore[misc]  # made at run time
+    """Every logger of ours. What it inherits from changes with the level: loggers are kept where they are in use."""
 
 
 class _Unbreakable:

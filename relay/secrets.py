@@ -13,8 +13,10 @@ import base64
 import binascii
 import hashlib
 import os
+import secrets
 import stat
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -35,6 +37,16 @@ class KeysError(Exception):
 
 class SealError(Exception):
     """A sealed value does not open with any of our keys: it was made by another instance or altered."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFile:
+    """``generations`` are those that the running program honours; ``written_at`` is when the file was."""
+
+    name: str
+    path: Path
+    generations: int
+    written_at: float
 
 
 class Keys:
@@ -71,6 +83,11 @@ class Keys:
         generations = (os.urandom(KEY_SIZE), *self._generations[name])[: max(keep, 1)]
         _write(self._directory / f"{name}.key", generations)
         self._generations[name] = generations
+
+    def files(self) -> list[KeyFile]:
+        """What there is, without the keys themselves; raises OSError."""
+        paths = {name: self._directory / f"{name}.key" for name in NAMES}
+        return [KeyFile(name, path, len(self._generations[name]), path.stat().st_mtime) for name, path in paths.items()]
 
     def seal(self, plaintext: str) -> str:
         """Seal with the newest ``seal`` key."""
@@ -156,6 +173,11 @@ def unseal(keys: Sequence[bytes], sealed: str) -> str:
 def new_token(random: Callable[[int], bytes] = os.urandom) -> str:
     """A new API token: ``vr_`` and 43 URL-safe characters (256 bits of ``random``). Shown once, stored only as hash."""
     return "vr_" + base64.urlsafe_b64encode(random(32)).decode().rstrip("=")
+
+
+def new_link() -> str:
+    """The secret part of a one-time link, or of a session's cookie: 43 URL-safe characters, 256 bits."""
+    return secrets.token_urlsafe(32)
 
 
 def token_hash(token: str) -> str:

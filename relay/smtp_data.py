@@ -1,4 +1,4 @@
-"""One message between the 354 reply and the answer to its final dot.
+"""One message between the 354 reply and the answer to its final dot, or between its first BDAT and the last.
 
 Whatever is wrong with the content, the data are first read to their end (RFC 5321 §4.1.1.4), in bounds: a client that
 is refused halfway would take the reply for something else, and what it still sends for commands.
@@ -13,7 +13,7 @@ import structlog
 from relay.bodies import Body, BodyWriter
 from relay.core import reply
 from relay.core.reply import Reply
-from relay.core.wire import DataReader
+from relay.core.wire import ChunkReader, DataReader
 from relay.smtp_limits import BareLf, Limits
 from relay.smtp_stream import Over, Stream
 
@@ -26,82 +26,142 @@ DRAIN_TIME = 300.0
 
 
 class Reception:
-    """Reads the data into ``writer`` and judges them as octets; what they mean is not looked at.
+    """Takes octets of a message into ``writer`` and judges them; what they mean is not looked at.
 
     Every reception ends with ``body`` (then the file, if there is one, is the caller's) or with ``discard()``.
+    ``refusal``: why nothing of the message is kept, as far as that is known by now.
     """
 
-    def __init__(self, writer: BodyWriter, maximum: int, bare_lf: BareLf) -> None:
+    def __init__(
+        self, writer: BodyWriter, maximum: int, bare_lf: BareLf, limits: Limits, reader: DataReader | ChunkReader
+    ) -> None:
+        self.refusal: Reply | None = None
         self._writer = writer
         self._maximum = maximum
-        self._bare_lf = bare_lf
-        self._reader = DataReader()
-        self._refusal: Reply | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether the end of the data was seen: what follows are commands."""
-        return self._reader.done
+        self._policy = bare_lf
+        self._limits = limits
+        self._judge = reader
+        self._received = 0
+        self._waited = 0.0
+        self._drain_until = 0.0
 
     @property
     def head(self) -> bytes:
         return self._writer.head
 
     @property
-    def bare_lf(self) -> int:
-        return self._reader.bare_lf
+    def size(self) -> int:
+        """Octets kept so far, or until the message was refused."""
+        return self._writer.size
 
-    async def read(self, stream: Stream, limits: Limits) -> None:
-        """Take the data to their end, whatever is in them. Raises Over."""
-        loop, reader = stream.loop, self._reader
-        received, began, drain_until = 0, loop.time(), 0.0
-        while not reader.done:
-            chunk = await stream.chunk(limits.data_timeout)
-            now = loop.time()
-            received += len(chunk)
-            elapsed = now - began
-            if elapsed > limits.data_grace and received < elapsed * limits.data_rate:
-                raise Over("data too slow", reply.TIMED_OUT)
-            octets = reader.feed(chunk)
-            if self._refusal is None:
-                await self._keep(octets)
-                drain_until = now + DRAIN_TIME
-            elif received > DRAIN_FACTOR * self._maximum or now > drain_until:
-                raise Over("endless message", self._refusal)
-        stream.unread(reader.rest)
+    @property
+    def bare_lf(self) -> int:
+        return self._judge.bare_lf
 
     async def body(self) -> Body | Reply:
         """The body, safe on disk or in memory; or why it is refused, and nothing is left of it."""
-        reader = self._reader
-        if self._refusal is None:
+        reader = self._judge
+        if self.refusal is None:
             if reader.nul:
-                self._refusal = reply.NUL_IN_MESSAGE
+                self.refusal = reply.NUL_IN_MESSAGE
             elif reader.bare_cr:
-                self._refusal = reply.BARE_CR
-            elif reader.bare_lf and self._bare_lf == "refuse":
-                self._refusal = reply.BARE_LF
-        if self._refusal is None:
+                self.refusal = reply.BARE_CR
+            elif reader.bare_lf and self._policy == "refuse":
+                self.refusal = reply.BARE_LF
+        if self.refusal is None:
             try:
                 return await self._writer.close()
             except OSError as error:
-                self._refusal = _storage_fault(error)
+                self.refusal = _storage_fault(error)
         self.discard()
-        return self._refusal
+        return self.refusal
 
     def discard(self) -> None:
         self._writer.discard()
 
+    async def _take(self, stream: Stream, most: int | None = None) -> int:
+        """Take what has come, ``most`` octets at most; how many they were. Raises Over."""
+        limits = self._limits
+        began = stream.loop.time()
+        chunk = await stream.chunk(limits.data_timeout, most)
+        now = stream.loop.time()
+        self._received += len(chunk)
+        self._waited += now - began
+        if self._waited > limits.data_grace and self._received < self._waited * limits.data_rate:
+            raise Over("data too slow", reply.TIMED_OUT)
+        octets = self._judge.feed(chunk)
+        if self.refusal is None:
+            self._drain_until = now + DRAIN_TIME
+            await self._keep(octets)
+        elif self._received > DRAIN_FACTOR * self._maximum or now > self._drain_until:
+            raise Over("endless message", self.refusal)
+        return len(chunk)
+
     async def _keep(self, octets: bytes) -> None:
         writer = self._writer
         if writer.size + len(octets) > self._maximum:
-            self._refusal = reply.MESSAGE_TOO_BIG
+            self.refusal = reply.MESSAGE_TOO_BIG
         elif writer.write(octets):
             try:
                 await writer.flush()  # nothing is read meanwhile: the disk sets the pace
             except OSError as error:
-                self._refusal = _storage_fault(error)
-        if self._refusal is not None:
-            writer.discard()
+                self.refusal = _storage_fault(error)
+        if self.refusal is not None:
+            self.discard()
+
+
+class DataReception(Reception):
+    """What follows the 354 reply to DATA, up to its final dot."""
+
+    def __init__(self, writer: BodyWriter, maximum: int, bare_lf: BareLf, limits: Limits) -> None:
+        self._reader = DataReader()
+        super().__init__(writer, maximum, bare_lf, limits, self._reader)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the end of the data was seen: what follows are commands."""
+        return self._reader.done
+
+    async def read(self, stream: Stream) -> None:
+        """Take the data to their end, whatever is in them. Raises Over."""
+        while not self._reader.done:
+            await self._take(stream)
+        stream.unread(self._reader.rest)
+
+
+class ChunkReception(Reception):
+    """The chunks of one message (BDAT, RFC 3030). With a ``refusal`` they are read and thrown away."""
+
+    def __init__(
+        self, writer: BodyWriter, maximum: int, bare_lf: BareLf, limits: Limits, refusal: Reply | None
+    ) -> None:
+        self._reader = ChunkReader()
+        super().__init__(writer, maximum, bare_lf, limits, self._reader)
+        self.refusal = refusal
+        self._left = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the chunk was read to its end: what follows are commands."""
+        return not self._left
+
+    async def read(self, stream: Stream, size: int) -> None:
+        """Take a chunk of ``size`` octets to its end, whatever is in it. Raises Over."""
+        if self.refusal is None and self._writer.size + size > self._maximum:
+            self.refusal = reply.MESSAGE_TOO_BIG
+            self.discard()
+        if self.refusal is not None:
+            if self._received + size > DRAIN_FACTOR * self._maximum:
+                raise Over("endless message", self.refusal)
+            self._drain_until = stream.loop.time() + DRAIN_TIME
+        self._left = size
+        while self._left:
+            self._left -= await self._take(stream, self._left)
+
+    async def body(self) -> Body | Reply:
+        if self.refusal is None:
+            await self._keep(self._reader.finish())
+        return await super().body()
 
 
 def _storage_fault(error: OSError) -> Reply:

@@ -1,7 +1,8 @@
-"""The arguments of MAIL and RCPT: what they say, or the reply that refuses them. Pure."""
+"""The arguments of MAIL, RCPT and BDAT: what they say, or the reply that refuses them. Pure."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,9 @@ from relay.core import reply
 from relay.core.address import AddressError, ParameterError, Parameters, parse_mail, parse_rcpt
 from relay.core.model import Address
 from relay.core.reply import Reply
+
+# bdat-cmd = "BDAT" SP chunk-size [ SP end-marker ] CR LF ; chunk-size = 1*DIGIT ; end-marker = "LAST" (RFC 3030 §2)
+_chunk = re.compile(r"([0-9]{1,20})(?: +(LAST))?", re.IGNORECASE).fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,12 @@ def rcpt(argument: str, smtputf8: bool) -> Address | Literal["postmaster"] | Rep
     if not smtputf8 and not argument.isascii():
         return reply.NON_ASCII_ADDRESS
     return recipient if isinstance(recipient, Address) else "postmaster"
+
+
+def bdat(argument: str) -> tuple[int, bool] | None:
+    """What stands behind BDAT: how many octets follow, and whether they are the last; None when there is no telling."""
+    match = _chunk(argument)
+    return (int(match[1]), match[2] is not None) if match else None
 
 
 def _refuse(parameters: Parameters) -> Reply | None:

@@ -13,18 +13,16 @@ from collections.abc import Sequence
 
 import structlog
 
+from relay.accepting import Listen, serve
 from relay.bodies import Bodies
 from relay.smtp_limits import Settings
-from relay.smtp_session import Intake, Service, Session
+from relay.smtp_session import Service, Session, Tally
+from relay.smtp_transaction import Intake
 
 log = structlog.get_logger()
 
-#: Connections that the kernel holds for us while the event loop is busy.
-BACKLOG = 512
 #: Seconds that ``stop`` waits for acceptances under way after everything else has been cut off.
 LAST_ACCEPTANCES = 10.0
-
-Listen = tuple[str, int] | socket.socket
 
 
 class SmtpServer:
@@ -39,17 +37,16 @@ class SmtpServer:
 
         Raises OSError when one can't be had; then none is listened on.
         """
-        loop = asyncio.get_running_loop()
         try:
             for where in listen:
-                if isinstance(where, socket.socket):
-                    server = await loop.create_server(self._session, sock=where, backlog=BACKLOG)
-                else:
-                    server = await loop.create_server(self._session, *where, backlog=BACKLOG)
-                self._servers.append(server)
+                self._servers.append(await serve(self._session, where))
         except OSError:
             self._close()
             raise
+
+    def configure(self, settings: Settings) -> None:
+        """Sessions that begin from now on go by these settings."""
+        self._service.configure(settings)
 
     async def stop(self, grace: float) -> None:
         """End every session; messages that are being received have ``grace`` seconds."""
@@ -75,6 +72,10 @@ class SmtpServer:
     def connections(self) -> int:
         """Sessions that are open now, those being turned away included."""
         return len(self._service.sessions)
+
+    @property
+    def tally(self) -> Tally:
+        return self._service.tally
 
     def _session(self) -> Session:
         return Session(self._service)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -14,6 +16,13 @@ from relay.tls import TlsFiles
 
 #: IPv6 clients are counted by this prefix: one host usually has the whole /64 to choose its address from.
 IPV6_PREFIX = 64
+#: Seconds after RCPT at which an unknown recipient is refused, whatever it took to find that out: longer than any
+#: look-up takes as a rule, so that the time says nothing about what was found, and no sender's undoing.
+UNKNOWN_TIME = 0.1
+#: Seconds for which a client that has brought a message gives way to nobody, and one that has just come and is the only
+#: one of its address: an ordinary session is over by then.
+KEPT = 60.0
+SETTLED = 2.0
 
 Network = IPv4Network | IPv6Network
 BareLf = Literal["normalise", "refuse"]
@@ -24,10 +33,12 @@ class Limits:
     """Counts, and times in seconds. Clients in ``exempt`` are spared the counts, but not ``recipients``.
 
     ``recipients``: of one message (452 for the next). ``connections``: open at once, in all and from one address
-    (421). ``commands`` and ``errors`` (5xx replies): of one session. ``idle_commands``: NOOP, RSET, HELP and VRFY
-    between two messages. ``command_timeout``: for a whole command line, and for a client to read our replies
-    (RFC 5321 §4.5.3.2.7 says 300). ``data_timeout``: between two pieces of a message. ``data_rate``: octets a second
-    that a message must make on average once ``data_grace`` seconds have passed.
+    (421). ``commands`` and ``errors`` (5xx replies): of one session. ``idle_commands``: NOOP, RSET, HELP, VRFY and
+    repeated EHLO and HELO between two messages. ``unknown_recipients``: of one session that are refused at once, as it
+    seems; each further one is refused later than the one before, by ``tarpit`` seconds at most. ``command_timeout``:
+    for a whole command line, and for a client to read our replies (RFC 5321 §4.5.3.2.7 says 300). ``data_timeout``:
+    between two pieces of a message. ``data_rate``: octets a second that a message must make on average once it
+    has been waited for ``data_grace`` seconds.
     """
 
     recipients: int = 100
@@ -36,6 +47,8 @@ class Limits:
     commands: int = 1000
     errors: int = 20
     idle_commands: int = 20
+    unknown_recipients: int = 5
+    tarpit: float = 30.0
     command_timeout: float = 300.0
     data_timeout: float = 180.0
     data_grace: float = 60.0
@@ -54,43 +67,103 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
 
-@dataclass(frozen=True, slots=True)
+def unknown_delay(count: int, limits: Limits) -> float:
+    """Seconds after RCPT at which the ``count``-th unknown recipient of a session is refused: 1, 2, 4, … in the tarpit.
+
+    That holds up the one session, and only as long as its client can bear: RFC 5321 §4.5.3.2.3 lets it wait 300.
+    """
+    late = count - limits.unknown_recipients
+    return max(UNKNOWN_TIME, min(limits.tarpit, 2.0 ** min(late - 1, 30))) if late > 0 else UNKNOWN_TIME
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Ticket:
-    """What the turnstile says of a new connection: the reply that refuses it or None, and whether it is exempt."""
+    """What the turnstile says of a new connection: the reply that refuses it or None, and whether it is exempt.
+
+    ``since``: seconds of the turnstile's clock. ``give_way`` ends its session.
+    """
 
     key: str
     exempt: bool
     refusal: Reply | None
+    since: float
+    give_way: Callable[[], None]
 
 
 class Turnstile:
-    """Counts connections. Exempt ones are let in however full it is, and count for the total."""
+    """Counts connections. Exempt ones are let in however full it is, and count for the total.
 
-    def __init__(self, limits: Limits) -> None:
+    When it is full somebody has to give way, or whoever opens connections and does nothing would shut everybody out.
+    It is the longest inside of the address that has most here, if that has more than the address of who knocks. Who
+    has brought a message gives way to nobody for a while, who is alone has a moment, and the exempt never do.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._inside: set[Ticket] = set()
+        self._by_key: Counter[str] = Counter()
+        self._strangers: dict[str, dict[Ticket, None]] = {}  # by address, the longest inside first
+        self._known: dict[Ticket, float] = {}  # when they brought their last message, the longest ago first
+        self.configure(limits)
+
+    def configure(self, limits: Limits) -> None:
+        """Admit by these limits from now on; who is in stays."""
         self._limits = limits
-        self._inside: Counter[str] = Counter()
-        self._total = 0
         self._who = lru_cache(maxsize=4096)(self._classify)
 
-    def enter(self, ip: str) -> Ticket:
+    def enter(self, ip: str, give_way: Callable[[], None]) -> Ticket:
         """Admit or refuse; only who is admitted is counted, and must leave()."""
         key, exempt = self._who(ip)
+        now = self._clock()
         if not exempt:
-            if self._total >= self._limits.connections:
-                return Ticket(key, exempt, reply.TOO_MANY_CONNECTIONS)
-            if self._inside[key] >= self._limits.connections_per_address:
-                return Ticket(key, exempt, reply.TOO_MANY_FROM_ADDRESS)
-        self._inside[key] += 1
-        self._total += 1
-        return Ticket(key, exempt, None)
+            if self._by_key[key] >= self._limits.connections_per_address:
+                return Ticket(key, exempt, reply.TOO_MANY_FROM_ADDRESS, now, give_way)
+            if len(self._inside) >= self._limits.connections and not self._make_room(key, now):
+                return Ticket(key, exempt, reply.TOO_MANY_CONNECTIONS, now, give_way)
+        ticket = Ticket(key, exempt, None, now, give_way)
+        self._inside.add(ticket)
+        self._by_key[key] += 1
+        if not exempt:
+            self._strangers.setdefault(key, {})[ticket] = None
+        return ticket
+
+    def trust(self, ticket: Ticket) -> None:
+        """A message was brought."""
+        if ticket in self._inside and not ticket.exempt:
+            self._forget(ticket)
+            self._known[ticket] = self._clock()
 
     def leave(self, ticket: Ticket) -> None:
-        if ticket.refusal is not None:
+        """Somebody goes; who was refused, or gave way, has gone already."""
+        if ticket not in self._inside:
             return
-        self._total -= 1
-        self._inside[ticket.key] -= 1
-        if not self._inside[ticket.key]:
-            del self._inside[ticket.key]
+        self._inside.remove(ticket)
+        self._forget(ticket)
+        self._by_key[ticket.key] -= 1
+        if not self._by_key[ticket.key]:
+            del self._by_key[ticket.key]
+
+    def _make_room(self, key: str, now: float) -> bool:
+        """End the session of somebody who has less of a claim than one more of ``key``; False if there is nobody."""
+        while self._known and (first := next(iter(self._known.items())))[1] <= now - KEPT:
+            self._forget(first[0])
+            self._strangers.setdefault(first[0].key, {})[first[0]] = None
+        crowd = max(self._strangers.values(), key=lambda crowd: (len(crowd), -next(iter(crowd)).since), default={})
+        if len(crowd) <= len(self._strangers.get(key, ())):
+            return False
+        ticket = next(iter(crowd))
+        if len(crowd) == 1 and ticket.since > now - SETTLED:
+            return False
+        self.leave(ticket)
+        ticket.give_way()
+        return True
+
+    def _forget(self, ticket: Ticket) -> None:
+        self._known.pop(ticket, None)
+        crowd = self._strangers.get(ticket.key, {})
+        crowd.pop(ticket, None)
+        if not crowd:
+            self._strangers.pop(ticket.key, None)
 
     def _classify(self, ip: str) -> tuple[str, bool]:
         try:

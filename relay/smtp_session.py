@@ -2,9 +2,10 @@
 
     connect ─ admitted? ─ no ─▶ 421, closed
                   │
-                220 ─▶ HELO/EHLO ─▶ MAIL ─▶ RCPT… ─▶ DATA ─▶ 354 … CRLF.CRLF ─▶ Intake.accept ─▶ 250
-                          ▲  │ STARTTLS: all forgotten, EHLO again                    │
-                          └──┴──────────────── RSET, EHLO, end of the transaction ◀───┘
+                220 ─▶ HELO/EHLO ─▶ MAIL ─▶ RCPT… ─┬▶ DATA ─▶ 354 … CRLF.CRLF ─┬─▶ Intake.accept ─▶ 250
+                          ▲  │                     └▶ BDAT n … ─▶ BDAT n LAST … ┘             │
+                          │  │ STARTTLS: all forgotten, EHLO again                            │
+                          └──┴──────────────── RSET, EHLO, end of the transaction ◀───────────┘
 
 A command is a method named as on the wire. It answers with a reply of core/reply.py, or raises Over and the session
 ends. Whatever else is raised becomes 451 and one log line; no text of an exception reaches a client.
@@ -14,20 +15,23 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
 
 import structlog
 
 from relay import smtp_envelope
-from relay.bodies import Bodies, Body
+from relay.bodies import Bodies
 from relay.core import reply
+from relay.core.metrics import Histogram
 from relay.core.model import Address
 from relay.core.reply import Reply
-from relay.smtp_data import Reception
-from relay.smtp_limits import Settings, Ticket, Turnstile
+from relay.smtp_data import ChunkReception, DataReception
+from relay.smtp_limits import Settings, Ticket, Turnstile, unknown_delay
 from relay.smtp_stream import LINE_LIMIT, Over, Stream
+from relay.smtp_transaction import Client, Intake, Recipient, Refused, Transaction
 
 log = structlog.get_logger()
 
@@ -35,69 +39,30 @@ _CONTROLS = bytes(range(0x20)) + b"\x7f"
 _not_in_a_name = re.compile(r"[^A-Za-z0-9.\-_:\[\]]")
 #: First words of protocols that a browser can be made to speak to us.
 _FOREIGN = frozenset(("GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT", "HOST:"))
+#: Octets from which a chunk does not count as a command: a large message may come in thousands, by its sender's buffer.
+LARGE_CHUNK = 1024
+#: Recipients beyond the limit of one message that a session may bring, for each command that it may.
+EXCESS = 10
+#: Commands that came in one go after which other sessions have their turn.
+A_TURN = 64
 
-Recipient = Address | Literal["postmaster"]
 
+@dataclass(slots=True)
+class Tally:
+    """What sessions came to since the start.
 
-@dataclass(frozen=True, slots=True)
-class Client:
-    """Who is at the other end. ``helo``: the name it gave, safe to print in a header field or a log ("?" for the rest).
-
-    ``esmtp``: it said EHLO. ``tls``: version and cipher ("TLSv1.3 TLS_AES_256_GCM_SHA384") or None.
+    ``ends``: sessions by how they ended. ``messages``: by the first digit of the reply to their final dot.
+    ``refusals``: 4xx and 5xx by command and code; what is no command is "other", and between commands it is "idle", or
+    "connect" before the first. ``accepting``: seconds from a final dot to its reply.
     """
 
-    ip: str
-    port: int
-    helo: str
-    esmtp: bool
-    tls: str | None
+    ends: Counter[str] = field(default_factory=Counter)
+    messages: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
+    accepting: Histogram = field(default_factory=Histogram)
 
-
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """A whole message with its envelope. ``mail_from`` is None for the null sender ``<>``.
-
-    ``recipients``: each once, in the order given, with what ``Intake.route`` answered. ``head``: the first octets of
-    the body in wire form, the header block in them. ``bare_lf``: bare LFs that were made CR LF.
-    """
-
-    client: Client
-    mail_from: Address | None
-    smtputf8: bool
-    recipients: list[tuple[Recipient, object]]
-    body: Body
-    head: bytes
-    bare_lf: int
-
-
-class Refused(Exception):
-    """What ``Intake`` raises to answer with a reply of its own.
-
-    ``body_stays``: a body in a file is left where it is, for its row may have been committed all the same.
-    """
-
-    def __init__(self, reply: Reply, *, body_stays: bool = False) -> None:
-        super().__init__(reply.line)
-        self.reply = reply
-        self.body_stays = body_stays
-
-
-class Intake(Protocol):
-    """What the rest of the daemon does for a session. An unexpected exception is answered with 451."""
-
-    async def route(self, recipient: Recipient) -> object | None:
-        """Where mail for ``recipient`` goes; None when nobody is there (550). Raises Refused."""
-
-    def room(self, size: int) -> bool:
-        """Whether the disk has room for a message of ``size`` octets (0: not said), asked at MAIL; False is 452."""
-
-    async def accept(self, transaction: Transaction) -> str:
-        """Take the message, durably, and return our id of it. Raises Refused: then nothing of it was kept.
-
-        Never cancelled because the client went away. After any other exception, and after Refused with
-        ``body_stays``, a body in a file stays where it is, for nobody knows whether its row was committed; the sweep
-        for orphans decides.
-        """
+    def refused(self, command: str, answer: Reply) -> None:
+        self.refusals[command, str(answer.code)] += 1
 
 
 class Service:
@@ -106,13 +71,19 @@ class Service:
     def __init__(self, intake: Intake, bodies: Bodies, settings: Settings) -> None:
         self.intake = intake
         self.bodies = bodies
-        self.settings = settings
         self.sessions: set[Session] = set()
+        self.tally = Tally()
         self.turnstile = Turnstile(settings.limits)
+        self.configure(settings)
+
+    def configure(self, settings: Settings) -> None:
+        """What sessions that begin from now on go by; who is in goes on as before."""
+        self.settings = settings
+        self.turnstile.configure(settings.limits)
         self.greeting = reply.greeting(settings.hostname).wire
         self.helo = reply.helo(settings.hostname)
         size = f"SIZE {settings.max_message_size}"
-        words = ["PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"]
+        words = ["PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING"]
         self.ehlo = reply.ehlo(settings.hostname, words)
         self.ehlo_starttls = reply.ehlo(settings.hostname, [*words, "STARTTLS"]) if settings.tls else self.ehlo
 
@@ -127,6 +98,7 @@ class Session(Stream):
     _sender: Address | None
     _smtputf8: bool
     _recipients: dict[str | tuple[str, str], tuple[Recipient, object]]
+    _chunks: ChunkReception | None = None
 
     def __init__(self, service: Service) -> None:
         limits = service.settings.limits
@@ -135,6 +107,7 @@ class Session(Stream):
         self._settings = service.settings
         self._limits = limits
         self._began = self.loop.time()
+        self._name = secrets.token_hex(4)
         self._ip = ""
         self._port = 0
         self._exempt = False
@@ -143,8 +116,12 @@ class Session(Stream):
         self._messages = 0
         self._refused = 0
         self._commands = 0
+        self._uncounted = 0
+        self._excess = 0
+        self._unknown = 0
         self._errors = 0
         self._idle_commands = 0
+        self._verb = "connect"
         self._forget()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -152,7 +129,7 @@ class Session(Stream):
         peer = transport.get_extra_info("peername")
         if peer:  # None when the client is gone already
             self._ip, self._port = peer[0].removeprefix("::ffff:"), peer[1]
-        self._ticket = self._service.turnstile.enter(self._ip)
+        self._ticket = self._service.turnstile.enter(self._ip, self._give_way)
         self._exempt = self._ticket.exempt
         self._service.sessions.add(self)  # which keeps the task alive
         self.task = self.loop.create_task(self._handle_client())
@@ -165,17 +142,27 @@ class Session(Stream):
                 raise Over("too many connections", self._ticket.refusal)
             self.send(self._service.greeting)
             while True:
-                await self._command(await self.line(self._limits.command_timeout))
+                await self._command(await self.line(self._limits.command_timeout, self._chunks is not None))
+                self._verb = "idle"
+                if self._commands % A_TURN == 0:
+                    await asyncio.sleep(0)
         except Over as reason:
             over = reason
         except Exception:
             log.exception("SMTP session failed", ip=self._ip)
         finally:
-            await self.close(over, linger=over.last is not None and over.last not in (reply.BYE, self._ticket.refusal))
+            self._forget()
+            no_linger = (None, reply.BYE, reply.GIVING_WAY, self._ticket.refusal)
+            await self.close(over, linger=over.last not in no_linger)
             self._service.turnstile.leave(self._ticket)
             self._service.sessions.discard(self)
+            tally = self._service.tally
+            tally.ends[over.reason.partition(":")[0]] += 1  # what follows are words of a client or a library
+            if over.last is not None and over.last.code >= 400:
+                tally.refused(self._verb, over.last)
             log.info(
                 "SMTP session",
+                session=self._name,
                 ip=self._ip,
                 helo=self._helo,
                 tls=self.tls,
@@ -188,23 +175,25 @@ class Session(Stream):
 
     async def _command(self, line: bytes) -> None:
         self._commands += 1
-        if self._commands > self._limits.commands and not self._exempt:
+        if self._commands - self._uncounted > self._limits.commands and not self._exempt:
             raise Over("too many commands", reply.TOO_MANY_COMMANDS)
+        self._verb = "other"
         text = line[:-2]
         if len(line) > LINE_LIMIT:
-            return self._answer(reply.LINE_TOO_LONG)
+            return self._unreadable(line, reply.LINE_TOO_LONG)
         if line[-2:] != b"\r\n" or text.translate(None, _CONTROLS) != text:
-            return self._answer(reply.SYNTAX_ERROR)
+            return self._unreadable(line, reply.SYNTAX_ERROR)
         try:
             verb, _, argument = text.decode().rstrip(" ").partition(" ")
         except UnicodeDecodeError:
-            return self._answer(reply.SYNTAX_ERROR)
+            return self._unreadable(line, reply.SYNTAX_ERROR)
         verb = verb.upper()
         method = _METHODS.get(verb)
         if method is None:
             if verb in _FOREIGN:
                 raise Over("not SMTP", reply.UNKNOWN_COMMAND)
             return self._answer(reply.UNKNOWN_COMMAND)
+        self._verb = verb
         try:
             await method(self, argument.lstrip(" "))
         except Over:
@@ -285,6 +274,8 @@ class Session(Stream):
     async def smtp_RCPT(self, argument: str) -> None:
         if not self._in_mail:
             return self._answer(reply.NEED_MAIL if self._helo else reply.NEED_HELLO)
+        if self._chunks is not None:
+            return self._answer(reply.IN_CHUNKS)
         recipient = smtp_envelope.rcpt(argument, self._smtputf8)
         if isinstance(recipient, Reply):
             return self._answer(recipient)
@@ -292,9 +283,17 @@ class Session(Stream):
         if key in self._recipients:
             return self._answer(reply.RECIPIENT_OK)
         if len(self._recipients) >= self._limits.recipients:
+            self._uncounted += 1  # or the recipients that were taken would lose their mail for those that were not
+            self._excess += 1
+            if self._excess > EXCESS * self._limits.commands and not self._exempt:
+                raise Over("too many recipients", reply.TOO_MANY_COMMANDS)
             return self._answer(reply.TOO_MANY_RECIPIENTS)
+        began = self.loop.time()
         route = await self._service.intake.route(recipient)
         if route is None:
+            self._unknown += 1
+            if not self._exempt:
+                await self.hold(began + unknown_delay(self._unknown, self._limits))
             return self._answer(reply.NO_SUCH_USER)
         self._recipients[key] = recipient, route
         self._answer(reply.RECIPIENT_OK)
@@ -304,36 +303,85 @@ class Session(Stream):
             raise Over("data before 354", reply.EARLY_DATA)
         if argument:
             return self._answer(reply.BAD_PARAMETERS)
-        if not self._helo:
-            return self._answer(reply.NEED_HELLO)
-        if not self._recipients:
-            return self._answer(reply.NEED_RCPT if self._in_mail else reply.NEED_MAIL)
+        refusal = reply.IN_CHUNKS if self._chunks is not None else self._not_ready()
+        if refusal is not None:
+            return self._answer(refusal)
         self.send(reply.START_DATA.wire)
         await self.flush()
         settings = self._settings
-        reception = Reception(self._service.bodies.writer(), settings.max_message_size, settings.bare_lf)
+        reception = DataReception(
+            self._service.bodies.writer(), settings.max_message_size, settings.bare_lf, self._limits
+        )
+        self._answer(await self._receive(reception, reception.read(self), last=True))
+
+    async def smtp_BDAT(self, argument: str) -> None:
+        chunk = smtp_envelope.bdat(argument)
+        if chunk is None:  # where its octets end and commands begin nobody knows now
+            raise Over("BDAT without a size", reply.BAD_CHUNK)
+        size, last = chunk
+        if size >= LARGE_CHUNK:
+            self._uncounted += 1
+        settings = self._settings
+        reception, self._chunks = self._chunks, None
+        if reception is None:
+            reception = ChunkReception(
+                self._service.bodies.writer(),
+                settings.max_message_size,
+                settings.bare_lf,
+                self._limits,
+                self._not_ready(),
+            )
+        answer = await self._receive(reception, reception.read(self, size), last)
+        if answer is reply.CHUNK_OK:
+            self._chunks = reception
+        self._answer(answer)
+
+    async def _receive(self, reception: DataReception | ChunkReception, reading: Awaitable[None], last: bool) -> Reply:
+        """Read octets to their end and accept the message if they were its last. Unless all is well it is over."""
+        answer = reply.INTERNAL_ERROR
+        sender, recipients, dot_at = self._sender, len(self._recipients), self.loop.time()
         try:
-            await reception.read(self, self._limits)
-            answer = await self._accept(reception)
+            await reading
+            dot_at = self.loop.time()
+            answer = await self._accept(reception) if last or reception.refusal else reply.CHUNK_OK
         except Over:
             reception.discard()
             raise
         except Exception:
             log.exception("message not received", ip=self._ip)
             reception.discard()
-            if not reception.done:  # where the data end nobody knows now
+            if not reception.whole:  # where the data end nobody knows now
                 raise Over("internal error", reply.INTERNAL_ERROR) from None
-            answer = reply.INTERNAL_ERROR
         finally:
-            self._forget()
-        self._answer(answer)
+            if answer is not reply.CHUNK_OK:
+                self._forget()
+        if answer is not reply.CHUNK_OK:
+            self._tell(answer, sender, recipients, reception.size, self.loop.time() - dot_at)
+        return answer
 
-    async def _accept(self, reception: Reception) -> Reply:
+    def _tell(self, answer: Reply, sender: Address | None, recipients: int, size: int, duration: float) -> None:
+        """Count a message that was sent whole, and log why it was not accepted; ``duration``: seconds since its end."""
+        self._service.tally.accepting.observe(duration)
+        self._service.tally.messages[f"{answer.code // 100}xx"] += 1
+        if answer.code >= 400:
+            log.info(
+                "message refused",
+                session=self._name,
+                sender=str(sender or ""),
+                recipients=recipients,
+                size=size,
+                ip=self._ip,
+                code=answer.code,
+                answer=answer.line,
+                duration=round(duration, 3),
+            )
+
+    async def _accept(self, reception: DataReception | ChunkReception) -> Reply:
         body = await reception.body()
         if isinstance(body, Reply):
             return body
         transaction = Transaction(
-            Client(self._ip, self._port, self._helo, self._esmtp, self.tls),
+            Client(self._ip, self._port, self._helo, self._esmtp, self.tls, self._name),
             self._sender,
             self._smtputf8,
             list(self._recipients.values()),
@@ -350,16 +398,35 @@ class Session(Stream):
         except Exception:
             log.exception("message not accepted", ip=self._ip)  # and its file, if it has one, is left: see Intake
             return reply.INTERNAL_ERROR
+        self._service.turnstile.trust(self._ticket)
         self._messages += 1
         self._idle_commands = 0
         return reply.queued(message_id)
 
     # Within
 
+    def _give_way(self) -> None:
+        self.dismiss(Over("gave way", reply.GIVING_WAY))
+
+    def _not_ready(self) -> Reply | None:
+        """Why there is no message to be sent now."""
+        if not self._helo:
+            return reply.NEED_HELLO
+        if not self._recipients:
+            return reply.NEED_RCPT if self._in_mail else reply.NEED_MAIL
+        return None
+
+    def _unreadable(self, line: bytes, answer: Reply) -> None:
+        if line[:4].upper() == b"BDAT":  # what follows it would be taken for commands
+            raise Over("BDAT without a size", answer)
+        self._answer(answer)
+
     def _hello(self, argument: str, esmtp: bool) -> bool:
         if not argument or len(argument) > 255:
             self._answer(reply.HELLO_NEEDS_NAME)
             return False
+        if self._helo:  # once more
+            self._count_idle()
         self._helo = _not_in_a_name.sub("?", argument)
         self._esmtp = esmtp
         self._forget()
@@ -371,6 +438,9 @@ class Session(Stream):
         self._sender = None
         self._smtputf8 = False
         self._recipients = {}
+        if self._chunks is not None:
+            self._chunks.discard()
+            self._chunks = None
 
     def _answer(self, answer: Reply) -> None:
         """Reply to a command; the client's errors are counted, and one too many ends the session instead."""
@@ -380,17 +450,21 @@ class Session(Stream):
                 self._errors += 1
                 if self._errors >= self._limits.errors and not self._exempt:
                     raise Over("too many errors", reply.TOO_MANY_ERRORS)
+            self._service.tally.refused(self._verb, answer)
         self.send(answer.wire)
 
     def _idle(self, answer: Reply) -> None:
         """Reply to a command that brings no message nearer."""
+        self._count_idle()
+        self._answer(answer)
+
+    def _count_idle(self) -> None:
         self._idle_commands += 1
         if self._idle_commands > self._limits.idle_commands and not self._exempt:
             raise Over("too many idle commands", reply.TOO_MANY_COMMANDS)
-        self._answer(answer)
 
 
+_VERBS = ("HELO", "EHLO", "STARTTLS", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "HELP", "VRFY", "EXPN", "QUIT")
 _METHODS: dict[str, Callable[[Session, str], Awaitable[None]]] = {
-    name: getattr(Session, f"smtp_{name}")
-    for name in ("HELO", "EHLO", "STARTTLS", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "HELP", "VRFY", "EXPN", "QUIT")
+    name: getattr(Session, f"smtp_{name}") for name in _VERBS
 }

@@ -13,6 +13,7 @@ Replies collect until the session needs more input, so that a group of pipelined
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from typing import cast
 
@@ -62,7 +63,10 @@ class Stream(SMTP):
         self._waiter: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._over: Over | None = None
+        self._dismissed: Over | None = None
+        self._holding: asyncio.Future[None] | None = None
         self._held = False
+        self._securing = False
         self._stopping = False
         self._deadline = _NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -106,6 +110,17 @@ class Stream(SMTP):
         self._stopping = True
         self._wake()
 
+    def dismiss(self, over: Over) -> None:
+        """End the session where it next waits for its client; what it does for itself meanwhile is done to its end.
+
+        A client that has not read its replies, or not ended its handshake, gets no last one: that could take minutes.
+        """
+        self._write_timeout = LINGER
+        self._over = self._dismissed = over
+        self._wake()
+        if self._writable is not None or self._securing:
+            self.abort()
+
     def abort(self) -> None:
         """Cut the connection."""
         if self.transport is not None:
@@ -113,14 +128,15 @@ class Stream(SMTP):
 
     # Input
 
-    async def line(self, timeout: float) -> bytes:
+    async def line(self, timeout: float, in_message: bool = False) -> bytes:
         """The next command line, with its ending. ``timeout`` seconds for all of it. Raises Over.
 
-        A line that is longer than LINE_LIMIT is read to its end and comes back cut, still too long.
+        A line that is longer than LINE_LIMIT is read to its end and comes back cut, still too long. ``in_message``:
+        it belongs to a message that may come to its end although the daemon stops.
         """
         deadline = _NEVER
         while (end := self._buffer.find(b"\n", self._at)) < 0:
-            if self._stopping:
+            if self._stopping and not in_message:
                 raise Over("daemon stopping", reply.SHUTTING_DOWN)
             if self._replies:
                 await self.flush()
@@ -130,15 +146,21 @@ class Stream(SMTP):
             if len(self._buffer) - self._at > LINE_LIMIT:
                 return await self._skip_line(deadline)
             await self._wait(deadline)
-        if self._stopping:
+        if self._stopping and not in_message:
             raise Over("daemon stopping", reply.SHUTTING_DOWN)
         start, self._at = self._at, end + 1
         return self._buffer[start : self._at]
 
-    async def chunk(self, timeout: float) -> bytes:
-        """All octets that have come, at least one, waiting at most ``timeout`` seconds. Raises Over."""
+    async def chunk(self, timeout: float, most: int | None = None) -> bytes:
+        """The octets that have come, at least one, ``most`` at most; waits up to ``timeout`` seconds. Raises Over."""
         while self._at >= len(self._buffer):
-            await self._wait(self.loop.time() + timeout)
+            if self._replies:  # who waits for these sends nothing
+                await self.flush()
+            else:
+                await self._wait(self.loop.time() + timeout)
+        if most is not None and most < len(self._buffer) - self._at:
+            start, self._at = self._at, self._at + most
+            return self._buffer[start : self._at]
         chunk = self._buffer[self._at :] if self._at else self._buffer
         self._buffer, self._at = b"", 0
         return chunk
@@ -167,6 +189,23 @@ class Stream(SMTP):
         if self._writable is not None:
             await self._drain(self._writable)
 
+    async def hold(self, until: float) -> None:
+        """Send the replies so far, and then wait until loop time ``until``: the next one is late. Raises Over."""
+        if self._replies:
+            await self.flush()
+        while self.loop.time() < until:
+            if self._stopping:
+                raise Over("daemon stopping", reply.SHUTTING_DOWN)
+            if self._over is not None and (self.transport is None or self._dismissed is not None):
+                raise self._over  # a client that only sent its end still reads
+            self._holding = self.loop.create_future()
+            timer = self.loop.call_at(until, self._release)
+            try:
+                await self._holding
+            finally:
+                self._holding = None
+                timer.cancel()
+
     async def secure(self, context: ssl.SSLContext, go_ahead: bytes, timeout: float) -> None:
         """Send ``go_ahead``, then do the handshake (RFC 3207). Raises Over when it fails."""
         if self._replies:
@@ -176,6 +215,7 @@ class Stream(SMTP):
             raise Over("plain text after STARTTLS", reply.EARLY_TLS)
         # Nothing is awaited from here until start_tls() has paused the socket: no plain text can come in between.
         transport.write(go_ahead)
+        self._securing = True
         try:
             secured = await self.loop.start_tls(
                 transport,
@@ -186,9 +226,12 @@ class Stream(SMTP):
                 ssl_shutdown_timeout=TLS_SHUTDOWN,
             )
         except OSError as error:
-            raise Over(f"TLS handshake failed: {getattr(error, 'reason', None) or type(error).__name__}") from None
+            reason = Over(f"TLS handshake failed: {getattr(error, 'reason', None) or type(error).__name__}")
+            raise (self._dismissed or reason) from None
+        finally:
+            self._securing = False
         if secured is None:  # asyncio 3.11's answer to a connection that was closed meanwhile
-            raise Over("closed during the TLS handshake")
+            raise self._dismissed or Over("closed during the TLS handshake")
         self.transport = secured
         version, cipher = secured.get_extra_info("ssl_object").version(), secured.get_extra_info("cipher")
         self.tls = f"{version} {cipher[0]}"
@@ -261,7 +304,8 @@ class Stream(SMTP):
     async def _linger(self) -> None:
         transport = self.transport
         if transport is not None and transport.can_write_eof():
-            transport.write_eof()
+            with contextlib.suppress(OSError):  # the client is gone already
+                transport.write_eof()
         deadline = self.loop.time() + LINGER
         while True:
             self._buffer, self._at = b"", 0
@@ -270,6 +314,11 @@ class Stream(SMTP):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        self._release()
+
+    def _release(self) -> None:
+        if self._holding is not None and not self._holding.done():
+            self._holding.set_result(None)
 
     def _end(self, over: Over) -> None:
         if self._over is None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import structlog
 
 from relay.bodies import Bodies
-from relay.store import retention
-from relay.store.engine import StoreUnavailable
+from relay.store import changes, retention
+from relay.store.engine import StoreUnavailable, Turn
 from relay.store.retention import Cut
 from relay.store.store import Store
 
@@ -35,6 +35,7 @@ class Ages:
     visits: float
     routes: float
     visitor_ip: float
+    changes: float
 
     def cut(self, now: float) -> Cut:
         ages = (self.raw, self.messages, self.visits, self.routes, self.visitor_ip)
@@ -78,12 +79,15 @@ class Sweeper:
         more = True
         while more:
             now = self._clock()
-            swept = await self._store.write(lambda tx: retention.sweep(tx, self._ages.cut(now), now), idle=True)  # noqa: B023
+            swept = await self._store.write(lambda tx: retention.sweep(tx, self._ages.cut(now), now), turn=Turn.IDLE)  # noqa: B023
             if swept.routes:
                 self._store.routes.forget_all()
             await asyncio.to_thread(self._bodies.remove, swept.files)
             removed += len(swept.files)
             more = swept.more
+        before = self._clock() - self._ages.changes
+        while await self._store.write(lambda tx: changes.forget(tx, before), turn=Turn.IDLE):
+            pass
         return removed + await self._remove_orphans()
 
     async def _remove_orphans(self) -> int:
@@ -91,7 +95,7 @@ class Sweeper:
         removed = 0
         for start in range(0, len(names), retention.BITE):
             some = names[start : start + retention.BITE]
-            orphans = await self._store.write(lambda tx: retention.orphans(tx, some), idle=True)  # noqa: B023
+            orphans = await self._store.write(lambda tx: retention.orphans(tx, some), turn=Turn.IDLE)  # noqa: B023
             await asyncio.to_thread(self._bodies.remove, orphans)
             removed += len(orphans)
         if removed:

@@ -39,6 +39,11 @@ class TlsFiles:
             self._refresh()
         return self._context
 
+    def use(self, cert: Path, key: Path) -> None:
+        """Show this pair from now on; raises OSError when it can't be loaded, and then the old one stays in use."""
+        other = TlsFiles(cert, key)
+        self._cert, self._key, self._stamp, self._context = other._cert, other._key, other._stamp, other._context
+
     def lasting(self) -> ssl.SSLContext:
         """A context for a server that takes one for its whole life: every handshake is given the current one."""
         context = self._load()

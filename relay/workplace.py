@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from relay.config.models import Config, Section
 from relay.control import ControlError, Lines
 from relay.secrets import Keys
 from relay.store.directory import SiteView
+from relay.store.engine import Verb
 from relay.store.messages import Evidence
+from relay.store.noting import Note
 from relay.store.store import Store
+
+T = TypeVar("T")
 
 
 def _nobody_waits() -> None:
@@ -20,7 +24,10 @@ def _nobody_waits() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """The wake-ups are hints to the daemon's workers; without a daemon nobody waits for them."""
+    """The wake-ups are hints to the daemon's workers; without a daemon nobody waits for them.
+
+    ``note`` is what the log of changes will say of the command that runs.
+    """
 
     store: Store
     keys: Keys
@@ -29,6 +36,15 @@ class Workplace:
     deliveries_due: Callable[[], None] = _nobody_waits
     posts_due: Callable[[], None] = _nobody_waits
     learned: Callable[[], Evidence] | None = None
+    note: Note | None = None
+
+    async def write(self, verb: Verb[T], changed: Callable[[T], bool] = bool) -> T:
+        """Store.write, with the note in the same transaction when the answer says that something was ``changed``."""
+        return await (self.store.write(verb) if self.note is None else self.note.write(verb, changed))
+
+    async def redefine(self, verb: Verb[T], changed: Callable[[T], bool] = bool) -> T:
+        """Store.redefine, likewise."""
+        return await (self.store.redefine(verb) if self.note is None else self.note.redefine(verb, changed))
 
     def evidence(self) -> Evidence:
         """What attribution goes by: with a daemon the delays as well that it has learned."""
@@ -46,7 +62,8 @@ class Workplace:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """``run`` gets what ``arguments`` made of a JSON object, and answers one."""
+    """``run`` gets what ``arguments`` made of a JSON object, and answers one. ``audited``: it changes what lasts."""
 
     arguments: type[Section]
     run: Callable[[Workplace, Any], Awaitable[Lines]]
+    audited: bool = True

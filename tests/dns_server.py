@@ -4,7 +4,7 @@
         Resolver([dns.address])
 
 A name with no entry at all is NXDOMAIN; a name with entries of other types is NODATA. A name can also be given a
-``Fault``. CNAMEs are followed inside the table. The table may be changed while the server runs.
+``Fault``. CNAMEs are followed inside the table, in a circle too. The table may be changed while the server runs.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ class Fault(Enum):
     REFUSED = "refused"
     YXDOMAIN = "yxdomain"
     SILENT = "silent"  # the question is read and never answered
+    LAME = "lame"  # the server knows nothing of the name and refers to others, with no error
+    FOREIGN = "foreign"  # the answer is to another question
+    GARBAGE = "garbage"  # the answer is no DNS message
     TRUNCATED = "truncated"  # UDP answers carry TC and nothing else, TCP the records of the real entry "name/type/tcp"
 
 
@@ -42,12 +45,14 @@ class DnsServer:
     """``table``: (lower-case name without final dot, type) → records in zone file form, or a Fault.
 
     A truncated entry's records stand under (name, type + "/tcp"). ``queries`` lists what was asked: (name, type,
-    "udp" or "tcp"). ``ttl``: seconds, of records and of negative answers.
+    "udp" or "tcp"). ``ttl``: seconds, of records and of negative answers. ``slowness``: seconds until an answer over
+    UDP.
     """
 
-    def __init__(self, table: Table | None = None, *, ttl: int = 300) -> None:
+    def __init__(self, table: Table | None = None, *, ttl: int = 300, slowness: float = 0.0) -> None:
         self.table: Table = dict(table or {})
         self.ttl = ttl
+        self.slowness = slowness
         self.queries: list[tuple[str, str, str]] = []
         self.address = ""
         self._udp: asyncio.DatagramTransport | None = None
@@ -91,11 +96,7 @@ class DnsServer:
         if entry is Fault.SILENT:
             return None
         if isinstance(entry, Fault):
-            if entry is Fault.TRUNCATED:
-                response.flags |= dns.flags.TC
-            else:
-                response.set_rcode(dns.rcode.from_text(entry.value.upper()))
-            return response.to_wire()
+            return _faulty(response, entry)
         self._fill(response, name, rdtype, over)
         return response.to_wire(max_size=65535)
 
@@ -119,7 +120,7 @@ class DnsServer:
         if not any(known == name for known, _ in self.table):
             response.set_rcode(dns.rcode.NXDOMAIN)
         soa = f"ns.test. root.test. 1 3600 600 86400 {self.ttl}"
-        response.authority.append(dns.rrset.from_text("test.", self.ttl, "IN", "SOA", soa))
+        response.authority.append(dns.rrset.from_text(".", self.ttl, "IN", "SOA", soa))
 
     async def _serve_tcp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -139,6 +140,23 @@ class DnsServer:
             writer.close()
 
 
+def _faulty(response: dns.message.Message, fault: Fault) -> bytes:
+    match fault:
+        case Fault.TRUNCATED:
+            response.flags |= dns.flags.TC
+        case Fault.LAME:
+            response.flags &= ~dns.flags.RA
+            response.authority.append(dns.rrset.from_text(".", 3600, "IN", "NS", "a.root-servers.test."))
+        case Fault.FOREIGN:
+            response.question = [dns.rrset.from_text("elsewhere.test.", 0, "IN", "A")]
+            response.answer.append(dns.rrset.from_text("elsewhere.test.", 300, "IN", "A", "127.0.0.1"))
+        case Fault.GARBAGE:
+            return response.to_wire()[:2] + b"nonsense"
+        case _:
+            response.set_rcode(dns.rcode.from_text(fault.value.upper()))
+    return response.to_wire()
+
+
 class _Udp(asyncio.DatagramProtocol):
     def __init__(self, server: DnsServer) -> None:
         self._server = server
@@ -149,7 +167,11 @@ class _Udp(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         response = self._server.answer(data, "udp")
-        if response is not None and self._transport is not None:
+        if response is not None:
+            asyncio.get_running_loop().call_later(self._server.slowness, self._send, response, addr)
+
+    def _send(self, response: bytes, addr: tuple[str, int]) -> None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.sendto(response, addr)
 
 

@@ -25,9 +25,11 @@ from relay.store.messages import Evidence
 from relay.store.schema import deliveries
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, declare_all
 from relay.store.store import DATABASE, Store
+from tests.smtp_client import SmtpClient
 from tests.store_fixtures import fresh_database, fresh_keys
 
 DOMAIN = "track.example.com"
+MAIL = b"From: Alice <alice@example.org>\r\nSubject: hi\r\n\r\nhello\r\n..dot\r\n"
 #: Seconds for anything that should happen soon. Reached only when a test fails.
 PATIENCE = 30.0
 SITE = SiteDefinition(
@@ -86,6 +88,13 @@ class Parts:
     def port(self) -> int:
         return self.smtp.ports[0]
 
+    async def send(self, *recipients: str, mail: bytes = MAIL, sender: str = "alice@example.org") -> str:
+        """One transaction, for the plus target unless it is said otherwise; the reply to the final dot."""
+        async with await SmtpClient.hello(self.port) as client:
+            paths = (f"<{address}>" for address in recipients or (f"sales@{DOMAIN}",))
+            answer = await client.mail(mail + b".\r\n", *paths, sender=f"<{sender}>")
+            return f"{answer.code} {answer.text}"
+
     async def delivery_rows(self) -> list[dict[str, Any]]:
         columns = list(deliveries.c)
         rows = await self.store.reader.all(select(*columns).order_by(deliveries.c.id))
@@ -111,6 +120,10 @@ async def running_parts(
     nameservers: tuple[str, ...] = (),
     mx_port: int = 25,
     policy: dict[str, Any] | None = None,
+    timeouts: Timeouts | None = None,
+    dns_lifetime: float = 10.0,
+    per_destination: int = 20,
+    grace: float = 5.0,
     start_forwarding: bool = True,
 ) -> AsyncIterator[Parts]:
     clock, read, held = Clock(), Read(), asyncio.Event()
@@ -124,9 +137,10 @@ async def running_parts(
     await store.redefine(lambda tx: declare_all(tx, list(sites), clock()))
     sender = Sender(
         "mx.track.example.com",
-        Resolver(list(nameservers)),
+        Resolver(list(nameservers), lifetime=dns_lifetime),
         mx_port=mx_port,
-        timeouts=Timeouts(),
+        per_destination=per_destination,
+        timeouts=timeouts,
     )
     forwarder = Forwarder(
         store,
@@ -135,7 +149,7 @@ async def running_parts(
         keys,
         hostname="mx.track.example.com",
         next_hop=next_hop,
-        per_destination=20,
+        per_destination=per_destination,
         clock=clock,
         on_held=held.set,
     )
@@ -152,5 +166,5 @@ async def running_parts(
         yield Parts(store, bodies, keys, forwarder, intake, smtp, clock, read, sender, held)
     finally:
         await smtp.stop(5)
-        await forwarder.close(5)
+        await forwarder.close(grace)
         await store.close()

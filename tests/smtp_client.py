@@ -39,6 +39,11 @@ class Answer:
         return f"{self.code} {self.enhanced}".rstrip()
 
 
+def bdat(octets: bytes, last: bool = False) -> bytes:
+    """A chunk as it goes over the wire (RFC 3030 §2)."""
+    return b"BDAT %d%s\r\n" % (len(octets), b" LAST" if last else b"") + octets
+
+
 class SmtpClient:
     """One connection. Use as ``async with await SmtpClient.connect(port)``."""
 
@@ -94,11 +99,15 @@ class SmtpClient:
         await self.send(line.encode() + b"\r\n")
         return await self.answer()
 
-    async def start(self, *recipients: str, sender: str = "<ann@ext.test>") -> Answer:
-        """MAIL, RCPT for each and DATA; the answer to DATA."""
+    async def envelope(self, *recipients: str, sender: str = "<ann@ext.test>") -> None:
+        """MAIL, and RCPT for each."""
         assert (await self.command(f"MAIL FROM:{sender}")).code == 250
         for recipient in recipients or ("<u1@track.test>",):
             assert (await self.command(f"RCPT TO:{recipient}")).code == 250
+
+    async def start(self, *recipients: str, sender: str = "<ann@ext.test>") -> Answer:
+        """MAIL, RCPT for each and DATA; the answer to DATA."""
+        await self.envelope(*recipients, sender=sender)
         return await self.command("DATA")
 
     async def mail(self, wire: bytes, *recipients: str, sender: str = "<ann@ext.test>") -> Answer:
@@ -106,6 +115,18 @@ class SmtpClient:
         assert (await self.start(*recipients, sender=sender)).code == 354
         await self.send(wire)
         return await self.answer()
+
+    async def chunk(self, octets: bytes, last: bool = False) -> Answer:
+        """BDAT with these octets, and its answer."""
+        await self.send(bdat(octets, last))
+        return await self.answer()
+
+    async def mail_in_chunks(self, *chunks: bytes, to: str = "<u1@track.test>") -> Answer:
+        """A whole transaction whose message comes as these chunks, all sent at once; the first refusal or the 250."""
+        await self.envelope(to)
+        await self.send(b"".join(bdat(chunk, number == len(chunks)) for number, chunk in enumerate(chunks, 1)))
+        answers = [await self.answer() for _ in chunks]
+        return next((answer for answer in answers if answer.code >= 400), answers[-1])
 
     async def starttls(self, context: ssl.SSLContext, name: str = "mx.test") -> None:
         """STARTTLS and the handshake."""

@@ -12,7 +12,8 @@ from typing import Any
 from relay.bodies import Bodies
 from relay.smtp_in import SmtpServer
 from relay.smtp_limits import Limits, Settings
-from relay.smtp_session import Recipient, Session, Transaction
+from relay.smtp_session import Session
+from relay.smtp_transaction import Recipient, Transaction
 from tests.smtp_client import PATIENCE
 
 #: Limits that spare nobody: loopback is exempt by default.

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from relay import check_peers
-from relay.check_findings import FAIL, OK, WARN, Finding
+from relay import check_peers, check_tls
+from relay.check_findings import FAIL, OK, WARN, Finding, gather
+from relay.smtp_out.handshake import Target
 from tests.certificates import Certificate
 from tests.check_helpers import NAME, configured, findings, only
 from tests.daemon import example_site, merged
 from tests.dead_ends import SECRET
 from tests.dns_server import DnsServer, Table
-from tests.smtp_sink import Close, SmtpSink
+from tests.smtp_sink import Close, Hang, SmtpSink
 from tests.webhook_receiver import Receiver, redirect
 
 
@@ -28,37 +29,53 @@ class TestCertificates:
 
     async def test_one_that_names_us_is_good_for_a_while(self, tmp_path: Path) -> None:
         config = configured(tmp_path, self.settings(tmp_path, NAME))
-        soon = only(await findings(check_peers.certificates, config), "smtp.tls_cert")
+        soon = only(await findings(check_tls.certificates, config), "smtp.tls_cert")
         assert (soon.level, "expires on" in soon.text) == (WARN, True)  # they last for a day
-        earlier = await findings(check_peers.certificates, config, now=time.time() - 30 * 86_400)
+        earlier = await findings(check_tls.certificates, config, now=time.time() - 30 * 86_400)
         assert only(earlier, "smtp.tls_cert").level == OK
 
     async def test_one_that_has_expired_has_failed(self, tmp_path: Path) -> None:
         config = configured(tmp_path, self.settings(tmp_path, NAME))
-        found = await findings(check_peers.certificates, config, now=time.time() + 3 * 86_400)
+        found = await findings(check_tls.certificates, config, now=time.time() + 3 * 86_400)
         assert "expired on" in only(found, "smtp.tls_cert").text
 
     @pytest.mark.parametrize(("name", "level"), [("*.track.test", OK), ("track.test", WARN), ("*.test", WARN)])
     async def test_the_name_must_be_ours(self, tmp_path: Path, name: str, level: str) -> None:
         config = configured(tmp_path, self.settings(tmp_path, name))
-        found = await findings(check_peers.certificates, config, now=time.time() - 30 * 86_400)
+        found = await findings(check_tls.certificates, config, now=time.time() - 30 * 86_400)
         assert only(found, "smtp.tls_cert").level == level
 
     async def test_one_without_names_names_nobody(self, tmp_path: Path) -> None:
         made = Certificate.make(tmp_path, NAME)
         settings = {"smtp": {"tls_cert": str(made.authority), "tls_key": str(made.key)}}
-        found = await findings(check_peers.certificates, configured(tmp_path, settings))
+        found = await findings(check_tls.certificates, configured(tmp_path, settings))
         assert only(found, "smtp.tls_cert").level == FAIL  # not the key of this one
+
+    @pytest.mark.parametrize(("name", "doubt"), [(NAME, None), ("other.test", "other.test")])
+    def test_a_client_that_verifies_takes_a_chain_of_an_authority_that_it_knows(
+        self, tmp_path: Path, name: str, doubt: str | None
+    ) -> None:
+        made = Certificate.make(tmp_path, NAME)
+        found = check_tls.distrust(made.cert, made.key, name, made.client_context())
+        assert found == doubt or (doubt is not None and found is not None and doubt in found)
+        assert "issuer" in str(check_tls.distrust(made.cert, made.key, NAME))
+
+    async def test_browsers_must_trust_the_one_for_http_and_senders_of_mail_may_not_care(self, tmp_path: Path) -> None:
+        files = self.settings(tmp_path, NAME)["smtp"]
+        config = configured(tmp_path, {"smtp": files, "http": files | {"public_url": f"https://{NAME}"}})
+        found = await findings(check_tls.certificates, config, now=time.time() - 30 * 86_400)
+        assert [(finding.what, finding.level) for finding in found] == [("smtp.tls_cert", OK), ("http.tls_cert", WARN)]
+        assert all("issuer" in finding.text for finding in found)
 
     async def test_files_that_are_none_have_failed(self, tmp_path: Path) -> None:
         settings = {"http": {"tls_cert": "no.pem", "tls_key": "no.key"}}
-        found = await findings(check_peers.certificates, configured(tmp_path, settings))
+        found = await findings(check_tls.certificates, configured(tmp_path, settings))
         assert only(found, "http.tls_cert").level == FAIL
 
     async def test_a_server_that_all_the_world_reaches_should_have_one(self, tmp_path: Path) -> None:
-        found = await findings(check_peers.certificates, configured(tmp_path, {"smtp": {"listen": ["0.0.0.0:2525"]}}))
+        found = await findings(check_tls.certificates, configured(tmp_path, {"smtp": {"listen": ["0.0.0.0:2525"]}}))
         assert only(found, "smtp.tls_cert").level == WARN
-        assert await findings(check_peers.certificates, configured(tmp_path)) == []
+        assert await findings(check_tls.certificates, configured(tmp_path)) == []
 
 
 class TestNextHops:
@@ -108,6 +125,25 @@ class TestNextHops:
         (finding,) = await self.asked(tmp_path, f"smtp://127.0.0.1:{port}")
         assert (finding.level, "Connection refused" in finding.text) == (FAIL, True)
 
+    async def test_it_is_said_whether_mail_would_be_encrypted(self, tmp_path: Path) -> None:
+        domain = {("example.test", "MX"): ["10 localhost."]}
+        for tls, words in ((Certificate.make(tmp_path, "localhost"), "(TLSv1.3)"), (None, "(in clear)")):
+            async with SmtpSink(tls=tls) as sink, DnsServer(domain) as dns:
+                port = int(sink.address.rpartition(":")[2])
+                settings = {"dns": {"nameservers": [dns.address]}, "forward": {"mx_port": port}}
+                found = await self.asked(tmp_path, "", **settings)
+            assert {(finding.level, finding.text.endswith(words)) for finding in found} == {(OK, True)}
+
+    @pytest.mark.parametrize(
+        ("address", "encryption", "warned"),
+        [("93.184.216.34", None, True), ("93.184.216.34", "TLSv1.3", False), ("10.0.0.1", None, False)],
+    )
+    def test_mail_in_clear_over_the_internet_is_warned_of(
+        self, address: str, encryption: str | None, warned: bool
+    ) -> None:
+        found = check_peers.in_clear("next hop", Target("mail.test", address, 25, "opportunistic"), encryption)
+        assert [finding.level for finding in found] == [WARN] * warned
+
     async def test_a_certificate_is_verified_where_tls_is_required(self, tmp_path: Path) -> None:
         async with SmtpSink(tls=Certificate.make(tmp_path, "127.0.0.1")) as sink:
             (finding,) = await self.asked(tmp_path, f"smtp+starttls://{sink.address}")
@@ -127,6 +163,16 @@ class TestNextHops:
         async with DnsServer(table) as dns:
             found = await self.asked(tmp_path, "", dns={"nameservers": [dns.address], "timeout": "1s"})
         assert [finding.level for finding in found] == [FAIL]
+
+    async def test_one_that_says_nothing_hides_nothing_of_the_others(self, tmp_path: Path) -> None:
+        async with SmtpSink() as sink, SmtpSink(script={"connect": Hang()}) as silent:
+            site = example_site()
+            site["target"][0]["next_hop"] = f"smtp://{silent.address}"
+            settings = {"forward": {"next_hop": f"smtp://{sink.address}"}, "site": [site]}
+            subject, _ = await gather(configured(tmp_path, settings), time.time(), patience=0.5)
+            found = await check_peers.next_hops(subject)
+        assert only(found, f"next hop {silent.address}").text == "did not come as far as RCPT in 0.4 s"
+        assert only(found, f"next hop {sink.address}").level == OK
 
     async def test_of_very_many_the_first_are_tried(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(check_peers, "MOST_HOPS", 1)
@@ -164,7 +210,8 @@ class TestWebhooks:
     async def test_one_that_is_not_there_has_failed(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as sock:
             port = sock.getsockname()[1]
-        assert (await self.asked(tmp_path, f"http://127.0.0.1:{port}/")).level == FAIL
+        finding = await self.asked(tmp_path, f"http://127.0.0.1:{port}/")
+        assert (finding.level, finding.text) == (FAIL, f"127.0.0.1:{port}: Connection refused")
 
     async def test_one_that_closes_or_is_silent_has_failed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import getpass
 import io
 import json
+import os
 import re
+import sqlite3
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +19,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from relay import commands
 from relay.cli.root import cli
 from relay.control import ControlError, call
 from relay.secrets import token_hash
@@ -125,6 +130,90 @@ class TestTokens:
         place.done("token", "revoke", "short")
         assert "short" not in place.done("token", "list")
         assert place.refused("token", "revoke", "short") == "there is no token named 'short'"
+
+
+class TestUsers:
+    def test_the_link_is_the_last_word_and_only_its_hash_is_stored(self, place: Place) -> None:
+        said = place.done("user", "create", "Vera@Shop.test", "--site", "example")
+        assert said.startswith("user vera@shop.test (viewer, example): http://")
+        link = said.split()[-1].rpartition("/")[2]
+        assert place.daemon.query("SELECT count(*) FROM invitations WHERE hash = ?", token_hash(link)) == [(1,)]
+        database = b"".join(path.read_bytes() for path in place.daemon.data_dir.glob("relay.db*"))
+        assert link.encode() not in database
+        assert link not in str(place.daemon.log)
+
+    def test_they_are_listed_with_their_rights(self, place: Place) -> None:
+        place.done("user", "create", "listed", "--role", "manager")
+        (row,) = [row for row in place.json("user", "list") if row["name"] == "listed"]
+        assert set(row) == {"name", "role", "sites", "created_at", "seen_at", "waiting"}
+        assert (row["role"], row["sites"], row["waiting"]) == ("manager", None, True)
+        assert re.search(r"listed +manager +all .*has no password yet", place.done("user", "list"))
+
+    def test_a_new_link_ends_the_one_before(self, place: Place) -> None:
+        first = place.done("user", "create", "again").split()[-1]
+        second = place.done("user", "invite", "again").split()[-1]
+        assert first != second
+        rows = place.daemon.query(
+            "SELECT hash FROM invitations WHERE user_id = (SELECT id FROM users WHERE name = 'again')"
+        )
+        assert rows == [(token_hash(second.rpartition("/")[2]),)]
+
+    def test_rights_are_given_whole(self, place: Place) -> None:
+        place.done("user", "create", "changed", "--site", "example", "--role", "admin")
+        assert place.done("user", "change", "CHANGED", "--role", "viewer") == "user changed (viewer, all sites)\n"
+        (row,) = [row for row in place.json("user", "list") if row["name"] == "changed"]
+        assert (row["role"], row["sites"]) == ("viewer", None)
+
+    def test_who_is_removed_is_gone(self, place: Place) -> None:
+        place.done("user", "create", "leaving")
+        assert place.done("user", "remove", "leaving") == "user leaving is removed\n"
+        assert "leaving" not in place.done("user", "list")
+
+    def test_what_cannot_be_is_said_so(self, place: Place) -> None:
+        if "taken" not in place.done("user", "list"):
+            place.done("user", "create", "taken")
+        assert place.refused("user", "create", "Taken") == "there is a user named 'taken' already"
+        assert place.refused("user", "create", "lost", "--site", "nowhere") == "there is no site named 'nowhere'"
+        assert place.refused("user", "change", "taken", "--role", "viewer", "--site", "nowhere").endswith("'nowhere'")
+        assert place.refused("user", "create", "a b").startswith("name: must be letters, digits")
+        for words in (("invite", "nobody"), ("change", "nobody", "--role", "viewer"), ("remove", "nobody")):
+            assert place.refused("user", *words) == "there is no user named 'nobody'"
+
+    def test_the_last_administrator_stays(self, place: Place) -> None:
+        place.done("user", "create", "boss", "--role", "admin")
+        if place.mode == ALONE:  # nobody else writes: give it a password as its link would
+            with contextlib.closing(sqlite3.connect(place.daemon.data_dir / "relay.db")) as database:
+                database.execute("UPDATE users SET password = 'hash' WHERE name = 'boss'")
+                database.commit()
+            for words in (("remove", "boss"), ("change", "boss", "--role", "viewer")):
+                assert place.refused("user", *words) == "nobody else is an administrator of all sites"
+            place.done("user", "create", "other-boss", "--role", "admin")  # who has no password yet does not count
+            assert place.refused("user", "remove", "boss") == "nobody else is an administrator of all sites"
+
+    def test_what_commands_do_is_noted_with_who_ran_them(self, place: Place) -> None:
+        place.done("user", "create", "noted", "--site", "example")
+        place.done("site", "crm", "example", "on")
+        rows = place.daemon.query("SELECT kind, name, action, subject, details FROM changes ORDER BY id DESC LIMIT 2")
+        account = getpass.getuser()
+        assert [row[:4] for row in rows] == [
+            ("command", account, "site.crm", "example"),
+            ("command", account, "user.create", "noted"),
+        ]
+        assert json.loads(rows[1][4]) == {"name": "noted", "role": "viewer", "sites": ["example"]}
+
+    def test_what_was_refused_is_not_noted(self, place: Place) -> None:
+        before = place.daemon.query("SELECT count(*) FROM changes")
+        place.refused("user", "remove", "nobody")
+        place.refused("token", "revoke", "nothing")
+        assert place.daemon.query("SELECT count(*) FROM changes") == before
+
+
+def test_an_account_without_a_name_is_noted_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unnamed() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", unnamed)
+    assert commands._account() == str(os.getuid())
 
 
 class TestSites:

@@ -242,6 +242,10 @@ async def test_an_event_becomes_one_deal_however_often_it_is_posted(http: aiohtt
     assert [(entry.id, entry.content["posted"]) for entry in board.shown("crm")] == [("evt_17", 2)]
 
 
+async def nobody_logs_in() -> str:
+    raise AssertionError
+
+
 async def test_the_history_comes_although_the_api_fails_at_first(http: aiohttp.ClientSession) -> None:
     statuses = iter([503, 500])
 
@@ -254,7 +258,7 @@ async def test_the_history_comes_although_the_api_fails_at_first(http: aiohttp.C
     api.router.add_get("/v1/messages", messages)
     with listening(28800) as page_sock, listening(28900) as api_sock:
         ports = Ports(page=page_sock.getsockname()[1], http=api_sock.getsockname()[1], smtp=1, mailbox=1)
-        page = Page(board, Crm(board, SECRET, ports.page_url), ports, "vr_token", "")
+        page = Page(board, Crm(board, SECRET, ports.page_url), ports, "vr_token", "", nobody_logs_in)
         async with (
             asyncio.timeout(PATIENCE),
             serving(api, api_sock),

@@ -98,11 +98,14 @@ async def test_what_is_no_domain_name_is_not_asked_for(dns: DnsServer, resolver:
         (Fault.REFUSED, "REFUSED"),
         (Fault.YXDOMAIN, "YXDOMAIN"),
         (Fault.SILENT, "no answer in time"),
+        (Fault.GARBAGE, ""),
+        (Fault.FOREIGN, ""),
+        (Fault.LAME, "refers to others"),
     ],
 )
 async def test_a_failing_server_is_temporary_and_not_cached(dns: DnsServer, fault: Fault, text: str) -> None:
     dns.table["example.com", "MX"] = fault
-    patience = 0.1 if fault is Fault.SILENT else 5.0
+    patience = 0.1 if fault in (Fault.SILENT, Fault.GARBAGE, Fault.FOREIGN) else 5.0
     impatient = Resolver([dns.address], timeout=patience, lifetime=patience)
     asked = 0
     for _ in range(2):
@@ -133,6 +136,34 @@ async def test_a_truncated_answer_is_asked_for_again_over_tcp(dns: DnsServer, re
     dns.table["example.com", "MX/tcp"] = [f"{n} mx{n}.example.com." for n in range(60)]
     assert len((await resolver.mx("example.com")).hosts) == 60
     assert [over for _, _, over in dns.queries] == ["udp", "tcp"]
+
+
+async def test_an_answer_that_is_truncated_and_never_comes_over_tcp_is_temporary(dns: DnsServer) -> None:
+    dns.table["example.com", "MX"] = Fault.TRUNCATED
+    dns.table["example.com", "MX/tcp"] = Fault.SILENT
+    with pytest.raises(DnsTemporary):
+        await Resolver([dns.address], timeout=0.1, lifetime=0.2).mx("example.com")
+
+
+async def test_a_slow_answer_is_waited_for(dns: DnsServer) -> None:
+    dns.table["example.com", "MX"] = ["10 mx.example.com."]
+    dns.slowness = 0.05
+    assert (await Resolver([dns.address], timeout=5.0).mx("example.com")).hosts == ("mx.example.com",)
+
+
+async def test_aliases_are_followed_from_one_to_the_next(dns: DnsServer, resolver: Resolver) -> None:
+    for number in range(5):
+        dns.table[f"mx{number}.test", "CNAME"] = [f"mx{number + 1}.test."]
+    dns.table["mx5.test", "A"] = ["192.0.2.5"]
+    assert await resolver.addresses("mx0.test") == ["192.0.2.5"]
+
+
+@pytest.mark.parametrize("length", [1, 2])
+async def test_aliases_that_go_in_a_circle_are_temporary(dns: DnsServer, resolver: Resolver, length: int) -> None:
+    for number in range(length):
+        dns.table[f"mx{number}.test", "CNAME"] = [f"mx{(number + 1) % length}.test."]
+    with pytest.raises(DnsTemporary):
+        await resolver.addresses("mx0.test")
 
 
 async def test_addresses_of_both_families_are_looked_up_ipv4_first(dns: DnsServer, resolver: Resolver) -> None:

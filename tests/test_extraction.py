@@ -17,8 +17,8 @@ from relay.bodies import Body
 from relay.extract import Extractor
 from relay.extraction import Extraction
 from relay.store import history
-from relay.store.engine import StoreUnavailable, Verb
-from relay.store.posts import PostJob
+from relay.store.engine import StoreUnavailable, Turn, Verb
+from relay.store.post import PostJob
 from relay.store.schema import events, messages, texts
 from tests.parts import PATIENCE, Parts, running_parts
 from tests.smtp_client import SmtpClient
@@ -32,7 +32,7 @@ async def reading(parts: Parts, posted: list[PostJob] | None = None) -> AsyncIte
         parts.store,
         parts.bodies,
         Extractor(workers=1),
-        claim="test",
+        claim=lambda: "test",
         on_posts=(posted if posted is not None else []).extend,
         clock=time.time,
     )
@@ -97,7 +97,7 @@ async def test_a_message_whose_reading_raises_what_nobody_foresaw_is_read_at_a_l
     with capture_logs() as entries:
         async with reading(parts) as extraction:
             while not any(entry["event"] == "message not read" for entry in entries):
-                await parts.store.write(lambda tx: None, idle=True)
+                await parts.store.write(lambda tx: None, turn=Turn.IDLE)
             extraction._look_at = 0.0
             extraction._work.set()
             await until_indexed(parts, 1)
@@ -119,11 +119,11 @@ async def test_a_failing_store_is_tried_again(parts: Parts, monkeypatch: pytest.
     write = parts.store.write
     failures: list[Verb[Any]] = []
 
-    async def fail_twice(verb: Verb[Any], *, idle: bool = False) -> Any:
+    async def fail_twice(verb: Verb[Any], *, turn: Turn = Turn.NEXT) -> Any:
         if len(failures) < 2:
             failures.append(verb)
             raise StoreUnavailable("disk I/O error")
-        return await write(verb, idle=idle)
+        return await write(verb, turn=turn)
 
     await mail(parts)
     monkeypatch.setattr("relay.extraction.POLL", 0.01)

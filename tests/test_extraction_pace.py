@@ -13,7 +13,8 @@ from sqlalchemy import select
 from relay.bodies import Body
 from relay.extract import Extractor
 from relay.extraction import Extraction
-from relay.pace import LAG, THICK, WINDOW, Pace
+from relay.pace import LAG, LULL, MOMENT, THICK, WINDOW, Pace
+from relay.store.engine import Turn
 from relay.store.schema import bodies, messages
 from tests.parts import PATIENCE, Parts, running_parts
 from tests.smtp_client import SmtpClient
@@ -87,6 +88,33 @@ def test_a_clock_set_back_is_no_burst() -> None:
     assert not pace.is_thick(40.0 + WINDOW)
 
 
+def test_a_step_of_a_transaction_is_a_moment_of_hurry() -> None:
+    pace = Pace()
+    assert not pace.is_hurried(100.0)
+    pace.hurry(100.0)
+    assert pace.is_hurried(100.0)
+    assert pace.is_hurried(100.0 + MOMENT / 2)
+    assert not pace.is_hurried(100.0 + MOMENT)
+    assert not pace.is_hurried(40.0)  # a clock set back
+    pace.hurry(100.0)
+    pace.note(100.0, 0)  # the message is taken
+    assert not pace.is_hurried(100.0)
+
+
+async def test_what_stands_back_does_so_until_the_message_is_taken_and_not_for_long() -> None:
+    pace, clock, loop = Pace(), Clock(), asyncio.get_running_loop()
+    begin = loop.time()
+    await pace.lull(clock)
+    assert loop.time() - begin < LULL / 2
+    pace.hurry(clock.now)
+    loop.call_later(LULL / 5, pace.note, clock.now, 0)
+    await pace.lull(clock)
+    assert not pace.is_hurried(clock.now)
+    pace.hurry(clock.now)  # and never goes on
+    await pace.lull(clock)
+    assert pace.is_hurried(clock.now)
+
+
 @pytest.fixture
 async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
     async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as found:
@@ -97,7 +125,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
 @contextlib.asynccontextmanager
 async def reading(parts: Parts, clock: Clock) -> AsyncIterator[Extraction]:
     extraction = Extraction(
-        parts.store, parts.bodies, Extractor(workers=1), claim="test", on_posts=lambda jobs: None, clock=clock
+        parts.store, parts.bodies, Extractor(workers=1), claim=lambda: "test", on_posts=lambda jobs: None, clock=clock
     )
     await extraction.start()
     try:
@@ -123,7 +151,7 @@ async def hand_over(parts: Parts, extraction: Extraction) -> None:
 
 async def states(parts: Parts) -> list[str]:
     """After the writer has done all it was given."""
-    await parts.store.write(lambda tx: None, idle=True)
+    await parts.store.write(lambda tx: None, turn=Turn.IDLE)
     return [row[0] for row in await parts.store.reader.all(select(messages.c.extraction).order_by(messages.c.id))]
 
 

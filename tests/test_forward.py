@@ -13,29 +13,14 @@ from relay.forward import settle
 from relay.store import queue
 from relay.store.messages import Job
 from tests.dns_server import DnsServer
-from tests.parts import PATIENCE, Parts, running_parts
-from tests.smtp_client import SmtpClient
+from tests.parts import MAIL, PATIENCE, running_parts
 from tests.smtp_sink import Close, Received, SmtpSink
-
-MAIL = b"From: Alice <alice@example.org>\r\nSubject: hi\r\n\r\nhello\r\n..dot\r\n"
 
 
 @pytest.fixture
 async def sink() -> AsyncIterator[SmtpSink]:
     async with SmtpSink() as found:
         yield found
-
-
-async def send(parts: Parts, *recipients: str, mail: bytes = MAIL, sender: str = "alice@example.org") -> str:
-    """One transaction; the reply to the final dot."""
-    async with await SmtpClient.hello(parts.port) as client:
-        assert (await client.command(f"MAIL FROM:<{sender}>")).code == 250
-        for recipient in recipients:
-            assert (await client.command(f"RCPT TO:<{recipient}>")).code == 250, recipient
-        assert (await client.command("DATA")).code == 354
-        await client.send(mail + b".\r\n")
-        answer = await client.answer()
-        return f"{answer.code} {answer.text}"
 
 
 def split(received: Received) -> tuple[bytes, bytes]:
@@ -49,7 +34,7 @@ def split(received: Received) -> tuple[bytes, bytes]:
 
 async def test_the_bytes_received_follow_our_fields_unchanged(tmp_path: Path, sink: SmtpSink) -> None:
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
-        assert (await send(parts, "sales+77@track.example.com")).startswith("250 2.0.0")
+        assert (await parts.send("sales+77@track.example.com")).startswith("250 2.0.0")
         (received,) = await sink.wait_for_messages(1)
         ours, theirs = split(received)
         assert received.wire.endswith(MAIL)
@@ -65,7 +50,7 @@ async def test_the_bytes_received_follow_our_fields_unchanged(tmp_path: Path, si
 
 async def test_our_fields_go_behind_an_mbox_line(tmp_path: Path, sink: SmtpSink) -> None:
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
-        await send(parts, "card@track.example.com", mail=b"From alice Mon Jan  1 00:00:00 2024\r\n" + MAIL)
+        await parts.send("card@track.example.com", mail=b"From alice Mon Jan  1 00:00:00 2024\r\n" + MAIL)
         (received,) = await sink.wait_for_messages(1)
         assert received.content.startswith(b"From alice Mon Jan  1 00:00:00 2024\r\nReceived: ")
         assert received.wire.endswith(b"business%20card\r\n" + MAIL)
@@ -79,15 +64,15 @@ async def test_fields_that_claim_to_be_ours_are_cut_from_small_and_large_mail(
     foreign = b"Authentication-Results: mx.other.test; dkim=pass\r\n"
     body = b"\r\n" + b"x" * 70 + b"\r\n" * (size // 72)
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
-        await send(parts, "sales@track.example.com", mail=b"Subject: a\r\n" + forged + foreign + body)
+        await parts.send("sales@track.example.com", mail=b"Subject: a\r\n" + forged + foreign + body)
         (received,) = await sink.wait_for_messages(1)
         assert split(received)[1] == b"Subject: a\r\n" + foreign + body
 
 
 async def test_each_real_address_gets_one_copy_and_sees_no_other_recipient(tmp_path: Path, sink: SmtpSink) -> None:
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
-        await send(
-            parts, "sales+1@track.example.com", "card@track.example.com", "p1@track.example.com", "p2@track.example.com"
+        await parts.send(
+            "sales+1@track.example.com", "card@track.example.com", "p1@track.example.com", "p2@track.example.com"
         )
         received = await sink.wait_for_messages(2)
         assert sorted(m.recipients[0] for m in received) == ["info@example.com", "sales@example.com"]
@@ -101,13 +86,13 @@ async def test_each_real_address_gets_one_copy_and_sees_no_other_recipient(tmp_p
 async def test_a_refusal_is_held_with_its_bytes_and_retried_by_hand(tmp_path: Path, sink: SmtpSink) -> None:
     sink.script["rcpt"] = ["550 5.1.1 no such user", None]
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
-        await send(parts, "sales@track.example.com")
+        await parts.send("sales@track.example.com")
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "failed")
         async with asyncio.timeout(PATIENCE):
             await parts.held.wait()  # webhooks may want to know, at once
         assert (row["code"], row["answer"]) == (550, "RCPT: 550 5.1.1 no such user")
         now = parts.clock()
-        assert await parts.store.write(lambda tx: queue.retry(tx, None, now, now + 60)) == [row["id"]]
+        assert await parts.store.write(lambda tx: queue.retry(tx, [row["id"]], now, now + 60)) == [row["id"]]
         parts.forwarder.wake()
         await sink.wait_for_messages(1)
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
@@ -117,7 +102,7 @@ async def test_a_refusal_is_held_with_its_bytes_and_retried_by_hand(tmp_path: Pa
 async def test_what_was_deferred_is_sent_when_its_time_has_come(tmp_path: Path, sink: SmtpSink) -> None:
     sink.script["rcpt"] = ["451 4.3.0 later", None]
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
-        await send(parts, "sales@track.example.com")
+        await parts.send("sales@track.example.com")
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
         assert 60 <= row["next_at"] - parts.clock() + 5 <= 90
         parts.clock.ahead = 100
@@ -128,7 +113,7 @@ async def test_what_was_deferred_is_sent_when_its_time_has_come(tmp_path: Path, 
 async def test_an_answer_lost_after_the_dot_is_sent_again_and_flagged(tmp_path: Path, sink: SmtpSink) -> None:
     sink.script["dot"] = [Close(), None]
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
-        await send(parts, "sales@track.example.com")
+        await parts.send("sales@track.example.com")
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
         assert row["possibly_repeated"] == 1
         parts.clock.ahead = 100
@@ -142,10 +127,10 @@ async def test_a_dead_destination_is_tried_by_one_message_when_its_back_off_ends
     async with SmtpSink() as gone:
         address, port = gone.address, gone.port
     async with running_parts(tmp_path, f"smtp://{address}") as parts:
-        await send(parts, "sales@track.example.com")
+        await parts.send("sales@track.example.com")
         await parts.until(lambda rows: rows[0]["state"] == "deferred")
         for number in range(5):
-            await send(parts, "sales@track.example.com", mail=MAIL + b"%d\r\n" % number)
+            await parts.send("sales@track.example.com", mail=MAIL + b"%d\r\n" % number)
         rows = await parts.delivery_rows()
         assert [row["state"] for row in rows] == ["deferred", *["queued"] * 5]
         assert [row["attempts"] for row in rows] == [1, 0, 0, 0, 0, 0]
@@ -165,7 +150,7 @@ async def test_without_a_next_hop_the_mx_of_the_real_address_gets_the_mail(tmp_p
         DnsServer(zone) as dns,
         running_parts(tmp_path, None, nameservers=(dns.address,), mx_port=sink.port) as parts,
     ):
-        await send(parts, "sales@track.example.com")
+        await parts.send("sales@track.example.com")
         await sink.wait_for_messages(1)
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
         assert row["host"].startswith("mail.example.com")
@@ -175,7 +160,7 @@ async def test_without_a_next_hop_the_mx_of_the_real_address_gets_the_mail(tmp_p
 async def test_claims_left_by_a_crash_are_voided_flagged_and_delivered(tmp_path: Path, sink: SmtpSink) -> None:
     async with running_parts(tmp_path, f"smtp://{sink.address}", start_forwarding=False) as parts:
         parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]  # the process dies here
-        await send(parts, "sales@track.example.com")
+        await parts.send("sales@track.example.com")
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
         await sink.wait_for_messages(1)
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
@@ -185,11 +170,11 @@ async def test_claims_left_by_a_crash_are_voided_flagged_and_delivered(tmp_path:
 async def test_mail_that_is_longer_than_memory_waits_in_the_store(
     tmp_path: Path, sink: SmtpSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.forward.MEMORY", 10)
+    monkeypatch.setattr("relay.core.destinations.MEMORY", 10)
     # Without the poll, which takes one delivery that is longer than memory and may look before the row is read.
     async with running_parts(tmp_path, f"smtp://{sink.address}", start_forwarding=False) as parts:
         assert not parts.forwarder.takes("anywhere", len(MAIL))
-        await send(parts, "sales@track.example.com")
+        await parts.send("sales@track.example.com")
         (row,) = await parts.delivery_rows()
         assert (row["claim"], row["attempts"]) == (None, 0)
         monkeypatch.undo()
@@ -200,7 +185,7 @@ async def test_mail_that_is_longer_than_memory_waits_in_the_store(
 async def test_a_body_that_is_gone_is_an_error_that_can_be_read(tmp_path: Path, sink: SmtpSink) -> None:
     async with running_parts(tmp_path, f"smtp://{sink.address}", start_forwarding=False) as parts:
         parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
-        await send(parts, "sales@track.example.com", mail=b"Subject: x\r\n\r\n" + b"y" * 400_000 + b"\r\n")
+        await parts.send("sales@track.example.com", mail=b"Subject: x\r\n\r\n" + b"y" * 400_000 + b"\r\n")
         for file in (tmp_path / "bodies").iterdir():
             file.unlink()
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,25 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay import background
-from relay.forward import POLL
+from relay.clockwatch import ClockWatch
+from relay.core.model import Method
+from relay.forward import AHEAD, POLL
 from relay.store import queue
+from relay.store.clock import TOLERANCE
 from relay.store.engine import StoreUnavailable, Verb
-from tests.parts import Parts, running_parts
-from tests.smtp_client import SmtpClient
-from tests.smtp_sink import SmtpSink
+from relay.store.post import CLAIM
+from tests.parts import DOMAIN, MAIL, SITE, running_parts
+from tests.smtp_sink import Slow, SmtpSink
+from tests.store_fixtures import fresh_keys, target_of
 
-MAIL = "Subject: hi\r\n\r\nhello\r\n"
+WHO = ("sales@example.com", "dead@example.com")
+YEAR = 365 * 86_400.0
 
 
 @pytest.fixture
 async def sink() -> AsyncIterator[SmtpSink]:
     async with SmtpSink() as found:
         yield found
-
-
-async def send(parts: Parts, recipient: str = "sales@track.example.com", text: str = MAIL) -> None:
-    async with await SmtpClient.hello(parts.port) as client:
-        assert (await client.command("MAIL FROM:<alice@example.org>")).code == 250
-        assert (await client.command(f"RCPT TO:<{recipient}>")).code == 250
-        assert (await client.command("DATA")).code == 354
-        await client.send(f"{text}.\r\n".encode())
-        assert (await client.answer()).code == 250
 
 
 async def test_an_exception_that_nobody_foresaw_defers_the_delivery(
@@ -45,7 +42,7 @@ async def test_an_exception_that_nobody_foresaw_defers_the_delivery(
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
         monkeypatch.setattr("relay.forward.return_path", broken)
         with capture_logs() as entries:
-            await send(parts)
+            await parts.send()
             (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
         assert row["answer"] == "not sent: ZeroDivisionError"
         assert "attempt failed unexpectedly" in [entry["event"] for entry in entries]
@@ -66,7 +63,7 @@ async def test_the_poller_outlives_an_exception_that_nobody_foresaw(
     monkeypatch.setattr("relay.forward.Forwarder._claim", broken)
     monkeypatch.setattr("relay.forward.Forwarder.takes", lambda *_: False)
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
-        await send(parts)
+        await parts.send()
         await sink.wait_for_messages(1)
 
 
@@ -85,7 +82,7 @@ async def test_an_outcome_is_recorded_when_the_store_is_back_and_the_mail_is_not
 
     monkeypatch.setattr("relay.store.queue.finish", failing)
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
-        await send(parts)
+        await parts.send()
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
         assert (failures, row["attempts"], row["possibly_repeated"]) == (3, 1, 0)
         assert len(await sink.wait_for_messages(1)) == 1
@@ -103,7 +100,7 @@ async def test_an_outcome_that_cannot_be_written_is_logged_and_gives_its_place_u
     monkeypatch.setattr("relay.store.queue.finish", broken)
     monkeypatch.setattr("relay.forward.log.exception", lambda *_, **__: logged.set())
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
-        await send(parts)
+        await parts.send()
         await logged.wait()
         (row,) = await parts.delivery_rows()
         assert (row["state"], row["claim"]) == ("queued", parts.forwarder.claim)
@@ -113,9 +110,9 @@ async def test_what_waits_for_a_dead_destination_keeps_nobody_busy(tmp_path: Pat
     async with SmtpSink() as gone:
         address = gone.address
     async with running_parts(tmp_path, f"smtp://{address}") as parts:
-        await send(parts)
+        await parts.send()
         await parts.until(lambda rows: rows[0]["state"] == "deferred")
-        await send(parts, text=MAIL + "2\r\n")  # due at once, but its destination is down
+        await parts.send(mail=MAIL + b"2\r\n")  # due at once, but its destination is down
         assert await parts.forwarder._claim() == POLL
 
 
@@ -123,7 +120,7 @@ async def test_a_retry_by_hand_does_not_wait_for_the_back_off_of_the_destination
     async with SmtpSink() as gone:
         address, port = gone.address, gone.port
     async with running_parts(tmp_path, f"smtp://{address}") as parts:
-        await send(parts)
+        await parts.send()
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
         async with SmtpSink(port=port) as back:
             now = parts.clock()
@@ -132,22 +129,13 @@ async def test_a_retry_by_hand_does_not_wait_for_the_back_off_of_the_destination
             await back.wait_for_messages(1)
 
 
-async def test_all_destinations_together_get_no_more_than_there_is_room_for(
-    tmp_path: Path, sink: SmtpSink, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("relay.forward.IN_FLIGHT", 100)
-    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
-        capacity = parts.forwarder._capacity([f"{number}.example" for number in range(50)], parts.clock())
-        assert list(capacity.values()) == [80, 20]
-
-
 async def test_a_claim_ends_with_the_destination_that_fills_the_memory(
     tmp_path: Path, sink: SmtpSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_parts(tmp_path, None, start_forwarding=False) as parts:
         monkeypatch.setattr(parts.forwarder, "takes", lambda *_: False)
-        await send(parts)
-        await send(parts, "postmaster@track.example.com", MAIL + "2\r\n")
+        await parts.send()
+        await parts.send("postmaster@track.example.com", mail=MAIL + b"2\r\n")
         now = parts.clock()
         await parts.store.write(lambda tx: tx.sql("UPDATE deliveries SET destination = 'other.test' WHERE id = 2"))
         capacity = {"nobody.test": 5, "example.com": 5, "other.test": 5}
@@ -172,7 +160,7 @@ async def test_nothing_is_left_claimed_when_the_forwarder_closes_while_it_claims
             return result
 
         monkeypatch.setattr(parts.store, "write", slow)
-        await send(parts)
+        await parts.send()
         await claiming.wait()
         closed = asyncio.create_task(parts.forwarder.close(20.0))
         await asyncio.sleep(0)
@@ -180,3 +168,86 @@ async def test_nothing_is_left_claimed_when_the_forwarder_closes_while_it_claims
         await closed
         (row,) = await parts.delivery_rows()
         assert (row["state"], row["claim"]) == ("forwarded", None)
+
+
+async def test_a_dead_destination_with_a_long_queue_costs_the_others_no_attempt_and_no_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, sound, connections = 150, 30, 5
+    keys = fresh_keys(tmp_path / "keys")
+    async with SmtpSink() as gone:
+        nobody = keys.seal(f"smtp://{gone.address}")
+    site = replace(SITE, targets=(*SITE.targets, target_of(Method.PLUS, "dead@example.com", DOMAIN, next_hop=nobody)))
+    async with (
+        SmtpSink() as sink,
+        running_parts(
+            tmp_path, f"smtp://{sink.address}", sites=(site,), per_destination=connections, start_forwarding=False
+        ) as parts,
+    ):
+        for number in range(dead):  # before the first try: all of them are due at once
+            with monkeypatch.context() as patch:
+                patch.setattr(parts.forwarder, "takes", lambda *_: False)
+                await parts.send(f"dead@{DOMAIN}", mail=MAIL + b"%d\r\n" % number)
+                if number < sound:
+                    await parts.send(mail=MAIL + b"waiting %d\r\n" % number)
+        await parts.forwarder.start()
+        await sink.wait_for_messages(sound)
+        await parts.until(lambda rows: any(row["state"] == "deferred" for row in rows))
+        for number in range(sound):  # and now that it is down
+            assert parts.forwarder.takes(sink.address, len(MAIL))
+            assert not parts.forwarder.takes(gone.address, len(MAIL))
+            await parts.send(mail=MAIL + b"fresh %d\r\n" % number)
+            await parts.send(f"dead@{DOMAIN}", mail=MAIL + b"fresh %d\r\n" % number)
+        await sink.wait_for_messages(2 * sound)
+        rows = await parts.until(lambda rows: all(row["claim"] is None for row in rows))
+        made = {address: [row["attempts"] for row in rows if row["forward_to"] == address] for address in WHO}
+        assert made["sales@example.com"] == [1] * 2 * sound
+        assert len(made["dead@example.com"]) == dead + sound
+        assert sum(made["dead@example.com"]) <= connections * AHEAD  # of those that were begun together
+        assert set(made["dead@example.com"]) == {0, 1}
+        assert parts.forwarder._flights == {}
+        assert await parts.forwarder._claim() == POLL
+
+
+async def test_a_leap_of_the_clock_begins_nothing_a_second_time_that_is_under_way(tmp_path: Path) -> None:
+    async with (
+        SmtpSink(script={"dot": Slow(1.0, "250 2.0.0 taken")}) as sink,
+        running_parts(tmp_path, f"smtp://{sink.address}") as parts,
+    ):
+        await parts.send()
+        await sink.wait(lambda sink: sink.live > 0)
+        parts.clock.ahead = CLAIM + 100
+        parts.forwarder.wake()
+        await parts.until(lambda rows: rows[0]["state"] == "forwarded")
+        await parts.send(mail=MAIL + b"later\r\n")
+        await parts.until(lambda rows: [row["state"] for row in rows] == ["forwarded"] * 2)
+        assert len(sink.accepted) == 2
+        assert len(parts.forwarder._destinations) == 0
+
+
+async def test_a_clock_that_drifts_is_not_doubted(tmp_path: Path) -> None:
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        watch = ClockWatch(parts.store, parts.clock, lambda by: None)
+        for _ in range(4):
+            parts.clock.ahead += TOLERANCE / 2
+            await watch.look()
+            assert not watch.is_doubtful()
+        parts.clock.ahead += 2 * TOLERANCE
+        assert watch.is_doubtful()
+        await watch.look()
+        assert not watch.is_doubtful()
+
+
+@pytest.mark.parametrize("doubtful", [True, False])
+async def test_by_a_clock_that_is_doubtful_nothing_is_given_up(doubtful: bool, tmp_path: Path) -> None:
+    async with (
+        SmtpSink(script={"rcpt": "450 4.2.1 later"}) as sink,
+        running_parts(tmp_path, f"smtp://{sink.address}", policy={"retry_for": 3600.0}) as parts,
+    ):
+        parts.forwarder._clock_is_doubtful = lambda: doubtful
+        await parts.send()
+        await parts.until(lambda rows: rows[0]["state"] == "deferred")
+        parts.clock.ahead = YEAR
+        parts.forwarder.retry_now()
+        (row,) = await parts.until(lambda rows: rows[0]["attempts"] == 2 and rows[0]["claim"] is None)
+        assert row["state"] == ("deferred" if doubtful else "failed")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,13 @@ import pytest_asyncio
 import structlog.testing
 from aiohttp import web
 
-import webapi.app
 import webapi.context
+import webapi.door
 from relay.clockwatch import ClockWatch
 from relay.core.message import scan
 from relay.extract import Extractor
 from relay.extraction import Extraction
-from relay.store.engine import StoreUnavailable
+from relay.store.engine import StoreUnavailable, Turn
 from relay.sweep import DISTRUST, Ages, Sweeper
 from tests.daemon import PATIENCE, toml
 from tests.parts import Parts, running_parts
@@ -181,7 +183,7 @@ async def test_a_leap_ahead_deletes_nothing_for_a_day(tmp_path: Path, monkeypatc
     passed = [1000.0]
     async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
         monkeypatch.setattr("relay.sweep.time.monotonic", lambda: passed[0])
-        sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR, YEAR), parts.clock)
+        sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR, YEAR, YEAR), parts.clock)
         assert sweeper.trusts_clock()
         parts.clock.ahead = 2 * YEAR
         assert not sweeper.trusts_clock()
@@ -215,29 +217,35 @@ async def test_what_a_crash_left_unread_is_read_without_a_pause(
             await _mail(parts)
         workers = Extractor(workers=1)
         reading = Extraction(
-            parts.store, parts.bodies, workers, claim="test", on_posts=lambda posts: None, clock=parts.clock
+            parts.store, parts.bodies, workers, claim=lambda: "test", on_posts=lambda posts: None, clock=parts.clock
         )
         await reading.start()
         waiting = "SELECT count(*) FROM messages WHERE extraction = 'waiting'"
         async with asyncio.timeout(PATIENCE):
-            while await parts.store.write(lambda tx: tx.sql(waiting), idle=True) != [(0,)]:
+            while await parts.store.write(lambda tx: tx.sql(waiting), turn=Turn.IDLE) != [(0,)]:
                 await asyncio.sleep(LOOK)
         await reading.close(10)
 
 
 # Connections that say nothing
 
+REQUEST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
+
 
 @contextlib.asynccontextmanager
-async def served(most: int) -> AsyncIterator[int]:
+async def served(most: int, app: web.Application | None = None, **bounds: Any) -> AsyncIterator[int]:
     async def echo(request: web.Request) -> web.Response:
         return web.Response(body=await webapi.context.read_body(request, 1000))
 
-    app = web.Application()
+    async def large(request: web.Request) -> web.Response:
+        return web.Response(body=bytes(1_000_000))
+
+    app = app if app is not None else web.Application()
     app.router.add_post("/", echo)
-    runner = web.AppRunner(app, keepalive_timeout=webapi.app.IDLE_TIMEOUT, lingering_time=0.05)
+    app.router.add_get("/large", large)
+    runner = web.AppRunner(app)
     await runner.setup()
-    server = await asyncio.get_running_loop().create_server(webapi.app.door(runner, most), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(webapi.door.door(runner, most, **bounds), "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -260,7 +268,7 @@ async def test_one_connection_too_many_is_closed_and_there_is_room_again_later()
         answer = b""
         while not answer:  # the ends of the others are noticed a moment later
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+            writer.write(REQUEST)
             with contextlib.suppress(ConnectionResetError):
                 answer = await reader.read()
             writer.close()
@@ -276,8 +284,87 @@ async def test_a_body_that_does_not_come_is_answered_408(monkeypatch: pytest.Mon
         writer.close()
 
 
+async def drip(writer: asyncio.StreamWriter, piece: bytes) -> None:
+    """Send ``piece`` again and again; ends with the connection."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(LOOK)
+
+
+async def ask_on(client: socket.socket) -> None:
+    """Ask for more and more, and read none of it; ends with the connection."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            await loop.sock_sendall(client, b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+
+
+async def test_one_network_does_not_take_all_connections() -> None:
+    async with served(10, each=2) as port:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.9", 0))  # same /24
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+        for _, writer in held:
+            writer.close()
+
+
+async def test_a_proxy_of_ours_is_many_clients(tmp_path: Path) -> None:
+    proxied = web.Application()
+    proxied[webapi.context.CLIENTS] = webapi.context.Clients((ip_network("127.0.0.0/8"),), ())
+    async with served(10, each=2, app=proxied) as port:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+        reader, writer = held[-1]
+        writer.write(REQUEST)
+        assert (await reader.read()).endswith(b"ok")
+        for _, writer in held:
+            writer.close()
+
+
+async def test_who_does_not_read_his_answers_is_cut_off() -> None:
+    async with served(2, unread=0.2) as port:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+            with pytest.raises(ConnectionError):
+                await ask_on(client)
+
+
+@pytest.mark.parametrize("piece", [b"X-Slow: a\r\n", b"a", b"\r\n"])
+async def test_a_head_that_comes_in_drops_is_cut_off_all_the_same(
+    piece: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webapi.door, "IDLE_TIMEOUT", 0.2)
+    async with served(2) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        if piece != b"\r\n":  # empty lines before a request
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\n")
+        with pytest.raises(ConnectionError):
+            await drip(writer, piece)
+        writer.close()
+
+
+async def test_a_body_that_comes_in_drops_is_answered_408_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webapi.context, "BODY_TIMEOUT", 0.2)
+    async with served(2) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n")
+        answer = asyncio.ensure_future(reader.readline())
+        for _ in range(800):
+            if answer.done():
+                break
+            writer.write(b" ")
+            await asyncio.sleep(LOOK)
+        assert (await answer).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+
 async def test_a_head_that_does_not_come_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webapi.app, "IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr(webapi.door, "IDLE_TIMEOUT", 0.05)
     async with served(2) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nX-Slow: ")

@@ -14,7 +14,8 @@ from relay.bodies import INLINE, BodyWriter
 from relay.core import reply
 from relay.core.wire import DataReader
 from relay.smtp_limits import Limits
-from relay.smtp_session import Refused, Session
+from relay.smtp_session import Session
+from relay.smtp_transaction import Refused
 from tests.smtp_client import PATIENCE, SmtpClient
 from tests.smtp_harness import Fed, Served, serving
 
@@ -128,7 +129,9 @@ async def _broken_disk(step: str, error: OSError, answer: str, tmp_path: Path, m
         with monkeypatch.context() as patch, capture_logs() as entries:
             patch.setattr(BodyWriter, step, fail)
             assert (await client.mail(wire)).short == answer
-        assert [entry["event"] for entry in entries] == ["message body not written"]
+        assert [entry["event"] for entry in entries] == ["message body not written", "message refused"]
+        assert entries[1]["answer"].startswith(answer)
+        assert (entries[1]["sender"], entries[1]["recipients"]) == ("ann@ext.test", 1)
         assert served.files() == []
         assert (await client.mail(wire)).code == 250
 
@@ -172,7 +175,8 @@ async def test_an_unknown_error_of_the_intake_is_451_and_keeps_the_file_whose_ro
         with capture_logs() as entries:
             answer = await client.mail(HEAD + lines(3 * INLINE) + DOT)
         assert f"{answer.code} {answer.text}" == reply.INTERNAL_ERROR.line
-        assert [entry["event"] for entry in entries] == ["message not accepted"]
+        assert [entry["event"] for entry in entries] == ["message not accepted", "message refused"]
+        assert "secret" not in str(entries[1])
         assert len(served.files()) == 1
 
 

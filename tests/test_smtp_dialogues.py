@@ -214,8 +214,8 @@ async def test_any_mixture_of_commands_and_garbage_gets_replies_and_no_internal_
                 replies = await _played(pieces, served, fed)
                 assert re.fullmatch(rb"(?:[2345]\d\d[ -][ -~]*\r\n)+", replies), replies
             await served.empty()
-        assert {entry["event"] for entry in entries} == {"SMTP session"}
-        assert len(entries) == 300
+        assert {entry["event"] for entry in entries} <= {"SMTP session", "message refused"}
+        assert [entry["event"] for entry in entries].count("SMTP session") == 300
         assert len(served.recorder.transactions) > 10
         assert served.files() == []
 

@@ -195,7 +195,7 @@ async def test_an_unexpected_exception_is_a_temporary_outcome() -> None:
 
     sender = Sender("mx.track.test", Broken(["127.0.0.1:9"]))
     outcome = await send(sender, "example.com")
-    assert outcome == Outcome(TEMPORARY, None, "KeyError: 'surprise'", "example.com")
+    assert outcome == Outcome(TEMPORARY, None, "KeyError: 'surprise'", "example.com", reached=None)
     assert sender._destinations == {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ from structlog.testing import capture_logs
 
 from relay.core import reply
 from relay.core.model import Address
-from relay.smtp_session import Client, Refused
 from relay.smtp_stream import LINE_LIMIT, SKIP_LIMIT, Stream
+from relay.smtp_transaction import Client, Refused
 from relay.store.engine import StoreUnavailable
 from relay.tls import TlsFiles
 from tests.certificates import Certificate
@@ -19,7 +20,7 @@ from tests.smtp_harness import STRICT, serving
 
 BODY = b"Subject: hi\r\n\r\nhello\r\n.\r\n"
 ANN = Address("ann", "ext.test")
-EXTENSIONS = {"PIPELINING", "SIZE 1000", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"}
+EXTENSIONS = {"PIPELINING", "SIZE 1000", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING"}
 
 
 async def test_greeting_begins_with_the_host_name(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ async def test_a_repeated_recipient_is_answered_250_and_kept_once(tmp_path: Path
         ([], "QUIT now", "501 5.5.4"),
         ([], "QUIT", "221 2.0.0"),
         ([], "AUTH PLAIN", "500 5.5.1"),
-        ([], "BDAT 5 LAST", "500 5.5.1"),
+        ([], "BDAT 0 LAST", "503 5.5.1"),
         ([], "", "500 5.5.1"),
         ([], " NOOP", "500 5.5.1"),
         ([], "handle_client", "500 5.5.1"),
@@ -300,6 +301,7 @@ async def test_a_session_leaves_exactly_one_line_in_the_log(tmp_path: Path) -> N
             await served.empty()
         (entry,) = entries
         assert 0 <= entry.pop("duration") < 10
+        assert re.fullmatch("[0-9a-f]{8}", entry.pop("session"))
         assert entry == {
             "event": "SMTP session",
             "log_level": "info",

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
+from relay.store.changes import Change, note
 from relay.store.engine import Statement
-from relay.store.schema import deliveries, messages
+from relay.store.schema import changes, deliveries, messages
 from relay.sweep import ORPHAN_AGE, Ages, Sweeper
 from tests.parts import Parts, running_parts
 from tests.smtp_client import SmtpClient
 
 DAY = 86400.0
-AGES = Ages(raw=10 * DAY, messages=100 * DAY, visits=100 * DAY, routes=400 * DAY, visitor_ip=100 * DAY)
+AGES = Ages(
+    raw=10 * DAY, messages=100 * DAY, visits=100 * DAY, routes=400 * DAY, visitor_ip=100 * DAY, changes=50 * DAY
+)
 
 
 async def mail(parts: Parts, size: int) -> None:
@@ -74,6 +77,17 @@ async def test_a_body_file_without_a_message_is_removed_once_it_is_old(tmp_path:
         assert await sweeper.sweep() == 1
         assert not orphan.exists()
         assert len(list((tmp_path / "bodies").iterdir())) == 1
+
+
+async def test_the_log_of_changes_ends_by_its_own_age(tmp_path: Path) -> None:
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        sweeper = Sweeper(parts.store, parts.bodies, AGES, parts.clock)
+        now = parts.clock()
+        for days in (51, 49):
+            at = now - days * DAY
+            await parts.store.write(lambda tx, at=at: note(tx, Change(at, "user", "ann", "POST /v1/sites")))
+        await sweeper.sweep()
+        assert await parts.store.reader.all(select(changes.c.at)) == [(now - 49 * DAY,)]
 
 
 async def test_a_sweep_that_raises_what_nobody_foresaw_is_followed_by_the_next(

@@ -169,7 +169,7 @@ except OSError:
 else:
     raise SystemExit("writable and executable memory is still allowed")
 import sqlite3, ssl
-import aiohttp, aiosmtpd.smtp, aiosqlite, alembic, dns.asyncresolver, idna, inscriptis, jinja2
+import aiohttp, aiosmtpd.smtp, aiosqlite, alembic, dns.asyncresolver, idna, inscriptis, jinja2, nh3
 import pydantic, sqlalchemy, structlog
 from relay.secrets import seal, unseal
 assert unseal([b"k" * 32], seal(b"k" * 32, "x")) == "x"

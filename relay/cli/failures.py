@@ -31,6 +31,7 @@ def explained(error: Exception) -> tuple[int, str] | None:
 
 def _of_store(error: Exception) -> tuple[int, str] | None:
     from relay.secrets import KeysError, SealError
+    from relay.store.damage import Damaged
     from relay.store.engine import StoreUnavailable
     from relay.store.migrate import WrongRevision
     from relay.store.routes import AddressTaken
@@ -40,7 +41,7 @@ def _of_store(error: Exception) -> tuple[int, str] | None:
         return FAILED, f"the database: {error}"
     if isinstance(error, AddressTaken | NameTaken):
         return FAILED, f"the sites of the configuration do not go with those of the database: {error}"
-    if isinstance(error, WrongRevision | KeysError | SealError):
+    if isinstance(error, WrongRevision | Damaged | KeysError | SealError):
         return FAILED, str(error)
     return None
 

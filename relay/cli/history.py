@@ -88,7 +88,7 @@ async def _items(config: Config, limit: int, wanted: dict[str, Any]) -> AsyncGen
             limit -= len(page)
             if len(page) < PAGE:
                 return
-            chosen = replace(chosen, before=page[-1].id)
+            chosen = replace(chosen, cursor=page[-1].id)
 
 
 def _filter(wanted: dict[str, Any]) -> dict[str, Any]:

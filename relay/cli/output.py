@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-#: A cell that begins with one of these can be a formula in a spreadsheet (OWASP, "CSV Injection").
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+from webapi.csv_file import cell
+
 #: Columns of a table that is not shown on a terminal: nothing is wrapped or cut for `grep` and `awk`.
 _UNLIMITED = 100_000
 
@@ -34,7 +34,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Seque
     for name in columns:
         shown.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(printable(cell)) for cell in row))
+        shown.add_row(*(Text(printable(value)) for value in row))
     console.print(shown)
 
 
@@ -59,12 +59,7 @@ class Csv:
         self._writer.writerow(columns)
 
     def row(self, cells: Sequence[Any]) -> None:
-        self._writer.writerow([safe_cell("" if cell is None else str(cell)) for cell in cells])
-
-
-def safe_cell(cell: str) -> str:
-    """The cell, behind an apostrophe where a spreadsheet could take it for a formula."""
-    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+        self._writer.writerow([cell(value) for value in cells])
 
 
 def printable(value: object) -> str:

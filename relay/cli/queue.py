@@ -11,20 +11,6 @@ import click
 from relay.cli.settings import config_option, load
 
 _LIMIT = 1000
-_COLUMNS = (
-    "id",
-    "message",
-    "received_at",
-    "sender",
-    "recipient",
-    "forward_to",
-    "state",
-    "attempts",
-    "next_at",
-    "expires_at",
-    "answer",
-    "host",
-)
 
 
 @click.group()
@@ -98,7 +84,12 @@ def _tell(asked: tuple[int, ...], changed: list[int], done: str, otherwise: str)
 
 async def _queue(config_file: Path, limit: int) -> list[dict[str, Any]]:
     from relay.cli.reading import reading
-    from relay.store import queue as verbs
+    from relay.store import queue_view
 
     async with reading(load(config_file)) as reader:
-        return [dict(zip(_COLUMNS, row, strict=True)) for row in await reader.all(verbs.listing(limit))]
+        rows = await queue_view.listed(reader, queue_view.QueueFilter(), limit)
+    hidden = ("message_id", "claimed_until", "place")
+    return [
+        {"message": row["message_id"]} | {name: value for name, value in row.items() if name not in hidden}
+        for row in rows
+    ]

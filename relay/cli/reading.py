@@ -11,14 +11,14 @@ import click
 if TYPE_CHECKING:
     from relay.config import Config
     from relay.store.directory import Directory
-    from relay.store.engine import Reader
+    from relay.store.reader import Reader
 
 
 @asynccontextmanager
 async def reading(config: Config) -> AsyncIterator[Reader]:
     """The database, to be read. Raises ClickException when there is none, or one of another schema revision."""
     from relay.store import migrate
-    from relay.store.engine import Reader
+    from relay.store.reader import Reader
     from relay.store.store import DATABASE
 
     database = config.data_dir / DATABASE

@@ -19,6 +19,7 @@ from relay.cli.serve import serve
 from relay.cli.site import site
 from relay.cli.target import target
 from relay.cli.token import token
+from relay.cli.user import user
 from relay.cli.visit import visit
 from relay.cli.webhook import webhook
 
@@ -73,6 +74,7 @@ for _command in (
     target,
     webhook,
     token,
+    user,
     geoip,
     visit,
     history,

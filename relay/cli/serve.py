@@ -22,4 +22,4 @@ def serve(config_file: Path) -> None:
     from relay import app, logs
 
     logs.setup(config.log.level, config.log.format)
-    asyncio.run(app.serve_forever(config))
+    asyncio.run(app.serve_forever(config, config_file))

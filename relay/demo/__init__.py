@@ -19,6 +19,7 @@ import webbrowser
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -32,14 +33,15 @@ from relay.demo.crm import Crm
 from relay.demo.mailbox import Mailbox
 from relay.demo.page import Page
 from relay.demo.settings import CARD, HOSTNAME, PAGE_PORT, SITE, SMTP_PORT, Ports, free_port, listening, toml
-from relay.secrets import new_token, token_hash
+from relay.secrets import new_link, new_token, token_hash
 from relay.smtp_in import SmtpServer
 from relay.smtp_limits import Settings
-from relay.store import tokens
+from relay.store import tokens, users
 from relay.store.engine import Tx
 
 #: How often a start is tried when another program takes a port between our look and our use.
 TRIES = 5
+USER_NAME = "demo"
 TOKEN_NAME = "relay demo"  # noqa: S105 - the name of a token, not a token
 
 
@@ -85,6 +87,7 @@ def _introduction(demo: Demo) -> str:
 visit-relay demo, loopback only; Ctrl-C ends it
 
   open   {demo.url}
+  pages  {demo.url}pages
   SMTP   127.0.0.1:{ports.smtp}
   API    {ports.http_url}
   data   {demo.data_dir}
@@ -118,7 +121,7 @@ async def demo_running(
                     raise
         token = await _token(daemon)
         crm = Crm(board, secret, ports.page_url)
-        page = Page(board, crm, ports, token, toml(ports, "whsec_…"))
+        page = Page(board, crm, ports, token, toml(ports, "whsec_…"), partial(_log_in, daemon))
         runner = web.AppRunner(page.app(), access_log=None, handle_signals=False, shutdown_timeout=2.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -154,6 +157,18 @@ async def _token(daemon: app.Daemon) -> str:
 
     await daemon.store.write(create)
     return token
+
+
+async def _log_in(daemon: app.Daemon) -> str:
+    """A session of the demo's own user, who has no password: nobody else becomes it."""
+    cookie, now = new_link(), time.time()
+
+    def begin(tx: Tx) -> None:
+        user = users.named(tx, USER_NAME) or users.create(tx, USER_NAME, "admin", None, now)
+        users.open_session(tx, user.id, token_hash(cookie), "127.0.0.1", "demo", now)
+
+    await daemon.store.write(begin)
+    return cookie
 
 
 def _port(sock: socket.socket) -> int:

@@ -17,7 +17,7 @@ from relay.core.wire import unstuff
 from relay.demo.board import Board
 from relay.demo.settings import HOSTNAME, MAIL_DOMAIN
 from relay.extract_worker import extract
-from relay.smtp_session import Recipient, Transaction
+from relay.smtp_transaction import Recipient, Transaction
 
 #: Octets of a header block, and characters of a text, that the page is given.
 HEADER_SHOWN = 32 * 1024
@@ -27,7 +27,7 @@ _FIELD_END = re.compile(rb"\r\n(?![ \t])")
 
 
 class Mailbox:
-    """Takes every mail for example.com (relay/smtp_session.py, Intake) and puts it on the board."""
+    """Takes every mail for example.com (relay/smtp_transaction.py, Intake) and puts it on the board."""
 
     def __init__(self, board: Board, bodies: Bodies) -> None:
         self._board = board

@@ -22,6 +22,7 @@ from relay.demo.board import Board, Entry
 from relay.demo.crm import Crm
 from relay.demo.letter import Attachment, Letter, LetterError, Refused, send
 from relay.demo.settings import CARD, SITE, SITE_KEY, Ports
+from webapi.ui.session import COOKIE, ROOT
 
 HERE = Path(__file__).parent
 #: Octets of a request: a letter with its attachment, an event with its text.
@@ -57,13 +58,19 @@ CAMPAIGNS = (
 
 
 class Page:
-    """``token`` opens the management API; ``config`` is the relay.toml to show, without its secret."""
+    """``token`` opens the management API; ``config`` is the relay.toml to show, without its secret.
 
-    def __init__(self, board: Board, crm: Crm, ports: Ports, token: str, config: str) -> None:
+    ``log_in`` begins a session of the pages and answers its cookie.
+    """
+
+    def __init__(
+        self, board: Board, crm: Crm, ports: Ports, token: str, config: str, log_in: Callable[[], Awaitable[str]]
+    ) -> None:
         self._board = board
         self._crm = crm
         self._ports = ports
         self._token = token
+        self._log_in = log_in
         self._instance = secrets.token_hex(8)
         environment = Environment(
             loader=FileSystemLoader(HERE / "templates"), autoescape=select_autoescape(), trim_blocks=True
@@ -81,6 +88,7 @@ class Page:
         app = web.Application(client_max_size=MAX_REQUEST, middlewares=[self._guard])
         app.router.add_get("/", self._show)
         app.router.add_get("/new", self._as_new_visitor)
+        app.router.add_get("/pages", self._pages)
         app.router.add_post("/send", self._send)
         app.router.add_get("/events", self._events)
         app.router.add_post("/crm", self._crm.receive)
@@ -123,6 +131,12 @@ class Page:
     async def _as_new_visitor(self, request: web.Request) -> web.Response:
         response = web.HTTPFound("/")
         _forget_visit(response)
+        raise response
+
+    async def _pages(self, request: web.Request) -> web.Response:
+        """The daemon's own pages, logged in already: cookies are shared by all ports of a host."""
+        response = web.HTTPFound(f"{self._ports.http_url}{ROOT}/history")
+        response.set_cookie(COOKIE, await self._log_in(), path=ROOT, httponly=True, samesite="Lax")
         raise response
 
     async def _send(self, request: web.Request) -> web.Response:

@@ -125,6 +125,12 @@ class Connection(asyncio.Protocol):
         finally:
             self._transport.set_write_buffer_limits()
 
+    @property
+    def encryption(self) -> str | None:
+        """The version of TLS that is spoken ("TLSv1.3"); None in clear."""
+        spoken = self._transport.get_extra_info("ssl_object")
+        return None if spoken is None else spoken.version()
+
     async def start_tls(self, context: ssl.SSLContext, server_name: str, timeout: float) -> None:
         """Upgrade to TLS. On failure the connection is gone.
 

@@ -115,7 +115,7 @@ class Sender:
                 return await self._try_hosts(destination, mail)
         except Exception as error:
             text = printable(f"{type(error).__name__}: {error}".encode(errors="replace")[:300])
-            return Outcome(OutcomeKind.TEMPORARY, None, text, next_hop.host if next_hop else domain)
+            return Outcome(OutcomeKind.TEMPORARY, None, text, next_hop.host if next_hop else domain, reached=None)
         finally:
             destination.users -= 1
             self._drop_if_unused(destination)

@@ -153,23 +153,46 @@ async def test_postfix_behind_us_delivers_the_letters_as_they_were_sent(name: st
         await mta.relay.forwarded(message)
 
 
-async def test_no_smuggled_message_gets_through_us_to_a_postfix_that_takes_bare_line_feeds(mta: Mta) -> None:
+@pytest.mark.parametrize("chunked", [False, True], ids=["DATA", "BDAT"])
+async def test_no_smuggled_message_gets_through_us_to_a_postfix_that_takes_bare_line_feeds(
+    chunked: bool, mta: Mta
+) -> None:
     sequences = json.loads((corpus("smtp-smuggling") / "sequences.json").read_text())
     assert len(sequences) == 12
     second = b"MAIL FROM:<evil@ext.test>\r\nRCPT TO:<plus@example.test>\r\nDATA\r\nSubject: second\r\n\r\nsmuggled\r\n"
     to, taken = f"<{mta.address('lax')}>", 0
     for number, sequence in enumerate(sequences):
-        first = b"Subject: first %d\r\n\r\nbefore" % number
+        message = b"Subject: first %d %d\r\n\r\nbefore" % (chunked, number) + bytes.fromhex(sequence["hex"]) + second
         async with await SmtpClient.hello(mta.relay.daemon.smtp_port) as client:
-            answer = await client.mail(first + bytes.fromhex(sequence["hex"]) + second + b".\r\n", to)
+            if chunked:
+                answer = await client.mail_in_chunks(message[:40], message[40:], to=to)
+            else:
+                answer = await client.mail(message + b".\r\n", to)
             assert (await client.command("NOOP")).code == 250  # nothing of it was taken for a command
             assert answer.short in ("250 2.0.0", "554 5.6.0")
             taken += answer.code == 250
     assert 0 < taken < 12
-    await mta.relay.mail(mta.address("lax"), letter("last"))
+    last = unique_letter()
+    await mta.relay.mail(mta.address("lax"), last)
     delivered = await mta.behind["lax"].delivered(taken + 1)
-    assert len(delivered) == taken + 1
+    while not any(message.endswith(last) for message in delivered):
+        delivered = await mta.behind["lax"].delivered(len(delivered) + 1)
+    delivered = [message for message in delivered if b"\r\nSubject: first %d " % (not chunked) not in message]
+    assert len(delivered) - sum(b"Subject: letter" in message for message in delivered) == taken
     assert sum(b"\r\n\r\nbefore" in message and b"smuggled" in message for message in delivered) == taken
+
+
+async def test_letters_that_come_in_chunks_are_delivered_by_postfix_as_they_were_sent(mta: Mta) -> None:
+    """Postfix takes BDAT but never sends it: so the client is ours."""
+    contents = [b"X-Way: in chunks\r\n" + content for content in letters()]
+    async with await SmtpClient.hello(mta.relay.daemon.smtp_port) as client:
+        for number, content in enumerate(contents):
+            cuts = [content[start : start + 1 + 777 * number] for start in range(0, len(content), 1 + 777 * number)]
+            assert (await client.mail_in_chunks(*cuts, to=f"<{mta.address('plain')}>")).code == 250
+    delivered = await mta.behind["plain"].delivered(len(contents))
+    while sum(b"\r\nX-Way: in chunks\r\n" in message for message in delivered) < len(contents):
+        delivered = await mta.behind["plain"].delivered(len(delivered) + 1)
+    assert all(sum(message.endswith(content) for message in delivered) == 1 for content in contents)
 
 
 async def test_a_recipient_that_postfix_refuses_is_held_with_its_answer(mta: Mta) -> None:

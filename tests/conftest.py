@@ -1,0 +1,33 @@
+"""Fixtures for tests that post: the instance's keys, a CRM, and a store whose shop has one webhook, the CRM's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from relay.secrets import Keys
+from tests.poster_fixtures import SECRET
+from tests.store_fixtures import SHOP, World, hook, world
+from tests.webhook_receiver import Receiver
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return Keys.load(tmp_path_factory.mktemp("data") / "keys")
+
+
+@pytest.fixture
+async def crm() -> AsyncIterator[Receiver]:
+    async with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+async def w(tmp_path: Path, keys: Keys, crm: Receiver) -> AsyncIterator[World]:
+    async with world(tmp_path, replace(SHOP, webhooks=(hook(crm.url, secret=keys.seal(SECRET)),))) as found:
+        found.now = time.time()  # signatures are only good for five minutes
+        yield found

@@ -1,0 +1,187 @@
+"""A million inputs that strangers may send, of which a few thousand in every run: nothing raises, nothing hangs.
+
+`make soak` runs all of them; it also holds the event loop to 100 ms without a pause and the process to 50 MB of growth.
+RELAY_SEED repeats a run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from relay.bodies import Bodies
+from relay.core import substitute
+from relay.core.address import AddressError, lookup_keys, parse, parse_mail, parse_rcpt
+from relay.core.message import scan, without
+from relay.core.mime import bodies, walk
+from relay.core.model import Address
+from relay.core.wire import stuff, unstuff
+from relay.extract_frames import as_json, from_json
+from relay.extract_worker import extract
+from relay.smtp_envelope import mail, rcpt
+from relay.smtp_limits import Limits, Settings
+from relay.smtp_session import Service
+from relay.smtp_transaction import Recipient, Transaction
+from tests import fuzzing
+from tests.fuzzing import CANARY, Costs
+from tests.ledger import SOAK, seeded
+
+#: Cases of each kind: a million together.
+SESSIONS, HEADERS, TREES, ADDRESSES = (150_000, 300_000, 150_000, 400_000) if SOAK else (1_000, 1_500, 600, 3_000)
+#: Octets that a message may have here.
+LARGEST = 5_000
+_REPLIES = re.compile(rb"(?:[245]\d\d[ -][ -~]*\r\n|354 [ -~]*\r\n)+").fullmatch
+
+
+def judged(costs: Costs) -> None:
+    print(f"\n{costs}")
+    if SOAK:
+        assert costs.own < 0.1
+        assert costs.growth < 50e6
+
+
+class Taker:
+    """An intake that takes what it can, and looks at it as the real one does."""
+
+    def __init__(self) -> None:
+        self.sound = False
+        self.taken = 0
+
+    async def route(self, recipient: Recipient) -> object | None:
+        if isinstance(recipient, Address):
+            assert len(lookup_keys(recipient)) < 12
+            substitute.normalise(recipient.local)
+        return None if str(recipient).startswith("unknown") else "route"
+
+    def room(self, size: int) -> bool:
+        return True
+
+    async def accept(self, transaction: Transaction) -> str:
+        wire = transaction.body.data
+        assert wire is not None
+        assert len(wire) <= LARGEST
+        assert b"\0" not in wire
+        assert wire.count(b"\r") == wire.count(b"\n") == wire.count(b"\r\n")
+        assert wire == b"" or wire.endswith(b"\r\n")
+        assert b"\r\n.\r\n" not in b"\r\n" + wire
+        assert stuff(unstuff(wire)) == wire or not self.sound
+        assert not self.sound or str(transaction.mail_from) != CANARY.decode()
+        scan(transaction.head, "mx.test")
+        self.taken += 1
+        return str(self.taken)
+
+
+async def test_any_octets_of_a_client_are_answered_or_end_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.smtp_limits.UNKNOWN_TIME", 0.0)
+    rng, intake, codes = seeded("fuzzed sessions"), Taker(), Counter[str]()
+    limits = Limits(exempt=(), tarpit=0.0, errors=8, commands=60, idle_commands=8)
+    service = Service(intake, Bodies(tmp_path), Settings("mx.test", LARGEST, limits=limits))
+    async with fuzzing.watched("sessions", SESSIONS) as costs:
+        for number in range(SESSIONS):
+            case = fuzzing.session(rng)
+            intake.sound = case.sound
+            with capture_logs() as entries:
+                replies = await fuzzing.play(service, case, rng)
+            ended = [entry["event"] for entry in entries if entry["event"] != "message refused"]
+            assert ended == ["SMTP session"], (entries, case)
+            assert _REPLIES(replies), (case, replies)
+            codes.update(re.findall(r"^\d\d\d", replies.decode("ascii"), re.MULTILINE))
+            costs.count(number)
+    judged(costs)
+    print(f"{intake.taken:,} messages taken; replies: {dict(sorted(codes.items()))}")
+    assert intake.taken > SESSIONS // 2
+    assert {"220", "221", "250", "354", "421", "500", "501", "503", "550", "552", "554"} <= codes.keys()
+    assert service.sessions == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_any_header_is_scanned_within_its_bounds() -> None:
+    rng = seeded("fuzzed headers")
+
+    def case(number: int) -> None:
+        block = fuzzing.header(rng) + rng.choice((b"", b"body\r\n", b"X-Visit-Id: 1\r\n"))
+        if rng.randrange(4):
+            block = fuzzing.spoil(rng, block, fuzzing.HEADER_PIECES)
+        limit = rng.choice((len(block) // 2 + 1, 256 * 1024))
+        found = scan(block, "mx.test", limit)
+        assert 0 <= found.mbox_line <= found.end <= min(len(block), limit), block
+        edges = [edge for span in found.cut for edge in span]
+        assert edges == sorted(edges), block
+        assert all(edge <= found.end for edge in edges), block
+        for text in (
+            found.from_,
+            found.message_id or "",
+            found.in_reply_to or "",
+            *found.references,
+            *found.loop_tokens,
+        ):
+            assert len(text.encode()) <= 8192, block
+        if found.complete:
+            assert scan(without(block[: found.end], found.cut), "mx.test").cut == (), block
+
+    async with fuzzing.watched("headers", HEADERS) as costs:
+        await fuzzing.each(costs, case)
+    judged(costs)
+
+
+async def test_any_tree_is_read_to_an_answer_and_its_parts_lie_inside_it() -> None:
+    """In this process, where the daemon has others for it."""
+    rng = seeded("fuzzed trees")
+    costs, attachments, partial = Costs("trees", TREES), 0, 0
+    for number in range(TREES):
+        message = fuzzing.entity(rng)
+        if rng.randrange(4):
+            message = fuzzing.spoil(rng, message, fuzzing.MIME_PIECES)
+        found = extract(message, careful=not rng.randrange(8), with_html=not rng.randrange(4))
+        assert from_json(as_json(found)) == found, message
+        assert len(found.attachments) == len(bodies(walk(message).root).attachments), message
+        for part in found.attachments:
+            assert 0 <= part.start <= part.start + part.length <= len(message), message
+            assert part.name, message
+        attachments += len(found.attachments)
+        partial += found.partial
+        costs.count(number)
+    print(f"\n{costs}; {attachments:,} attachments, {partial:,} partial")
+    assert costs.growth < 50e6 or not SOAK
+    assert attachments > TREES // 2
+
+
+async def test_any_address_is_taken_whole_or_refused_as_an_address_error() -> None:
+    rng, outcomes = seeded("fuzzed addresses"), Counter[str]()
+
+    def outcome(read: Callable[[str], Any], text: str) -> Any:
+        try:
+            return read(text)
+        except AddressError as error:
+            return error
+
+    def case(number: int) -> None:
+        text = fuzzing.argument(rng)
+        for read in (parse, parse_mail, parse_rcpt):
+            found = outcome(read, text if read is not parse else text.partition("<")[2].partition(">")[0])
+            if isinstance(found, AddressError):
+                assert str(found).isprintable(), text
+                continue
+            outcomes[read.__name__] += 1
+            address = found if isinstance(found, Address) else found[0]
+            if isinstance(address, Address):
+                assert len(str(address)) <= 400, text
+                assert not re.search("[\0-\x1f\x7f-\x9f]", str(address)), text
+                assert address.domain.isascii(), text
+                assert lookup_keys(address), text
+        mail(f"FROM:{text}")
+        rcpt(f"TO:{text}", bool(number % 2))
+
+    async with fuzzing.watched("addresses", ADDRESSES) as costs:
+        await fuzzing.each(costs, case)
+    judged(costs)
+    print(f"taken: {dict(outcomes)}")
+    assert min(outcomes.values()) > ADDRESSES // 100
