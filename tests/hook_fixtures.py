@@ -80,8 +80,8 @@ async def posted(
 
 
 async def state_of(api: Api) -> dict[str, list[tuple[Any, ...]]]:
-    """Everything that is stored, but for the tokens that tests make."""
-    return {name: rows for name, rows in (await everything(api.w)).items() if name != "tokens"}
+    """Everything that is stored, but for the tokens that tests make and for who did what."""
+    return {name: rows for name, rows in (await everything(api.w)).items() if name not in ("tokens", "changes")}
 
 
 async def drained(api: Api) -> None:

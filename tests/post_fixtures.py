@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from relay.core.hook import EventType, HookSettings
 from relay.store import posts as post_verbs
-from relay.store.posts import PostJob, PostResult
+from relay.store.post import PostJob, PostResult
 from relay.store.schema import events, posts
 from relay.store.webhooks import WebhookDefinition
 from tests.store_fixtures import World, hook

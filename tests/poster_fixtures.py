@@ -7,15 +7,19 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from aiohttp.abc import AbstractResolver
 from sqlalchemy import Executable, select
 
 from relay.core.hook import HookSettings
 from relay.secrets import Keys
-from relay.store.posts import PostJob
+from relay.store.post import PostJob
 from relay.store.schema import post_attempts, posts
 from tests.store_fixtures import DAY, TRACK, World
 from tests.webhook_receiver import Post, Step
 from webapi.compose import Composer
+from webapi.direct import Direct
+from webapi.requests import Requester
+from webapi.stored_posts import StoredPosts
 from webapi.webhooks import Poster
 
 CARD = f"card@{TRACK}"
@@ -24,14 +28,23 @@ SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0ISE="
 
 @contextlib.asynccontextmanager
 async def posting(
-    w: World, keys: Keys, grace: float = 30.0, per_webhook: int | None = None, **changes: Any
+    w: World,
+    keys: Keys,
+    grace: float = 30.0,
+    per_webhook: int | None = None,
+    requester: Requester | None = None,
+    allow_private_addresses: bool = True,
+    resolver: AbstractResolver | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Poster]:
-    """``per_webhook``: every webhook's concurrency from now on."""
+    """``per_webhook``: every webhook's concurrency from now on. Without ``requester`` requests are made right here."""
     if per_webhook is not None:
         settings_of_all = HookSettings(concurrency=per_webhook).to_json()
         await w.store.redefine(lambda tx: tx.sql("UPDATE webhooks SET settings = ?", (settings_of_all,)))
-    settings: dict[str, Any] = {"allow_private_addresses": True, "clock": lambda: w.now}
-    poster = Poster(w.store, Composer(keys, "https://relay.example/", DAY), **settings | changes)
+    settings: dict[str, Any] = {"clock": lambda: w.now, "total": 50} | changes
+    if requester is None:
+        requester = Direct(allow_private_addresses, settings["total"], resolver)
+    poster = Poster(StoredPosts(w.store), Composer(keys, "https://relay.example/", DAY), requester, **settings)
     await poster.start()
     try:
         yield poster

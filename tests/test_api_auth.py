@@ -16,8 +16,9 @@ import pytest
 from aiohttp import web
 
 from relay.config import Http, Limits
-from relay.store import blocked, tokens
+from relay.store import blocked, tokens, users
 from relay.store.engine import StoreUnavailable
+from tests.exposition import parse
 from tests.store_fixtures import TRACK
 from tests.webapi_fixtures import Api, fields, serving
 from webapi import app as app_module
@@ -40,6 +41,12 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/webhooks/{id}/rotate"): {},
     ("POST", "/v1/webhooks/{id}/replay"): {"failed": True},
     ("POST", "/v1/sites/{name}/blocked-senders"): {"sender": "ann@example.org"},
+    ("POST", "/v1/users"): {"name": "carol", "role": "manager", "sites": ["shop"]},
+    ("PUT", "/v1/users/{name}"): {"role": "viewer"},
+    ("POST", "/v1/tokens"): {"name": "reports"},
+    ("POST", "/v1/queue/retry"): {"deliveries": ["1"]},
+    ("POST", "/v1/queue/drop"): {"deliveries": ["1"]},
+    ("POST", "/v1/checks"): {},
 }
 QUERIES = {"/v1/reports/sources": "?site=shop"}
 
@@ -64,21 +71,26 @@ class Filled:
         kind = operation.path.split("/")[2]
         ids = {"messages": self.message, "queue": self.delivery, "webhooks": self.webhook}
         path = operation.path.replace("{id}", str(ids.get(kind, 0)))
-        path = path.replace("{name}", "shop").replace("{number}", self.visit).replace("{post}", str(self.post))
+        name = {"users": "bob", "tokens": "spare"}.get(kind, "shop")
+        path = path.replace("{name}", name).replace("{number}", self.visit).replace("{post}", str(self.post))
         address = f"info1@{TRACK}" if "substitutes" in path else "sales@example.com"
         address = "ann@example.org" if path.startswith("/v1/senders") else address
         address = "@blocked.example" if "blocked-senders" in path else address
         return path.replace("{address}", address) + QUERIES.get(operation.path, "")
 
 
-async def fill(api: Api) -> Filled:
+async def fill(api: Api, operation: Operation | None = None) -> Filled:
+    """``operation``: whose least role the delivery is made for; what is held takes more than what was forwarded."""
     visit, substitute = await api.w.shown()
     accepted = await api.w.accept(substitute, claim=None)
     await api.w.extract(accepted.message_id)
     ((delivery,),) = await api.w.store.write(lambda tx: tx.sql("SELECT id FROM deliveries"))
-    await api.w.store.write(lambda tx: tx.sql("UPDATE deliveries SET state = 'failed'"))
+    state = "forwarded" if operation is not None and operation.path.endswith("/resend") else "failed"
+    await api.w.store.write(lambda tx: tx.sql("UPDATE deliveries SET state = ?", (state,)))
     shop = api.w.site()
     await api.w.store.write(lambda tx: blocked.block(tx, shop.id, "@blocked.example", api.w.now))
+    await api.w.store.write(lambda tx: users.create(tx, "bob", "manager", None, api.w.now))
+    await api.w.store.write(lambda tx: tokens.create(tx, "spare", "no hash", "viewer", None, api.w.now))
     ((post,),) = await api.w.store.write(lambda tx: tx.sql("SELECT id FROM posts"))
     return Filled(visit, accepted.message_id, delivery, shop.webhooks[0].id, post)
 
@@ -149,7 +161,7 @@ class TestTokens:
 class TestRoles:
     @pytest.mark.parametrize("operation", PROTECTED, ids=name_of)
     async def test_a_lower_role_may_not_and_the_role_may(self, api: Api, operation: Operation, tmp_path: Path) -> None:
-        path = (await fill(api)).path(operation)
+        path = (await fill(api, operation)).path(operation)
         body = BODIES.get((operation.method, operation.path))
         before = dump(tmp_path)
         for role in Role:
@@ -174,7 +186,9 @@ class TestRoles:
 class TestScopes:
     """A token for the other site, with every right there: the shop does not exist for it."""
 
-    LISTS = ("/v1/messages", "/v1/queue")
+    LISTS = ("/v1/messages", "/v1/queue", "/v1/changes")
+    #: Of the whole instance: for administrators of all sites.
+    WHOLE = ("/v1/users", "/v1/tokens", "/v1/checks")
 
     @pytest.mark.parametrize("operation", PROTECTED, ids=name_of)
     async def test_what_belongs_to_a_foreign_site_is_not_there_and_not_changed(
@@ -190,13 +204,17 @@ class TestScopes:
             assert (status, answer["items"]) == (200, [])
         elif name_of(operation) == "GET /v1/sites":
             assert [item["name"] for item in answer["items"]] == ["other"]
-        elif name_of(operation) == "POST /v1/sites":
+        elif name_of(operation) == "POST /v1/sites" or operation.path.startswith(self.WHOLE):
             assert status == 403
+        elif operation.path in ("/v1/queue/retry", "/v1/queue/drop"):
+            assert (status, answer) == (200, {"changed": 0, "left": ["1"]})
         elif operation.path.startswith("/v1/senders"):
             assert (status, answer) == (200, {"erased": 0, "left": 0})
         else:
             assert status == 404
         assert dump(tmp_path) == before
+        ((count,),) = await api.w.store.write(lambda tx: tx.sql("SELECT count(*) FROM tokens"))
+        assert count == 2  # the spare one and this caller's
 
     @pytest.mark.parametrize("query", ["site=shop", "site=nobody"])
     async def test_a_foreign_site_and_an_unknown_one_are_the_same(self, api: Api, query: str) -> None:
@@ -236,12 +254,21 @@ class TestEveryAnswer:
 
     @pytest.mark.parametrize(
         ("method", "path", "status"),
-        [("GET", "/", 404), ("GET", "/v1/nothing", 404), ("DELETE", "/healthz", 405), ("PATCH", "/v1/messages", 405)],
+        [
+            ("GET", "/nothing", 404),
+            ("GET", "/v1/nothing", 404),
+            ("DELETE", "/healthz", 405),
+            ("PATCH", "/v1/messages", 405),
+        ],
     )
     async def test_what_does_not_exist_is_a_problem(self, api: Api, method: str, path: str, status: int) -> None:
         response, octets = await api.request(method, path)
         assert (response.status, response.headers["Content-Type"]) == (status, "application/problem+json")
         assert json.loads(octets)["status"] == status
+
+    async def test_who_comes_without_a_path_is_led_to_the_pages(self, api: Api) -> None:
+        async with api.session.get(f"{api.url}/", allow_redirects=False) as response:
+            assert (response.status, response.headers["Location"]) == (303, "/ui/history")
 
     async def test_head_is_get_without_the_body(self, api: Api) -> None:
         response, octets = await api.request("HEAD", "/healthz")
@@ -264,7 +291,7 @@ class TestEveryAnswer:
             raise StoreUnavailable("disk I/O error")
 
         token = await api.token()
-        monkeypatch.setattr("relay.store.history.page", gone)
+        monkeypatch.setattr("relay.store.history.browse", gone)
         response, _ = await api.request("GET", "/v1/messages", token=token)
         assert (response.status, response.headers["Retry-After"]) == (503, "5")
 
@@ -348,10 +375,10 @@ class TestHealth:
     async def test_metrics_count_what_there_is(self, api: Api) -> None:
         await fill(api)
         _, octets = await api.request("GET", "/metrics")
-        figures = dict(line.split() for line in octets.decode().splitlines() if not line.startswith("#"))
-        assert figures["relay_messages_accepted_total"] == "1"
-        assert figures["relay_posts_waiting"] == "1"
-        assert int(figures["relay_store_verbs_total"]) > 3
+        found = parse(octets.decode())
+        assert found["relay_messages_accepted_total"].value() == 1
+        assert sum(found["relay_posts_waiting"].samples.values()) == 1
+        assert found["relay_store_verbs_total"].value() > 3
 
     @pytest.mark.parametrize("path", ["/metrics", "/openapi.json"])
     async def test_figures_are_for_this_machine_or_a_token(self, api: Api, path: str) -> None:

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import func, select
 
 from relay.core.model import OutcomeKind
+from relay.store import history_pages, retention, search
 from relay.store import posts as post_verbs
-from relay.store import retention, search
 from relay.store.messages import Accepted
 from relay.store.schema import messages
 from tests.store_fixtures import NOW, OTHER, SHOP, TRACK, part
@@ -143,6 +143,9 @@ class TestPaging:
             ("sender=" + "a" * 321, "sender"),
             ("sender=a%00b", "sender"),
             ("q=" + "a" * 501, "q"),
+            ("sort=best", "sort"),
+            ("deal=perhaps", "deal"),
+            ("source=a%00b", "source"),
             ("offset=10", "offset"),
         ],
     )
@@ -185,6 +188,35 @@ class TestFilters:
         assert await self.ids(api, "until=2027-01-16T00:00:00Z") == [first]
         assert await self.ids(api, "since=2027-01-15T10:00:00%2B02:00") == [second, first]
         assert await self.ids(api, "since=2027-01-15T08:00:00Z&until=2027-01-16T08:00:00Z") == [first]
+
+    async def test_by_source_by_deal_and_oldest_first(self, api: Api) -> None:
+        _, substitute = await api.w.shown(page="https://www.shop.example/?utm_source=google&utm_medium=cpc")
+        first = (await api.letter(substitute)).message_id
+        second = (await api.letter(f"card@{TRACK}", number=2)).message_id
+        assert await self.ids(api, "sort=oldest") == [first, second]
+        assert await self.ids(api, "sort=newest") == await self.ids(api, "deal=false") == [second, first]
+        for source, expected in (("google", [first]), ("google_cpc", [first]), ("card", [second]), ("cpc", [])):
+            assert await self.ids(api, f"source={source}") == expected
+            assert await self.ids(api, f"source={source}", "shop") == expected
+        token = await api.token("manager")
+        assert (await api.call("PUT", f"/v1/messages/{first}/deal", {"id": "D-1"}, token=token))[0] == 204
+        assert await self.ids(api, "deal=true") == [first]
+        assert await self.ids(api, "deal=false") == [second]
+
+    async def test_a_page_may_end_early_and_be_gone_on_from(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(history_pages, "MOST", 2)
+        monkeypatch.setattr(history_pages, "STEP", 2)
+        _, substitute = await api.w.shown(page="https://www.shop.example/?utm_source=google")
+        first = (await api.letter(substitute)).message_id
+        for number in range(1, 6):
+            await api.letter(f"card@{TRACK}", number=number)
+        answer = await api.get("/v1/messages?source=google&limit=1")
+        assert answer["items"] == []
+        found = []
+        while answer["next"]:
+            answer = await api.get(f"/v1/messages?source=google&limit=1&cursor={answer['next']}")
+            found += [item["id"] for item in answer["items"]]
+        assert found == [str(first)]
 
     async def test_by_words(self, api: Api) -> None:
         accepted = await api.letter(f"card@{TRACK}")

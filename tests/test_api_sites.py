@@ -288,6 +288,43 @@ OPTIONS: dict[str, Any] = {
 RULE = {"channel": None, "referrer": None, "parameter": None, "value": None, "page": None}
 
 
+class TestEdition:
+    async def test_a_definition_that_others_have_changed_is_kept(self, api: Api, admin: str) -> None:
+        before = await created(api, admin)
+        body = {name: value for name, value in before.items() if name != "declared"}
+        theirs = body | {"reserve": 33}
+        status, after = await api.call("PUT", "/v1/sites/garden", theirs, token=admin)
+        assert (status, after["edition"] != before["edition"]) == (200, True)
+        status, problem = await api.call("PUT", "/v1/sites/garden", body | {"reserve": 44}, token=admin)
+        assert status == 409
+        assert problem["detail"] == "somebody else has changed the site meanwhile: look again"
+        assert await api.get("/v1/sites/garden") == after
+
+    async def test_without_one_nothing_is_compared(self, api: Api, admin: str) -> None:
+        await created(api, admin)
+        for reserve in (1, 2):
+            body = {"origins": ["https://new.example"], "reserve": reserve}
+            assert (await api.call("PUT", "/v1/sites/garden", body, token=admin))[0] == 200
+
+    async def test_pool_and_static_addresses_are_of_it_and_switches_are_not(self, api: Api, admin: str) -> None:
+        found = [(await created(api, admin))["edition"]]
+        await api.call("PATCH", "/v1/sites/garden", {"tracking": False}, token=admin)
+        assert (await api.get("/v1/sites/garden"))["edition"] == found[0]
+        target = (await api.get("/v1/sites/garden"))["targets"][0]["address"]
+        await api.call("POST", f"/v1/sites/garden/targets/{target}/pool", {"grow": 1}, token=admin)
+        found.append((await api.get("/v1/sites/garden"))["edition"])
+        assert len(set(found)) == 2
+
+    async def test_switches_that_are_left_out_stay(self, api: Api, admin: str) -> None:
+        await created(api, admin)
+        await api.call("PATCH", "/v1/sites/garden", {"tracking": False}, token=admin)
+        body = {"origins": ["https://new.example"]}
+        _, answer = await api.call("PUT", "/v1/sites/garden", body, token=admin)
+        assert (answer["tracking"], answer["send_to_crm"]) == (False, True)
+        _, answer = await api.call("PUT", "/v1/sites/garden", body | {"send_to_crm": False}, token=admin)
+        assert (answer["tracking"], answer["send_to_crm"]) == (False, False)
+
+
 class TestOptions:
     def test_every_option_is_tried(self) -> None:
         assert {*OPTIONS, "origins", "server_cookies"} == set(SiteOptions.model_fields)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.dialects import sqlite
 
 from relay.store import blocked, post_log
 from relay.store.schema import deliveries
@@ -68,6 +69,13 @@ class TestLog:
         assert (await api.get(f"{path}?state=failed", "garden"))["items"] == []
         detail = await api.get(webhook["path"], "garden")
         assert (detail["waiting"], detail["failed"], detail["last_status"]) == (2, 0, 200)
+
+    @pytest.mark.parametrize("state", ["failed", "waiting"])
+    async def test_few_of_many_are_found_by_an_index_of_their_own(self, api: Api, state: str) -> None:
+        query = post_log._log_page(1, 9, 51, state)
+        compiled = query.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
+        plan = await api.w.rows(text(f"EXPLAIN QUERY PLAN {compiled}"))
+        assert any(f"INDEX ix_posts_{state}" in row[3] for row in plan)
 
     @pytest.mark.parametrize(
         ("query", "field"), [("state=gone", "state"), ("limit=0", "limit"), ("cursor=x", "cursor"), ("page=2", "page")]

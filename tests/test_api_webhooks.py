@@ -73,6 +73,7 @@ class TestOptions:
         del expected["bearer"]
         assert webhook == expected
         quiet = {"waiting": 0, "failed": 0, "last_at": None, "last_status": None, "last_answer": None}
+        quiet |= {"recent": 0, "delivered": 0, "failures": 0, "rests_for": None}
         assert await api.get(path, "garden") == webhook | quiet
         assert (await api.get("/v1/sites/garden/webhooks", "garden"))["items"] == [webhook]
 
@@ -254,6 +255,26 @@ class TestChanging:
     async def test_its_own_url_may_be_given_again(self, api: Api, admin: str) -> None:
         webhook = await added(api, admin)
         assert (await api.call("PATCH", webhook["path"], {"url": webhook["url"]}, token=admin))[0] == 200
+
+    async def test_the_log_says_what_became_another_and_no_secret(self, api: Api, admin: str) -> None:
+        webhook = await added(api, admin, secret=SECRET, **OPTIONS)
+        change = {
+            "fill": OPTIONS["fill"],
+            "concurrency": 7,
+            "events": ["message.received", "message.failed"],
+            "headers": {"X-Api-Key": "an0ther-s3cret"},
+            "url": "https://crm.example/s3cret-path",
+            "enabled": False,
+        }
+        status, _ = await api.call("PATCH", webhook["path"], change, token=admin)
+        assert status == 200
+        _, answer = await api.call("GET", "/v1/changes?limit=1", token=admin)
+        details = answer["items"][0]["details"]
+        assert details["enabled"] == {"before": True, "after": False}
+        assert details["concurrency"] == {"before": OPTIONS["concurrency"], "after": 7}
+        assert (details["url"], details["headers"]) == ("changed", "changed")
+        assert details.keys() <= {"enabled", "concurrency", "events", "url", "headers"}
+        assert "s3cret" not in str(answer)
 
     async def test_what_our_keys_do_not_open_is_not_lost_by_a_change(self, api: Api, admin: str) -> None:
         webhook = await added(api, admin, headers={"X-Key": "k"})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import shutil
 import socket
+import sqlite3
 import sys
 import time
 import urllib.request
@@ -17,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import binds, day, mail, processes
+from benchmarks import archive, binds, day, history, history_http, mail, processes
 from benchmarks.programs import Figures, LoadFailed, Sink, compile_all, run_client
 from benchmarks.relay import Relay
 from benchmarks.report import Report
@@ -298,6 +300,98 @@ def test_the_report_of_a_day(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "PASS  day: unique is exact and right: 100.00%" in printed
     assert {setup["name"] for setup in report.figures["day"]["setups"]} >= {"unique", "pool 5"}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def few_letters(tmp_path_factory: pytest.TempPathFactory) -> archive.Archive:
+    path = tmp_path_factory.mktemp("archive") / "data" / "relay.db"
+    path.parent.mkdir()
+    return archive.make(path, 3000, time.time(), progress=lambda _: None)
+
+
+def test_an_archive_has_what_is_asked_for(few_letters: archive.Archive) -> None:
+    counts = {
+        "SELECT count(*) FROM messages": (3000,),
+        "SELECT count(*), count(DISTINCT message_id) FROM deliveries": (3000, 3000),
+        "SELECT count(*) FROM texts WHERE indexed = 1": (3000,),
+        "SELECT count(*) FROM deliveries AS d JOIN visits AS v ON v.id = d.visit_id WHERE v.site_id <> d.site_id": (0,),
+        f"SELECT count(*) FROM message_search WHERE message_search MATCH '{archive.RARE}'": (5,),
+        f"SELECT count(*) FROM message_search WHERE message_search MATCH '{archive.EVERYWHERE}'": (3000,),
+        f"SELECT count(*) FROM message_search WHERE message_search MATCH '{' '.join(archive.COMMON[:2])}'": (0,),
+        "SELECT count(*) FROM deliveries AS d JOIN visits AS v ON v.id = d.visit_id "
+        f"WHERE v.marker = '{archive.RARE_SOURCE}'": (20,),
+    }
+    with contextlib.closing(sqlite3.connect(few_letters.path)) as database:
+        for query, expected in counts.items():
+            assert database.execute(query).fetchone() == expected, query
+        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+        (first, last) = database.execute("SELECT min(received_at), max(received_at) FROM messages").fetchone()
+        indexes = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    assert 0.99 * archive.PERIOD < last - first < archive.PERIOD
+    assert {"ix_messages_sender", "ix_events_dealt", "ix_deliveries_site_id_message_id"} <= indexes
+
+
+def test_every_list_of_the_history_is_asked_for_and_judged(
+    few_letters: archive.Archive, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = Report()
+    asyncio.run(history._store(report, few_letters, 1, 1))
+    printed = capsys.readouterr().out
+    assert set(report.figures["history"]["store"]) == set(history.CASES)
+    assert report.judged == 2
+    for name in ("state: failed", "search: a rare word", "source: 20 letters", "visit"):
+        assert f"  {name} " in printed
+
+
+def test_a_filter_is_the_same_to_the_api_and_to_the_page() -> None:
+    wanted = {"sites": frozenset({3}), "since": 0.0, "deal": True, "oldest": True, "query": "a b"}
+    assert history_http.api_path(wanted) == (
+        "/v1/messages?site=site3&sort=oldest&q=a+b&deal=true&since=1970-01-01T00%3A00%3A00.000Z"
+    )
+    assert history_http.page_path(wanted) == (
+        "/ui/history?site=site3&sort=oldest&q=a+b&deal=yes&period=custom&since=1970-01-01"
+    )
+    several = {"sites": frozenset({1, 2}), "oldest": True}  # asked for by who sees no other
+    assert history_http.scope_of(several) == frozenset({1, 2})
+    assert history_http.scope_of(wanted) is None
+    assert history_http.page_path(several) == "/ui/history?sort=oldest"
+
+
+def test_the_history_of_a_daemon_is_asked_and_exported(few_letters: archive.Archive) -> None:
+    report = Report({"history": {}})
+    keys = history_http.admit(few_letters, None, frozenset(history.THREE))
+    with Relay(few_letters.path.parent.parent, 9, ()) as relay:
+        asker = history_http.Asker(relay.http_port, keys)
+        with contextlib.closing(asker.connection()) as connection:
+            assert asker.get(connection, "/v1/messages?site=site1&limit=1").startswith(b'{"items":[{"id":"')
+            assert asker.get(connection, "/ui/history").count(b'<tr id="letter-') == 50
+        history_http.export(report, few_letters, relay, asker)
+        assert report.failed == []
+        asyncio.run(history._over_http(report, few_letters, relay, asker, 1, 1))
+        assert relay.complaints() == []
+    figures = report.figures["history"]
+    assert figures["export"]["lines"] > 50
+    for where in ("api", "page"):
+        assert set(figures[where]) == set(history.CASES)
+        assert all(figures[where][name]["rows"] for name in history.CASES if "three sites" in name), "it was asked"
+    assert [figures["arriving"][name]["rows"] for name in history.ARRIVING] == [50, 50]
+
+
+def test_letters_that_arrive_are_seen_and_go_again(few_letters: archive.Archive) -> None:
+    def seen() -> tuple[int, int, float]:
+        with contextlib.closing(sqlite3.connect(few_letters.path)) as database:
+            query = "SELECT count(*), max(id), max(received_at) FROM messages"
+            found: tuple[int, int, float] = database.execute(query).fetchone()
+            return found
+
+    count, last, latest = seen()
+    with pytest.raises(KeyError), history_http.Arrivals(few_letters, 2, first=3) as arrivals:  # noqa: PT012
+        assert seen()[:2] == (count + 3, 3003)
+        arrivals.arrive()
+        assert seen()[:2] == (count + 4, 3004)
+        assert seen()[2] > latest
+        raise KeyError
+    assert seen() == (count, last, latest)
 
 
 def test_a_broken_promise_is_a_fail_and_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from relay.core.model import Attribution, AttributionState
 from relay.core.payload import KEYS, PayloadMessage, PayloadVisit
 from relay.core.template import TemplateError
 from relay.secrets import Keys, SealError
-from relay.store.post_jobs import Hook, PostJob
+from relay.store.post import Hook, PostJob
 from tests.poster_fixtures import CARD, SECRET
 from tests.store_fixtures import DAY, part
 from webapi import links
@@ -239,6 +239,20 @@ class TestBody:
         assert asked.extras is not None
         found = body_of(composer.compose(replace(asked, hook=hook_of(keys)), NOW))
         assert tuple(found) == KEYS
+
+    def test_webhooks_that_are_told_the_same_get_the_same_and_others_what_is_theirs(
+        self, keys: Keys, composer: Composer
+    ) -> None:
+        job = job_of(hook_of(keys, extras=True), parts=(part(0),))
+        plain = replace(job, hook=hook_of(keys))
+        other = replace(job, message=replace(job.message, text="Another"))
+        elsewhere = replace(job, site_id=2)
+        want = [
+            body_of(Composer(keys, "https://relay.example/base/", DAY).compose(one, NOW)) for one in (job, plain, other)
+        ]
+        found = [body_of(composer.compose(one, NOW)) for one in (job, job, plain, plain, other, job, elsewhere)]
+        assert found[:6] == [want[0], want[0], want[1], want[1], want[2], want[0]]
+        assert found[6]["attachments"] != want[0]["attachments"]  # a link is one site's
 
     def test_with_extras_they_follow_the_references_keys(self, keys: Keys, composer: Composer) -> None:
         job = job_of(hook_of(keys, extras=True), parts=(part(0), part(3, "")))

@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from relay.core.hook import Access, HookSettings
 from relay.secrets import Keys
-from relay.store.post_jobs import Hook
+from relay.store.post import Hook
 from relay.store.schema import events
 from tests.poster_fixtures import SECRET, jobs, posting, until_recorded
 from tests.store_fixtures import SHOP, World, hook, world
@@ -171,17 +171,6 @@ class TestWhose:
             hostile,
             "https://crm.example/..%2Fx%3Fy%3D1%23%7B%7B%20url%20%7D%7D%40evil",
         )
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    return Keys.load(tmp_path_factory.mktemp("data") / "keys")
-
-
-@pytest.fixture
-async def crm() -> AsyncIterator[Receiver]:
-    async with Receiver() as receiver:
-        yield receiver
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ async def test_once_the_sweep_has_come_every_link_says_how_long_the_bytes_were_k
     posted = posted_link(api, message_id)
     api.w.pass_time(30 * DAY + 1800)
     now = api.w.now
-    await api.w.store.write(lambda tx: retention.sweep(tx, Ages(30 * DAY, *[999 * DAY] * 4).cut(now), now))
+    await api.w.store.write(lambda tx: retention.sweep(tx, Ages(30 * DAY, *[999 * DAY] * 5).cut(now), now))
     kept = "the message's bytes were kept for 30 days after it came in, and no longer (retention.raw)"
     assert await reason(api, of_api) == await reason(api, posted) == kept
     response, octets = await raw(api, message_id)

@@ -17,12 +17,13 @@ from relay.core.extras import PayloadExtras
 from relay.core.model import Attribution, AttributionState
 from relay.core.payload import PayloadMessage, PayloadVisit
 from relay.secrets import Keys
-from relay.store.post_jobs import Hook, PostJob
+from relay.store.post import Hook, PostJob
 from tests.poster_fixtures import SECRET
 from tests.store_fixtures import DAY, part
 from tests.webhook_receiver import Answer, Receiver
 from webapi.compose import Composer
 from webapi.deal import read_deal
+from webapi.direct import Direct
 from webapi.post import Client
 
 NOW = float(int(time.time()))
@@ -82,11 +83,6 @@ GA4 = CASES[-1]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.preset)
 
 
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    return Keys.load(tmp_path_factory.mktemp("data") / "keys")
-
-
 def job(case: Case, keys: Keys, crm: Receiver) -> PostJob:
     options = HookOptions(template=case.preset, variables=case.variables, bearer=case.bearer)
     access = keys.seal(options.access().to_json())
@@ -128,12 +124,12 @@ def job(case: Case, keys: Keys, crm: Receiver) -> PostJob:
 
 @asynccontextmanager
 async def client_of(keys: Keys) -> AsyncIterator[Client]:
-    client = Client(Composer(keys, "https://relay.example/", DAY))
-    client.open(True, 1, None)
+    requester = Direct(True, 1)
+    await requester.open()
     try:
-        yield client
+        yield Client(Composer(keys, "https://relay.example/", DAY), requester)
     finally:
-        await client.close()
+        await requester.close()
 
 
 def texts(found: Any) -> list[str]:

@@ -157,6 +157,15 @@ def test_a_token_that_is_no_valid_text_hashes_without_an_error() -> None:
     assert len(token_hash("vr_\udcff")) == 64
 
 
+def test_what_keys_there_are_is_told_without_them(tmp_path: Path) -> None:
+    keys = Keys.load(tmp_path / "keys")
+    keys.rotate("srs")
+    files = {file.name: file for file in keys.files()}
+    assert {name: file.generations for name, file in files.items()} == {"loop": 1, "srs": 2, "links": 1, "seal": 1}
+    assert files["srs"].path.stat().st_mtime == files["srs"].written_at
+    assert keys.current("srs").hex() not in repr(files)
+
+
 def test_the_keys_do_not_show_in_a_representation(tmp_path: Path) -> None:
     keys = Keys.load(tmp_path / "keys")
     assert keys.current("srs").hex() not in repr(keys)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,30 +14,12 @@ from relay.secrets import Keys
 from relay.store import webhooks as webhook_verbs
 from relay.store.schema import events, post_attempts, posts
 from tests.poster_fixtures import SECRET, Held, jobs, posting, settled, until, until_recorded
-from tests.store_fixtures import SHOP, World, hook, world
+from tests.store_fixtures import SHOP, World, hook
 from tests.webhook_receiver import Abort, Post, Receiver, Step, retry_after
-from webapi.breaker import FAILING, RESTING
+from webapi.breaker import FAILING, RESTING, Standing
 
 #: A rest that does not end in a test, and one that nobody notices.
 LONG, SHORT = 1000.0, 0.001
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    return Keys.load(tmp_path_factory.mktemp("data") / "keys")
-
-
-@pytest.fixture
-async def crm() -> AsyncIterator[Receiver]:
-    async with Receiver() as receiver:
-        yield receiver
-
-
-@pytest.fixture
-async def w(tmp_path: Path, keys: Keys, crm: Receiver) -> AsyncIterator[World]:
-    async with world(tmp_path, replace(SHOP, webhooks=(hook(crm.url, secret=keys.seal(SECRET)),))) as found:
-        found.now = time.time()
-        yield found
 
 
 def told(logs: list[Any]) -> list[tuple[Any, ...]]:
@@ -58,6 +37,11 @@ class TestBreaker:
             async with posting(w, keys, per_webhook=1, rest=LONG) as poster:
                 poster.submit(await jobs(w, RESTING + 5, poster.claim))
                 await until_recorded(w, RESTING)
+                standing = poster.standing(w.site().webhooks[0].id)
+                assert standing.failures == RESTING
+                assert standing.rests_for is not None
+                assert 0 < standing.rests_for <= LONG
+                assert poster.standing(999) == Standing()
                 await settled()
                 assert crm.under_way == 0
             assert len(crm.posts) == RESTING
@@ -236,7 +220,7 @@ class TestNothingSent:
             poster.wake()
             await settled()
         assert crm.posts == []
-        assert poster.outcomes == {"withheld": 1}
+        assert poster.tally.outcomes == {"withheld": 1}
         rows = await w.rows(select(posts.c.finished_at.is_not(None), posts.c.claim, posts.c.attempts))
         assert rows == [(True, None, 1)]
         assert await w.rows(select(events.c.state, events.c.reason)) == [("withheld", "no google_client_id")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +23,11 @@ from relay.core.model import Attribution, AttributionState
 from relay.core.payload import KEYS, PayloadMessage
 from relay.secrets import Keys
 from relay.store import posts as post_verbs
-from relay.store.post_jobs import Hook
-from relay.store.posts import PostJob
+from relay.store.post import Hook, PostJob
 from relay.store.schema import events, post_attempts
 from tests.certificates import Certificate
 from tests.poster_fixtures import CARD, SECRET, jobs, posting, until_recorded
-from tests.store_fixtures import DAY, SHOP, World, hook, part, world
+from tests.store_fixtures import DAY, SHOP, World, hook, part
 from tests.webhook_receiver import (
     Abort,
     Answer,
@@ -41,30 +39,12 @@ from tests.webhook_receiver import (
     deal,
     redirect,
 )
-from webapi import links, post
+from webapi import direct, links
 from webapi.deal import read_deal
 from webapi.guard import guarded_connector
 from webapi.post import Reply, settle
 
 NOW = 1_800_000_000.0
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    return Keys.load(tmp_path_factory.mktemp("data") / "keys")
-
-
-@pytest.fixture
-async def crm() -> AsyncIterator[Receiver]:
-    async with Receiver() as receiver:
-        yield receiver
-
-
-@pytest.fixture
-async def w(tmp_path: Path, keys: Keys, crm: Receiver) -> AsyncIterator[World]:
-    async with world(tmp_path, replace(SHOP, webhooks=(hook(crm.url, secret=keys.seal(SECRET)),))) as found:
-        found.now = time.time()  # signatures are only good for five minutes
-        yield found
 
 
 async def attempted(w: World, keys: Keys, crm: Receiver, script: Script) -> tuple[Any, ...]:
@@ -192,19 +172,19 @@ class TestAnswer:
     async def test_2xx_counts_even_if_the_rest_never_comes(
         self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(post, "TIMEOUT", 0.2)
+        monkeypatch.setattr(direct, "TIMEOUT", 0.2)
         assert await attempted(w, keys, crm, Stall(200, b"thank y")) == ("delivered", 200, "thank y")
 
     async def test_a_refusal_that_never_ends_is_no_answer(
         self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(post, "TIMEOUT", 0.2)
+        monkeypatch.setattr(direct, "TIMEOUT", 0.2)
         assert await attempted(w, keys, crm, Stall(500)) == ("waiting", None, "no answer within 0 s")
 
     async def test_no_answer_ends_the_attempt(
         self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(post, "TIMEOUT", 0.2)
+        monkeypatch.setattr(direct, "TIMEOUT", 0.2)
         assert await attempted(w, keys, crm, Hang()) == ("waiting", None, "no answer within 0 s")
         ((duration,),) = await w.rows(select(post_attempts.c.duration))
         assert 0.2 <= duration < 10

@@ -21,7 +21,7 @@ from relay.secrets import Keys
 from relay.store import deals, retention, webhooks
 from relay.store.attribution import Evidence
 from relay.store.engine import Tx
-from relay.store.posts import PostJob
+from relay.store.post import PostJob
 from relay.store.schema import events, messages, posts
 from tests.poster_fixtures import CARD, SECRET, Held, posting, until
 from tests.store_fixtures import DAY, SHOP, World, hook, world
@@ -31,11 +31,6 @@ from webapi.post import Client, Reply
 from webapi.webhooks import Poster
 
 OTHER_SECRET = "whsec_" + "b3RoZXIgc2VjcmV0IG90aGVyIHNlY3JldCBvdGhlciE="
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    return Keys.load(tmp_path_factory.mktemp("data") / "keys")
 
 
 class Waiting:

@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 from sqlalchemy import select
 
-from relay.pace import LAG, THICK, Pace
 from relay.secrets import Keys
+from relay.store import events
 from relay.store import posts as post_verbs
-from relay.store.engine import StoreUnavailable
-from relay.store.messages import CLAIM
+from relay.store.engine import StoreUnavailable, Turn
+from relay.store.post import CLAIM
 from relay.store.schema import post_attempts, posts, webhooks
-from tests.poster_fixtures import SECRET, Held, jobs, posting, settled, until_recorded
-from tests.store_fixtures import SHOP, World, hook, world
+from tests.poster_fixtures import CARD, SECRET, Held, jobs, posting, settled, until_recorded
+from tests.store_fixtures import SHOP, World, extracted, hook
 from tests.webhook_receiver import Hang, Receiver, retry_after
 from webapi import lane as lane_module
 from webapi import webhooks as poster_module
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    return Keys.load(tmp_path_factory.mktemp("data") / "keys")
-
-
-@pytest.fixture
-async def crm() -> AsyncIterator[Receiver]:
-    async with Receiver() as receiver:
-        yield receiver
-
-
-@pytest.fixture
-async def w(tmp_path: Path, keys: Keys, crm: Receiver) -> AsyncIterator[World]:
-    async with world(tmp_path, replace(SHOP, webhooks=(hook(crm.url, secret=keys.seal(SECRET)),))) as found:
-        found.now = time.time()  # signatures are only good for five minutes
-        yield found
 
 
 class TestSchedule:
@@ -213,7 +193,7 @@ class TestOrder:
     async def test_when_the_lane_overflows_the_order_stays(
         self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(poster_module, "HANDED", 3)
+        monkeypatch.setattr(lane_module, "HANDED", 3)
         monkeypatch.setattr(lane_module, "AHEAD", 2)
         monkeypatch.setattr(poster_module, "UNUSED", 2)
         async with posting(w, keys, per_webhook=1) as poster:
@@ -228,7 +208,7 @@ class TestOrder:
         self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It is not in the store yet when what waits there is claimed."""
-        monkeypatch.setattr(poster_module, "HANDED", 1)
+        monkeypatch.setattr(lane_module, "HANDED", 1)
         crm.script = held = Held()
         write, claimed = w.store.write, asyncio.Event()
         async with posting(w, keys, per_webhook=1) as poster:
@@ -256,6 +236,59 @@ class TestOrder:
             poster.submit(found[4:])
             await until_recorded(w, 5)
         assert [post.json["text"] for post in crm.posts] == [str(i) for i in range(5)]
+
+    async def test_posts_that_are_not_claimed_because_older_ones_wait_come_behind_them(
+        self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lane_module, "HANDED", 1)
+        crm.script = held = Held()
+        async with posting(w, keys, per_webhook=1) as poster:
+            passed_over = []
+            for number in range(8):
+                left = poster.backed_up()
+                found = await jobs(w, 1, poster.claim, passed_over=left, subject=str(number))
+                poster.submit(found, left)
+                passed_over.append(not found)
+                await settled()
+            held.open()
+            await until_recorded(w, 8)
+            assert not poster.backed_up()
+        assert passed_over == [False] * 2 + [True] * 6  # under way, waiting
+        assert [post.json["subject"] for post in crm.posts] == [str(number) for number in range(8)]
+        assert await w.rows(select(posts.c.attempts).distinct()) == [(1,)]
+
+    async def test_a_webhook_that_was_free_again_before_a_post_was_left_is_looked_at_again(
+        self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lane_module, "HANDED", 1)
+        crm.script = held = Held()
+        async with posting(w, keys, per_webhook=1) as poster:
+            poster.submit(await jobs(w, 2, poster.claim))
+            left = poster.backed_up()
+            held.open()
+            await until_recorded(w, 2)
+            assert left
+            assert not poster.backed_up()
+            found = await jobs(w, 1, poster.claim, passed_over=left, subject="left")
+            newer = await jobs(w, 1, poster.claim, subject="newer")
+            assert not found
+            poster.submit(found, left)
+            poster.submit(newer)
+            await until_recorded(w, 4)
+        assert [post.json["subject"] for post in crm.posts][2:] == ["left", "newer"]
+
+    async def test_only_a_webhook_that_has_a_post_in_the_store_falls_behind(
+        self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lane_module, "HANDED", 1)
+        crm.script = Held()
+        async with posting(w, keys, grace=0.0, per_webhook=1) as poster:
+            poster.submit(await jobs(w, 2, poster.claim))
+            over = poster.backed_up()
+            other = (await w.accept(CARD, automatic="list")).message_id  # its event is withheld
+            result = extracted()
+            found, left = await w.store.write(lambda tx: events.extracted(tx, other, result, w.now, poster.claim, over))
+            assert (over, found, left) == ({1}, [], set())
 
     async def test_long_texts_are_bounded_in_memory(
         self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
@@ -336,18 +369,18 @@ class Failing:
         self.left = times
         self.failed = asyncio.Event()
 
-    async def __call__(self, verb: Any, *, idle: bool = False) -> Any:
+    async def __call__(self, verb: Any, *, turn: Turn = Turn.NEXT) -> Any:
         if self.left:
             self.left -= 1
             self.failed.set()
             raise StoreUnavailable("disk I/O error")
-        return await self._write(verb, idle=idle)
+        return await self._write(verb, turn=turn)
 
 
 async def test_large_letters_that_wait_for_a_dead_webhook_leave_memory_to_the_others(
     w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(poster_module, "SHARE", 300)
+    monkeypatch.setattr(lane_module, "SHARE", 300)
     monkeypatch.setattr(poster_module, "MEMORY", 1000)
     async with Receiver(Hang()) as dead:
         secret = keys.seal(SECRET)
@@ -377,57 +410,15 @@ async def test_an_attempt_that_cannot_be_judged_is_due_again_when_its_claim_ends
         assert await until_recorded(w) == [("delivered", 200, "")]
 
 
-class TestMailGoesFirst:
-    def thick(self, w: World, pace: Pace | None = None) -> Pace:
-        """Mail that comes in thick, now."""
-        pace = pace or Pace()
-        for _ in range(int(THICK)):
-            pace.note(w.now, 0)
-        return pace
-
-    async def test_while_mail_comes_in_thick_posts_wait(
-        self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(poster_module, "WINDOW", 0.0)  # so it looks again all the time
-        async with posting(w, keys, pace=self.thick(w)) as poster:
-            poster.submit(await jobs(w, 3, poster.claim))
+class TestRecording:
+    async def test_results_that_come_together_are_one_transaction(self, w: World, keys: Keys, crm: Receiver) -> None:
+        async with posting(w, keys) as poster:
+            found = await jobs(w, 10, poster.claim)
             await settled()
-            assert (crm.posts, crm.under_way, poster.outcomes) == ([], 0, {})
-            w.pass_time(LAG / 2)  # it is over
-            await until_recorded(w, 3)
-        assert [post.json["text"] for post in crm.posts] == ["0", "1", "2"]
-
-    async def test_but_none_for_too_long(self, w: World, keys: Keys, crm: Receiver) -> None:
-        pace = self.thick(w)
-        async with posting(w, keys, pace=pace) as poster:
-            found = await jobs(w, 3, poster.claim)
-            w.pass_time(LAG)
-            self.thick(w, pace)
+            before = w.store.writer.stats.batches
             poster.submit(found)
-            await until_recorded(w, 3)
-
-    async def test_nor_a_retry_however_often_it_is_read_again(self, w: World, keys: Keys, crm: Receiver) -> None:
-        """It waits from when it was due, not from when it was claimed last."""
-
-        class Thick(Pace):
-            def is_thick(self, now: float) -> bool:
-                return True
-
-        await jobs(w, 1)
-        await w.store.write(lambda tx: tx.sql("UPDATE posts SET attempts = 1"))
-        async with posting(w, keys, pace=Thick()) as poster:
-            for _ in range(3):
-                w.pass_time(LAG / 2)
-                await w.store.write(lambda tx: tx.revise())
-                poster.wake()
-                await settled()
-            await until_recorded(w)
-
-    async def test_closing_meanwhile_gives_them_back(self, w: World, keys: Keys, crm: Receiver) -> None:
-        async with posting(w, keys, pace=self.thick(w)) as poster:
-            poster.submit(await jobs(w, 3, poster.claim))
-        assert await w.rows(select(posts.c.state, posts.c.claim, posts.c.attempts)) == [("waiting", None, 0)] * 3
-        assert crm.posts == []
+            await until_recorded(w, 10)
+            assert w.store.writer.stats.batches - before < 10
 
 
 class TestStoreTrouble:
@@ -461,6 +452,7 @@ class TestStoreTrouble:
         await jobs(w)
         failing = Failing(w, 1)
         monkeypatch.setattr(w.store, "write", failing)
+        monkeypatch.setattr(poster_module, "RECORD_AGAIN", 0.0)
         with structlog.testing.capture_logs() as logs:
             async with posting(w, keys) as poster:
                 assert failing.failed.is_set()
@@ -502,7 +494,7 @@ async def test_one_entry_an_attempt_says_what_happened_and_no_secret(w: World, k
             w.pass_time(10)
             poster.wake()
             await until_recorded(w, 2)
-            assert poster.outcomes == {"waiting": 1, "delivered": 1}
+            assert poster.tally.outcomes == {"waiting": 1, "delivered": 1}
     entries = [entry for entry in logs if entry["event"] == "post"]
     assert [(entry["log_level"], entry["status"], entry["attempt"], entry["state"]) for entry in entries] == [
         ("warning", 500, 1, "waiting"),

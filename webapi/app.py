@@ -2,49 +2,46 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
-from collections.abc import Callable
-from typing import cast
+from collections import Counter
 
 from aiohttp import web
 
+from relay.config import Limits
 from webapi import (
     auth,
     bind,
     blocked,
+    checks,
     files,
     health,
     hook_log,
     hooks,
     messages,
+    metrics,
     openapi,
+    people,
     problems,
     queue,
     reports,
+    resend,
     schemas,
     script,
+    seen,
     sites,
     visits,
 )
 from webapi.context import CLIENTS, CONTEXT, Clients, Context, client_address
+from webapi.door import HANDLING, SECURITY_HEADERS, SERVER, door
 from webapi.limits import Rate
 from webapi.operation import Operation
+from webapi.ui import login, message_letter, pages
 
 __all__ = ["Context", "build", "client_address", "door", "runner"]
 
-#: On every answer that does not say otherwise: nothing here is to be framed, guessed at, or to run anything.
-SECURITY_HEADERS = (
-    ("X-Content-Type-Options", "nosniff"),
-    ("Referrer-Policy", "no-referrer"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-)
 #: Seconds that requests under way have when the server stops.
 GRACE = 5.0
-#: Connections that are open at once; mail needs files, too. And seconds that one may be without a whole request.
-CONNECTIONS = 1000
-IDLE_TIMEOUT = 60.0
 
 OPERATIONS: tuple[Operation, ...] = (
     *bind.OPERATIONS,
@@ -53,11 +50,15 @@ OPERATIONS: tuple[Operation, ...] = (
     *files.OPERATIONS,
     *visits.OPERATIONS,
     *sites.OPERATIONS,
+    *seen.OPERATIONS,
     *hooks.OPERATIONS,
     *hook_log.OPERATIONS,
     *blocked.OPERATIONS,
     *queue.OPERATIONS,
+    *resend.OPERATIONS,
+    *checks.OPERATIONS,
     *reports.OPERATIONS,
+    *people.OPERATIONS,
     *schemas.OPERATIONS,
     *health.OPERATIONS,
 )
@@ -65,12 +66,16 @@ OPERATIONS: tuple[Operation, ...] = (
 
 def build(context: Context) -> web.Application:
     """The application over an open store; serve it by :func:`runner`."""
-    app = web.Application(middlewares=[problems.middleware])
+    app = web.Application(middlewares=[problems.middleware, pages.middleware])
     app[CONTEXT] = context
     app[CLIENTS] = Clients(tuple(context.http.trusted_proxies), tuple(context.limits.exempt))
     app[auth.GATE] = auth.Gate(context.store, Rate(context.limits.api_failures_per_address_per_minute))
     app[bind.RATES] = bind.Rates.of(context.limits)
+    app[bind.TALLY] = bind.Tally()
+    app[metrics.ANSWERED] = Counter()
     app[script.RENDERED] = {}
+    app[seen.SIGHTS] = seen.Sights()
+    checks.install(app)
     app[health.DOCUMENT] = _document()
     other_names = {script.PATH: context.http.script_path, bind.PATH: context.http.bind_path}
     for operation in OPERATIONS:
@@ -78,8 +83,21 @@ def build(context: Context) -> web.Application:
             app.router.add_route(operation.method, path, operation.endpoint())
             if operation.method == "GET":
                 app.router.add_route("HEAD", path, operation.endpoint())
+    pages.add(app)
+    app[message_letter.LETTERS] = message_letter.Letters()
+    app.on_cleanup.append(message_letter.close)
     app.on_response_prepare.append(_secure)
     return app
+
+
+def limit(app: web.Application, limits: Limits) -> None:
+    """From now on the application goes by these limits; what was taken of the old ones counts."""
+    app[CLIENTS].exempt_from_now_on(tuple(limits.exempt))
+    app[auth.GATE].failures.per_minute = limits.api_failures_per_address_per_minute
+    app[bind.RATES].views.per_minute = limits.binds_per_address_per_minute
+    app[bind.RATES].leases.per_minute = limits.leases_per_address_per_minute
+    app[bind.RATES].sites.per_minute = limits.binds_per_site_per_minute
+    app[login.DOOR].by_address.per_minute = limits.login_failures_per_address_per_minute
 
 
 @functools.cache
@@ -89,39 +107,12 @@ def _document() -> str:
 
 
 def runner(context: Context) -> web.AppRunner:
-    """What serves the application. aiohttp's access log would note everybody's visit.
-
-    Bodies are not unpacked: nobody needs to pack what is this small, and a small one may unpack to a large one.
-    """
-    return web.AppRunner(
-        build(context),
-        access_log=None,
-        handle_signals=False,
-        shutdown_timeout=GRACE,
-        auto_decompress=False,
-        keepalive_timeout=IDLE_TIMEOUT,
-    )
-
-
-class _TurnedAway(asyncio.Protocol):
-    """A connection too many: closed at once."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast(asyncio.Transport, transport).abort()
-
-
-def door(runner: web.AppRunner, most: int = CONNECTIONS) -> Callable[[], asyncio.Protocol]:
-    """The protocol factory of a runner that was set up, for at most ``most`` connections at once."""
-    server = runner.server
-    assert server is not None
-
-    def enter() -> asyncio.Protocol:
-        return server() if len(server.connections) < most else _TurnedAway()
-
-    return enter
+    """What serves the application. aiohttp's access log would note everybody's visit."""
+    return web.AppRunner(build(context), handle_signals=False, shutdown_timeout=GRACE, **HANDLING)
 
 
 async def _secure(request: web.Request, response: web.StreamResponse) -> None:
     for name, value in SECURITY_HEADERS:
         response.headers.setdefault(name, value)
-    response.headers["Server"] = "visit-relay"
+    response.headers["Server"] = SERVER
+    metrics.note(request, response.status)

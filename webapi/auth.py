@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -31,11 +32,12 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """``sites`` are the ids of the live sites it may see; None: everything."""
+    """``sites`` are the ids of the live sites it may see; None: everything. ``kind``: token, or user of the pages."""
 
     name: str
     role: Role
     sites: frozenset[int] | None
+    kind: str = "token"
 
     def sees(self, site_id: int | None) -> bool:
         return self.sites is None or site_id in self.sites
@@ -57,7 +59,7 @@ class Gate:
         own = Role[token.role.upper()]
         if own < role:
             raise Problem(403, f"this takes a token with the role {role.name.lower()}, this one is {token.role}")
-        return Caller(token.name, own, self._site_ids(token))
+        return Caller(token.name, own, site_ids(self.store, token.sites))
 
     async def optional(self, request: web.Request) -> Caller | None:
         """The caller if the request carries a token at all; raises Problem 401 or 429 for a wrong one."""
@@ -88,14 +90,16 @@ class Gate:
         self._believed[hashed] = (token, now)
         return token
 
-    def _site_ids(self, token: tokens.Token) -> frozenset[int] | None:
-        if token.sites is None:
-            return None
-        by_name = self.store.sites.by_name
-        return frozenset(by_name[name].id for name in token.sites if name in by_name)
-
 
 GATE = web.AppKey("gate", Gate)
+
+
+def site_ids(store: Store, names: Iterable[str] | None) -> frozenset[int] | None:
+    """The ids of those of these sites that live; None stands for all."""
+    if names is None:
+        return None
+    by_name = store.sites.by_name
+    return frozenset(by_name[name].id for name in names if name in by_name)
 
 
 def visible_site(store: Store, caller: Caller, name: str, parameter: str | None = None) -> SiteView:

@@ -9,8 +9,9 @@ This is the busiest path of the web API: a page view each, durable before it is 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated
 from urllib.parse import unquote
@@ -33,6 +34,7 @@ from relay.core.source import URL_LIMIT, PageMarks, clean, parse_page
 from relay.sources import referrers
 from relay.store import bindings
 from relay.store.directory import SiteView, TargetView
+from relay.store.engine import StoreUnavailable
 from relay.store.store import Store
 from relay.store.visits import Visitor
 from webapi.auth import GATE, Role
@@ -40,6 +42,7 @@ from webapi.context import CONTEXT, Context, client_of, read_body
 from webapi.limits import Rate
 from webapi.operation import JSON, Operation, Strict
 from webapi.problems import Problem, invalid, not_found, too_many
+from webapi.seen import SIGHTS
 
 PATH = "/v1/bind"
 #: Lease in seconds that is answered where no target is asked for.
@@ -51,6 +54,9 @@ FIRST_COOKIE, FIRST_COOKIE_LIFE = "mailtrack_first", 365 * 86_400
 LONG = 300
 #: Seconds that a browser may remember the answer to a preflight.
 PREFLIGHT_AGE = 600
+
+#: The answer while the disk is nearly full.
+_UNWRITTEN = to_json({"visit": None, "first_visit": None, "lease": DEFAULT_LEASE, "addresses": {}})
 
 _BODY_TYPES = ("text/plain", JSON)
 _SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?").fullmatch
@@ -104,9 +110,12 @@ class BindBody(Strict):
 
 
 class BindAnswer(BaseModel):
-    """``addresses`` maps what was sent to what is to be shown; what is missing stays as it is on the page."""
+    """``addresses`` maps what was sent to what is to be shown; what is missing stays as it is on the page.
 
-    visit: str
+    ``visit`` null: nothing could be written, for the disk is nearly full; a page keeps what it shows and its number.
+    """
+
+    visit: str | None
     first_visit: str | None
     lease: Annotated[int, Field(description="Seconds after which the page, while it is visible, binds again.")]
     addresses: dict[str, str]
@@ -138,8 +147,43 @@ class Rates:
 RATES = web.AppKey("bind_rates", Rates)
 
 
+@dataclass(slots=True)
+class Tally:
+    """Page views since the start by site and outcome, and those that found a whole pool held by site and target.
+
+    The site is "" where none was named that there is.
+    """
+
+    views: Counter[tuple[str, str]] = field(default_factory=Counter)
+    exhausted: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+TALLY = web.AppKey("bind_tally", Tally)
+#: What a page view came to that was answered with a problem, by its status; all others are "invalid".
+_OUTCOMES = {401: "refused", 403: "refused", 429: "limited", 503: "unavailable", 500: "failed"}
+_SITE = web.RequestKey("bind_site", str)
+
+
 async def bind(request: web.Request) -> web.Response:
     """Number the visit and lease its addresses."""
+    outcome = "failed"
+    try:
+        outcome, response = await _bind(request)
+        return response
+    except Problem as problem:
+        outcome = _OUTCOMES.get(problem.status, "invalid")
+        raise
+    except web.HTTPException:
+        outcome = "invalid"
+        raise
+    except StoreUnavailable:
+        outcome = "unavailable"
+        raise
+    finally:
+        request.app[TALLY].views[request.get(_SITE, ""), outcome] += 1
+
+
+async def _bind(request: web.Request) -> tuple[str, web.Response]:
     context = request.app[CONTEXT]
     rates = request.app[RATES]
     client = client_of(request)
@@ -150,9 +194,12 @@ async def bind(request: web.Request) -> web.Response:
     site = context.store.sites.by_key.get(body.site)
     if site is None:
         raise not_found("site", "site")
+    request[_SITE] = site.name
     headers, agent = await _asker(request, site)
     if not client.exempt and (wait := rates.sites.take(site.key, now)):
         raise too_many(wait, "page views of this site")
+    if not context.room():
+        return "no_room", web.Response(body=_UNWRITTEN, headers=headers)
     wanted = await _targets(context.store, site, body.addresses)
     asked = {target.id: target for target in wanted.values()}
     # The address of a server says nothing of its visitor, neither where he is nor how often he asks.
@@ -169,6 +216,7 @@ async def bind(request: web.Request) -> web.Response:
             rates.leases.give_back(client.bucket, now)
     if bound.created:
         context.store.routes.forget(bound.created)
+    request.app[SIGHTS].viewed(site.id, request.headers.get("Origin"), body.page, now)
     shown = bound.substitutes
     document = {
         "visit": bound.visit,
@@ -183,7 +231,10 @@ async def bind(request: web.Request) -> web.Response:
     if site.settings.server_cookies:
         secure = context.public_url.startswith("https:")
         _set_cookies(headers, site.settings.cookie_domain, bound, secure=secure)
-    return web.Response(body=to_json(document), headers=headers)
+    tally = request.app[TALLY]
+    for target_id in bound.exhausted:
+        tally.exhausted[site.name, str(target_id)] += 1
+    return "shown" if document["addresses"] else "plain", web.Response(body=to_json(document), headers=headers)
 
 
 def _view(
@@ -290,6 +341,7 @@ async def _asker(request: web.Request, site: SiteView) -> tuple[CIMultiDict[str]
     origin = request.headers.get("Origin")
     if origin is not None:
         if not allows(site, origin):
+            request.app[SIGHTS].refused(site.id, origin, request.app[CONTEXT].clock())
             raise Problem(403, "this origin is not one of the site's", field="Origin", headers={"Vary": "Origin"})
         return _cors(origin, site), request.headers.get("User-Agent", "")
     caller = await request.app[GATE].caller(request, Role.MANAGER)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from relay.config import fields as f
 from relay.config.models import Section
 from relay.store import blocked
+from relay.store.noting import always
 from webapi.auth import Role, visible_site
 from webapi.operation import Call, Operation
 from webapi.problems import Problem, not_found
@@ -25,28 +26,28 @@ class BlockedList(BaseModel):
 
 
 async def list_blocked(call: Call) -> BlockedList:
-    site = visible_site(call.context.store, call.caller, call.request.match_info["name"])
+    site = visible_site(call.context.store, call.caller, call.path["name"])
     return BlockedList(items=await blocked.listing(call.context.store.reader, site.id))
 
 
 async def block(call: Call) -> BlockedList:
     body: NewBlocked = call.body
-    site = visible_site(call.context.store, call.caller, call.request.match_info["name"])
+    site = visible_site(call.context.store, call.caller, call.path["name"])
     now = call.context.clock()
     try:
-        await call.context.store.write(lambda tx: blocked.block(tx, site.id, body.sender, now))
+        await call.write(lambda tx: blocked.block(tx, site.id, body.sender, now), changed=always)
     except blocked.TooMany as error:
         raise Problem(409, str(error), field="sender") from None
     return BlockedList(items=await blocked.listing(call.context.store.reader, site.id))
 
 
 async def unblock(call: Call) -> None:
-    site = visible_site(call.context.store, call.caller, call.request.match_info["name"])
+    site = visible_site(call.context.store, call.caller, call.path["name"])
     try:
-        sender = f.blocked_sender(call.request.match_info["address"])
+        sender = f.blocked_sender(call.path["address"])
     except ValueError:
         raise not_found("blocked sender") from None
-    if not await call.context.store.write(lambda tx: blocked.unblock(tx, site.id, sender)):
+    if not await call.write(lambda tx: blocked.unblock(tx, site.id, sender)):
         raise not_found("blocked sender")
 
 

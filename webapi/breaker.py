@@ -58,6 +58,19 @@ class Breaker:
         return hasten
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a webhook stands just now: attempts in a row that failed; seconds it still rests, None when it does not."""
+
+    failures: int = 0
+    rests_for: float | None = None
+
+    @classmethod
+    def at(cls, now: float, failures: int, rests_until: float | None) -> Standing:
+        """Of times of one clock."""
+        return cls(failures, None if rests_until is None else max(0.0, rests_until - now))
+
+
 def says_ill(state: str, status: int | None) -> bool:
     """Whether an attempt says that the receiver is not well, rather than something about its event."""
     if state == "delivered":

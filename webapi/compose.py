@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import quote
 
@@ -13,9 +13,10 @@ from relay.core.hook import Access
 from relay.core.payload import PayloadAttachment
 from relay.core.template import Template
 from relay.secrets import Keys
-from relay.store.post_jobs import Hook, PostJob
+from relay.store.post import Hook, PostJob
 from webapi import links, signature
 from webapi.redaction import HIDDEN, REPEATED, Redaction, echoed, rendered, repeats
+from webapi.requests import Request
 
 #: Opened secrets kept in memory.
 OPENED = 1000
@@ -25,14 +26,6 @@ REDACTED = 64 << 20
 
 class NotWanted(Exception):
     """The receiver's template has no use for this event; ``str()`` says why, for History."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    method: str
-    url: str
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class Composer:
@@ -47,13 +40,15 @@ class Composer:
         self._accesses: dict[str, Access] = {}
         self._redactions: dict[str, Redaction] = {}
         self._redacted = 0
+        self._said: tuple[object, ...] | None = None  # what the body before said, and that body
+        self._encoded = b""
 
     def compose(self, job: PostJob, now: float) -> Request:
         """The request as it is sent ``now``. Raises NotWanted, SealError and TemplateError."""
         hook, access = job.hook, self.access(job.hook)
         shape = presets.of(hook.settings.template) if hook.settings.template else None
         if shape is None:
-            body = payload.encode(self._payload(job, hook.settings.extras))
+            body = self._body(job)
             made = template.Rendered("POST", hook.url, (("Content-Type", "application/json"),), body)
         else:
             made = self._rendered(job, shape, access)
@@ -67,6 +62,14 @@ class Composer:
             ("webhook-signature", signature.sign(self._secrets(hook, now), job.uid, timestamp, made.body)),
         ]
         return Request(made.method, made.url, _once(fields), made.body)
+
+    def _body(self, job: PostJob) -> bytes:
+        """The reference's body. Webhooks that are told the same of one event follow each other, as a rule."""
+        letter = (job.message, job.parts, job.visit, job.attribution, job.extras)
+        said = (*letter, job.message_id, job.site_id, job.created_at, job.hook.settings.extras)
+        if self._said is None or any(one is not other for one, other in zip(said, self._said, strict=True)):
+            self._said, self._encoded = said, payload.encode(self._payload(job, job.hook.settings.extras))
+        return self._encoded
 
     def access(self, hook: Hook) -> Access:
         """What the receiver asks of us; raises SealError."""

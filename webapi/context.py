@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
@@ -14,12 +14,16 @@ from aiohttp.abc import AbstractResolver
 
 from relay.bodies import Bodies
 from relay.config import Forward, Http, Limits, Retention
+from relay.core.check import RunChecks, Tell
+from relay.core.metrics import Family
 from relay.core.model import IpDetail
 from relay.geoip import GeoIp
 from relay.secrets import Keys
 from relay.store.messages import Evidence
 from relay.store.store import Store
 from webapi import hops
+from webapi.advisor import Advisor
+from webapi.breaker import Standing
 from webapi.compose import Composer
 
 Network = IPv4Network | IPv6Network
@@ -33,6 +37,18 @@ PROXY_FIELDS = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
 
 
 def _nothing() -> None:
+    pass
+
+
+def _always() -> bool:
+    return True
+
+
+def _unknown(_: int) -> Standing:
+    return Standing()
+
+
+async def _no_checks(names: Collection[str], tell: Tell) -> None:
     pass
 
 
@@ -57,10 +73,15 @@ class Context:
     resolver: AbstractResolver | None = None  # of webhooks' names; None: the system's
     visitor_ip: IpDetail = IpDetail.FULL
     retention: Retention = field(default_factory=Retention)
+    advisor: Advisor = field(default_factory=Advisor)
     clock: Callable[[], float] = time.time
     on_posts_due: Callable[[], None] = _nothing
     on_deliveries_due: Callable[[], None] = _nothing
     draining: Callable[[], bool] = bool
+    standing: Callable[[int], Standing] = _unknown  # of a webhook
+    measures: Callable[[], list[Family]] = list  # what the rest of the daemon counts, for /metrics
+    room: Callable[[], bool] = _always  # whether page views may be written
+    run_checks: RunChecks = _no_checks
 
     async def remove_files(self, names: Sequence[str]) -> None:
         """Delete body files whose rows are gone. What a crash leaves behind, the sweep finds."""
@@ -89,6 +110,11 @@ class Clients:
     trusted_proxies: tuple[Network, ...]
     exempt: tuple[Network, ...]
     _known: dict[str, Client] = field(default_factory=dict)
+
+    def exempt_from_now_on(self, exempt: tuple[Network, ...]) -> None:
+        """Another list of who is spared the rates."""
+        self.exempt = exempt
+        self._known.clear()
 
     def known(self, text: str) -> Client | None:
         """The client with this address; None when it is no address."""

@@ -12,7 +12,7 @@ from relay import presets
 from relay.core import template
 from relay.core.hook import Access
 from relay.core.template import TemplateError
-from relay.store.post_jobs import Hook
+from relay.store.post import Hook
 
 #: Characters of a deal's number and of its address.
 DEAL_ID, DEAL_URL = 200, 2000

@@ -7,10 +7,11 @@ import asyncio
 from aiohttp import web
 from pydantic import BaseModel
 
-from relay.store import figures
+from relay.core.metrics import text
 from relay.store.engine import Tx
 from webapi.auth import GATE, Caller
 from webapi.context import CONTEXT, is_local
+from webapi.metrics import families
 from webapi.operation import JSON, Operation
 from webapi.problems import Problem
 
@@ -31,10 +32,12 @@ async def alive(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """200 when a transaction went through just now and the daemon is not stopping."""
+    """200 when a transaction went through just now, no damage is known and the daemon is not stopping."""
     context = request.app[CONTEXT]
     if context.draining():
         raise Problem(503, "stopping")
+    if context.store.damage.reason is not None:
+        raise Problem(503, "the database is damaged: see the log")
     try:
         await asyncio.wait_for(context.store.write(_nothing), PATIENCE)
     except TimeoutError:
@@ -50,24 +53,8 @@ async def metrics(request: web.Request) -> web.Response:
     caller = await let_in(request)
     if caller is not None and caller.sites is not None:
         raise Problem(403, "this takes a token for all sites")
-    store = request.app[CONTEXT].store
-    depths = await figures.depths(store.reader)
-    stats = store.writer.stats
-    lines = [
-        _metric("relay_messages_accepted_total", "counter", "Messages accepted.", depths.accepted),
-        _metric("relay_deliveries_queued", "gauge", "Deliveries queued or deferred.", depths.queued),
-        _metric("relay_messages_held", "gauge", "Messages with a failed delivery.", depths.held),
-        _metric("relay_posts_waiting", "gauge", "Posts to webhooks that wait.", depths.unposted),
-        _metric("relay_extractions_waiting", "gauge", "Messages whose text is to be extracted.", depths.unextracted),
-        _metric("relay_store_transactions_total", "counter", "Transactions of the writer.", stats.batches),
-        _metric("relay_store_verbs_total", "counter", "Verbs in them.", stats.verbs),
-        _metric("relay_store_failures_total", "counter", "Transactions that died.", stats.failures),
-    ]
-    return web.Response(body="".join(lines).encode(), headers={"Content-Type": METRICS, "Cache-Control": "no-store"})
-
-
-def _metric(name: str, kind: str, about: str, value: int) -> str:
-    return f"# HELP {name} {about}\n# TYPE {name} {kind}\n{name} {value}\n"
+    body = text(await families(request.app)).encode()
+    return web.Response(body=body, headers={"Content-Type": METRICS, "Cache-Control": "no-store"})
 
 
 async def openapi(request: web.Request) -> web.Response:

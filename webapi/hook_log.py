@@ -10,15 +10,18 @@ from typing import Any, Literal
 from relay.core.template import TemplateError
 from relay.secrets import SealError
 from relay.store import post_log, replay
-from relay.store.post_jobs import PostJob, find_job
+from relay.store.engine import Turn
+from relay.store.post import PostJob
+from relay.store.post_jobs import find_job
 from relay.store.replay import Selection
 from webapi.auth import Role
-from webapi.compose import NotWanted, Request
+from webapi.compose import NotWanted
 from webapi.hook_models import Posted, PostedDetail, PostedPage, Replaying, ReplayRequest, Try, request_shown
 from webapi.hooks import find
 from webapi.operation import Call, Operation, Parameters
 from webapi.problems import Problem, not_found
 from webapi.replays import reattribute, replay_posts, replay_selected
+from webapi.requests import Request
 from webapi.values import LARGEST_ID, Cursor, Limit, cursor_of, moment, moment_or_none, row_id
 
 _DISABLED = "the webhook is disabled: enable it first"
@@ -42,11 +45,11 @@ async def list_posts(call: Call) -> PostedPage:
 async def show_post(call: Call) -> PostedDetail:
     _, webhook = find(call)
     store, composer = call.context.store, call.context.composer
-    row = await post_log.post(store.reader, webhook.id, row_id(call.request.match_info["post"], "post"))
+    row = await post_log.post(store.reader, webhook.id, row_id(call.path["post"], "post"))
     if row is None:
         raise not_found("post")
     tries = row.pop("tries")
-    job: PostJob | None = await store.write(lambda tx: find_job(tx, row["id"], ""), idle=True)
+    job: PostJob | None = await store.write(lambda tx: find_job(tx, row["id"], ""), turn=Turn.IDLE)
     if job is None:
         raise not_found("post")  # erased since
     at = tries[-1]["started_at"] if tries else call.context.clock()
@@ -73,11 +76,11 @@ async def replay_webhook(call: Call) -> Replaying:
             event_ids = await _events(call, webhook.id, body.posts)
             if evidence is not None:
                 for message_id in await post_log.message_of(context.store.reader, event_ids):
-                    await reattribute(context.store, message_id, evidence, now, (site.id,))
-            count = await replay_posts(context.store, webhook.id, event_ids, now)
+                    await reattribute(context.store, message_id, evidence, now, (site.id,), call.write)
+            count = await replay_posts(call.write, webhook.id, event_ids, now)
         else:
             wanted = Selection(body.failed, body.since, body.until)
-            count = await replay_selected(context.store, webhook.id, site.id, wanted, now, evidence)
+            count = await replay_selected(context.store, webhook.id, site.id, wanted, now, evidence, call.write)
     except replay.OutOfUse:
         raise Problem(409, _DISABLED) from None
     context.on_posts_due()
@@ -102,12 +105,16 @@ def posted(row: dict[str, Any]) -> dict[str, Any]:
         "event": row["uid"],
         "type": row["type"],
         "message": str(row["message_id"]),
+        "created_at": moment(row["created_at"]),
+        "sender": row["sender"],
+        "subject": row["subject"],
         "state": row["state"],
         "attempts": row["attempts"],
         "next_at": moment(row["next_at"]) if row["state"] == "waiting" else None,
         "status": row["status"],
         "answer": row["answer"],
         "finished_at": moment_or_none(row["finished_at"]),
+        "seconds": None if row["seconds"] is None else round(row["seconds"], 3),
     }
 
 

@@ -11,7 +11,7 @@ from relay.config.webhook import HookChange, HookOptions, Section, options_of
 from relay.core.hook import Access
 from relay.secrets import Keys, SealError
 from relay.store.directory import SiteView, WebhookView
-from webapi.compose import Request
+from webapi.requests import Request
 from webapi.values import Moment
 
 
@@ -101,6 +101,10 @@ class WebhookDetail(WebhookShown):
     last_at: str | None
     last_status: int | None
     last_answer: str | None
+    recent: int = Field(description="Its latest posts, up to 100, that were delivered or given up.")
+    delivered: int = Field(description="How many of them were delivered.")
+    failures: int = Field(description="Attempts in a row that failed, until now, since the daemon was started.")
+    rests_for: float | None = Field(description="Seconds until it is tried again after that many; null: it does not.")
 
 
 class SecretShown(BaseModel):
@@ -137,12 +141,16 @@ class Posted(BaseModel):
     event: str = Field(description="The webhook-id.")
     type: str
     message: str
+    created_at: str
+    sender: str
+    subject: str | None
     state: str = Field(description="waiting, delivered, failed or withheld; readers tolerate new values.")
     attempts: int
     next_at: str | None
     status: int | None
     answer: str | None = Field(description="The receiver's, or why there is none.")
     finished_at: str | None
+    seconds: float | None = Field(description="What the last attempt took.")
 
 
 class PostedPage(BaseModel):

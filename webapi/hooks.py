@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 
-from relay.hook_changes import HookRefused, changed_webhook, new_webhook
+from relay.hook_changes import HookRefused, changed_webhook, difference, new_webhook
 from relay.store import post_log, webhooks
 from relay.store.directory import SiteView, WebhookView
 from relay.store.engine import Tx
+from relay.store.noting import always
 from webapi import signature
 from webapi.auth import Role, visible_site
 from webapi.hook_models import (
@@ -32,13 +33,16 @@ from webapi.values import moment_or_none, row_id
 
 
 async def list_webhooks(call: Call) -> WebhookList:
-    site = visible_site(call.context.store, call.caller, call.request.match_info["name"])
+    site = visible_site(call.context.store, call.caller, call.path["name"])
     return WebhookList(items=[_shown(call, site, webhook) for webhook in site.webhooks])
 
 
 async def show_webhook(call: Call) -> WebhookDetail:
     site, webhook = find(call)
-    doing = await post_log.doing(call.context.store.reader, webhook.id)
+    reader = call.context.store.reader
+    doing = await post_log.doing(reader, webhook.id)
+    ended = [one.state for one in await post_log.recent(reader, webhook.id) if one.state in ("delivered", "failed")]
+    standing = call.context.standing(webhook.id)
     return WebhookDetail(
         **shown(site, webhook, call.context.keys),
         waiting=doing.waiting,
@@ -46,12 +50,16 @@ async def show_webhook(call: Call) -> WebhookDetail:
         last_at=moment_or_none(doing.last_at),
         last_status=doing.last_status,
         last_answer=doing.last_answer,
+        recent=len(ended),
+        delivered=ended.count("delivered"),
+        failures=standing.failures,
+        rests_for=standing.rests_for,
     )
 
 
 async def create_webhook(call: Call) -> WebhookCreated:
     body: NewWebhook = call.body
-    site = visible_site(call.context.store, call.caller, call.request.match_info["name"])
+    site = visible_site(call.context.store, call.caller, call.path["name"])
     _refuse_declared(site.declared)
     secret = body.secret or signature.new_secret(os.urandom(32))
     try:
@@ -59,7 +67,7 @@ async def create_webhook(call: Call) -> WebhookCreated:
     except HookRefused as error:
         raise _problem(error) from None
     now = call.context.clock()
-    webhook_id = await call.context.store.redefine(lambda tx: webhooks.add(tx, site.id, wanted, now))
+    webhook_id = await call.redefine(lambda tx: webhooks.add(tx, site.id, wanted, now))
     site, webhook = find(call, webhook_id)
     return WebhookCreated(**shown(site, webhook, call.context.keys), secret=secret)
 
@@ -76,6 +84,9 @@ async def change_webhook(call: Call) -> WebhookShown:
         except HookRefused as error:
             raise _problem(error) from None
     now = context.clock()
+    if call.note is not None:
+        enabled = webhook.enabled if body.enabled is None else body.enabled
+        call.note.tell(difference(webhook, wanted, enabled, context.keys))
 
     def change(tx: Tx) -> None:
         if wanted is not None:
@@ -85,7 +96,7 @@ async def change_webhook(call: Call) -> WebhookShown:
         elif body.enabled is False and webhook.enabled:
             webhooks.switch_off(tx, webhook.id, webhooks.BY_HAND, now)
 
-    await context.store.redefine(change)
+    await call.redefine(change, always)
     context.on_posts_due()
     return _shown(call, *find(call))
 
@@ -94,13 +105,13 @@ async def delete_webhook(call: Call) -> None:
     _, webhook = find(call)
     _refuse_declared(webhook.declared)
     now = call.context.clock()
-    if not await call.context.store.redefine(lambda tx: webhooks.remove(tx, webhook.id, now)):
+    if not await call.redefine(lambda tx: webhooks.remove(tx, webhook.id, now)):
         raise not_found("webhook")
 
 
 async def enable_webhook(call: Call) -> WebhookShown:
     _, webhook = find(call)
-    await call.context.store.redefine(lambda tx: webhooks.enable(tx, webhook.id))
+    await call.redefine(lambda tx: webhooks.enable(tx, webhook.id))
     call.context.on_posts_due()
     return _shown(call, *find(call))
 
@@ -111,7 +122,7 @@ async def rotate_secret(call: Call) -> SecretShown:
     _refuse_declared(webhook.declared)
     secret = body.secret or signature.new_secret(os.urandom(32))
     sealed, until = call.context.keys.seal(secret), call.context.clock() + body.keep
-    if not await call.context.store.redefine(lambda tx: webhooks.rotate(tx, webhook.id, sealed, until)):
+    if not await call.redefine(lambda tx: webhooks.rotate(tx, webhook.id, sealed, until)):
         raise not_found("webhook")
     return SecretShown(secret=secret)
 
@@ -142,7 +153,7 @@ async def test_webhook(call: Call) -> Tested:
 
 def find(call: Call, webhook_id: int | None = None) -> tuple[SiteView, WebhookView]:
     """The webhook that the path names, with its site; raises Problem 404 where the caller sees none."""
-    wanted = webhook_id or row_id(call.request.match_info["id"], "webhook")
+    wanted = webhook_id or row_id(call.path["id"], "webhook")
     for site in call.context.store.sites.by_id.values():
         for webhook in site.webhooks:
             if webhook.id == wanted and call.caller.sees(site.id):
@@ -217,5 +228,6 @@ OPERATIONS = (
         Role.MANAGER,
         Tested,
         problems=(404,),
+        audited=False,
     ),
 )

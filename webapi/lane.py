@@ -15,11 +15,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from relay.core.hook import CONCURRENCY
-from relay.pace import LAG
-from relay.store.messages import CLAIM
-from relay.store.posts import PostJob
+from relay.store.post import CLAIM, PostJob
 from webapi.breaker import Breaker
 
+#: Jobs that may wait after they were handed over; characters of their text.
+HANDED = 1000
+SHARE = 4 * 1024 * 1024
 #: Jobs claimed ahead, as a multiple of the attempts that a webhook may have under way.
 AHEAD = 4
 
@@ -50,16 +51,31 @@ class Lane:
         return self.breaker.slots(self.concurrency)
 
     @property
+    def rests_until(self) -> float | None:
+        """When its rest is over, in the event loop's time."""
+        return None if self.rest is None else self.rest.when()
+
+    @property
     def is_free(self) -> bool:
         """Whether it may begin one more attempt."""
         return self.rest is None and not self.gone and not self.telling and self.running < self.slots
 
-    def room(self, most: int, *, crowded: bool) -> int:
-        """Jobs to claim: none when more than ``most`` characters wait. ``crowded``: all lanes together hold too much.
+    @property
+    def is_looked_after(self) -> bool:
+        """Whether what is under way, waits or rests here brings the next look into the store by itself."""
+        return self.rest is not None or self.running >= self.slots or len(self.waiting) > self.slots
+
+    def is_backed_up(self, *, crowded: bool) -> bool:
+        """Whether it takes nothing that is handed over. ``crowded``: all lanes together hold too much."""
+        full = len(self.waiting) >= HANDED or self.memory > SHARE
+        return self.behind or full or (bool(self.waiting) and crowded)
+
+    def room(self, *, crowded: bool) -> int:
+        """Jobs to claim: none when too much of them waits. ``crowded``: all lanes together hold too much.
 
         Then it gets one at a time, so that what others have heaped up holds it up no further.
         """
-        if self.memory > most:
+        if self.memory > SHARE:
             return 0
         if crowded:
             return 0 if self.waiting or not self.is_free else 1
@@ -74,11 +90,6 @@ class Lane:
         """Whether its first job is not to be attempted as it is."""
         job, claimed_at = self.waiting[0]
         return claimed_at < now - CLAIM / 2 or job.edition != edition
-
-    def latest(self) -> float:
-        """When its first job is posted however thick mail comes in: it may have waited to be read for that long."""
-        job, _ = self.waiting[0]
-        return max(job.created_at + LAG, job.due + (LAG if job.attempts > 1 else 0.0))
 
     def take(self) -> PostJob:
         job, _ = self.waiting.popleft()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -77,7 +78,9 @@ class MessageItem(BaseModel):
 
 class MessagePage(BaseModel):
     items: list[MessageItem]
-    next: str | None = Field(description="Give it as cursor to read on; null at the end.")
+    next: str | None = Field(
+        description="Give it as cursor to read on; null at the end. There may be few items, or none, and yet a next."
+    )
 
 
 class DeliveryView(BaseModel):
@@ -170,8 +173,7 @@ class MessageDetail(MessageItem):
 
 def item(context: Context, row: MessageRow, sites: frozenset[int] | None) -> MessageItem:
     """A message as far as somebody sees it who sees ``sites``."""
-    states = [delivery.state for delivery in row.deliveries]
-    chosen = row.deliveries[best([_stated(delivery) for delivery in row.deliveries])] if row.deliveries else None
+    chosen = spokesman(row)
     return MessageItem(
         id=str(row.id),
         received_at=moment(row.received_at),
@@ -183,11 +185,29 @@ def item(context: Context, row: MessageRow, sites: frozenset[int] | None) -> Mes
         attribution=_attribution(chosen),
         deal=DealView(id=row.deal[0], url=row.deal[1]),
         posting=[_posting(receipt) for receipt in row.receipts],
-        state=row.state if sites is None else next((s.value for s in WORST_FIRST if s.value in states), row.state),
+        state=state_of(row, sites),
         size=row.size,
         attachments=_attachments(context, row, sites),
         auth=AuthView(),
     )
+
+
+def spokesman(row: MessageRow) -> DeliveryRow | None:
+    """The best-attributed delivery, which speaks for the message; None where there is none."""
+    return row.deliveries[best([_stated(delivery) for delivery in row.deliveries])] if row.deliveries else None
+
+
+def telling(receipts: Sequence[Receipt]) -> Receipt | None:
+    """What is worth saying of several: why it is not sent, else that it is."""
+    return next((one for one in receipts if one.state == "withheld"), receipts[0] if receipts else None)
+
+
+def state_of(row: MessageRow, sites: frozenset[int] | None) -> str:
+    """The worst state of the deliveries that somebody sees who sees ``sites``."""
+    if sites is None:
+        return row.state
+    states = {delivery.state for delivery in row.deliveries}
+    return next((known.value for known in WORST_FIRST if known.value in states), row.state)
 
 
 def detail(context: Context, row: MessageRow, life: Life, sites: frozenset[int] | None) -> MessageDetail:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
@@ -12,7 +13,8 @@ from relay.store import replay as replay_verbs
 from relay.store.history import Filter, MessageRow
 from relay.store.life import life as read_life
 from webapi import message_views as views
-from webapi.auth import Role, visible_site
+from webapi.auth import Caller, Role, visible_site
+from webapi.context import Context
 from webapi.message_views import MessageDetail, MessagePage
 from webapi.operation import Call, Operation, Parameters, Strict
 from webapi.problems import Problem, not_found
@@ -29,10 +31,26 @@ class MessageQuery(Parameters):
     site: Annotated[str | None, Field(description="Name of a site.")] = None
     visit: Annotated[Digits | None, Field(description="Number of a visit.")] = None
     sender: Annotated[Text | None, Field(max_length=320, description="Bare address of the sender.")] = None
-    q: Annotated[str | None, Field(max_length=500, description="Words of subject, addresses or text.")] = None
+    q: Annotated[
+        str | None,
+        Field(
+            max_length=500,
+            description="Words of subject, addresses or text; the last one, from 3 characters on, as a beginning.",
+        ),
+    ] = None
     state: State | None = None
+    source: Annotated[
+        Text | None,
+        Field(
+            max_length=500,
+            description="Marker of the stated visit; without an underscore also what has it as its first level "
+            "(`source_level_1`).",
+        ),
+    ] = None
+    deal: Annotated[bool | None, Field(description="Whether a CRM has given it a number.")] = None
     since: Moment | None = None
     until: Moment | None = None
+    sort: Annotated[Literal["newest", "oldest"], Field(description="What comes first, by receipt.")] = "newest"
     limit: Limit = 50
     cursor: Cursor | None = None
 
@@ -60,23 +78,32 @@ class Erased(BaseModel):
 
 async def list_messages(call: Call) -> MessagePage:
     query: MessageQuery = call.query
-    sites = call.caller.sites
+    wanted = wanted_of(call.context, call.caller, query)
+    page = await history.browse(call.context.store.reader, wanted, query.limit)
+    items = []
+    for row in page.rows:
+        items.append(views.item(call.context, row, wanted.sites))
+        await asyncio.sleep(0)  # a letter may have a thousand parts, each with a link to be signed: mail comes between
+    return MessagePage(items=items, next=None if page.next is None else cursor_of(page.next))
+
+
+def wanted_of(context: Context, caller: Caller, query: MessageQuery) -> Filter:
+    """What a caller asks for, out of what it may see; raises Problem 404 for a site that it does not see."""
+    sites = caller.sites
     if query.site is not None:
-        sites = frozenset({visible_site(call.context.store, call.caller, query.site, "site").id})
-    wanted = Filter(
+        sites = frozenset({visible_site(context.store, caller, query.site, "site").id})
+    return Filter(
         sites=sites,
         visit=query.visit,
         sender=None if query.sender is None else folded(query.sender),
         query=query.q,
         state=query.state,
+        source=query.source,
+        deal=query.deal,
         since=query.since,
         until=query.until,
-        before=query.cursor,
-    )
-    rows = await history.page(call.context.store.reader, wanted, query.limit + 1)
-    shown, more = rows[: query.limit], rows[query.limit :]
-    return MessagePage(
-        items=[views.item(call.context, row, sites) for row in shown], next=cursor_of(shown[-1].id) if more else None
+        oldest=query.sort == "oldest",
+        cursor=query.cursor,
     )
 
 
@@ -93,8 +120,8 @@ async def replay(call: Call) -> Replayed:
     sites = None if call.caller.sites is None else sorted(call.caller.sites)
     now, changed = context.clock(), 0
     if query.reattribute:
-        changed = await reattribute(context.store, row.id, context.evidence(), now, sites)
-    count = await context.store.write(lambda tx: replay_verbs.replay(tx, row.id, sites, now))
+        changed = await reattribute(context.store, row.id, context.evidence(), now, sites, call.write)
+    count = await call.write(lambda tx: replay_verbs.replay(tx, row.id, sites, now))
     if not count and not changed:
         raise Problem(409, "nothing to post: the text is not extracted yet, or no webhook is enabled")
     context.on_posts_due()
@@ -105,7 +132,7 @@ async def put_deal(call: Call) -> None:
     row = await visible_message(call)
     deal: Deal = call.body
     sites = call.caller.sites
-    if not await call.context.store.write(lambda tx: deals.set_deal(tx, row.id, deal.id, deal.url, sites)):
+    if not await call.write(lambda tx: deals.set_deal(tx, row.id, deal.id, deal.url, sites)):
         raise Problem(409, "the message is for none of your sites, so it is nobody's deal")
 
 
@@ -113,7 +140,7 @@ async def erase_message(call: Call) -> None:
     row = await visible_message(call)
     sites = call.caller.sites
     try:
-        files = await call.context.store.write(lambda tx: retention.erase_message(tx, row.id, sites))
+        files = await call.write(lambda tx: retention.erase_message(tx, row.id, sites), _was_there)
     except retention.StillOpen:
         raise Problem(409, "it is still being forwarded; drop or retry its deliveries first") from None
     if files is None:
@@ -123,10 +150,10 @@ async def erase_message(call: Call) -> None:
 
 async def erase_sender(call: Call) -> Erased:
     """Erase what one address has sent, in bites, so that mail flows meanwhile."""
-    address, sites = folded(call.request.match_info["address"]), call.caller.sites
+    address, sites = folded(call.path["address"]), call.caller.sites
     erased = left = 0
     for _ in range(ERASE_BITES):
-        deleted, left, files = await call.context.store.write(lambda tx: retention.erase_sender(tx, address, sites))
+        deleted, left, files = await call.write(lambda tx: retention.erase_sender(tx, address, sites), _any_erased)
         await call.context.remove_files(files)
         erased += deleted
         if not deleted:
@@ -134,9 +161,17 @@ async def erase_sender(call: Call) -> Erased:
     return Erased(erased=erased, left=left)
 
 
+def _was_there(files: tuple[str, ...] | None) -> bool:
+    return files is not None
+
+
+def _any_erased(answer: tuple[int, int, tuple[str, ...]]) -> bool:
+    return answer[0] > 0
+
+
 async def visible_message(call: Call) -> MessageRow:
     """The message that the path names; raises Problem 404 where the caller sees none."""
-    message_id = row_id(call.request.match_info["id"], "message")
+    message_id = row_id(call.path["id"], "message")
     row = await history.one(call.context.store.reader, message_id, call.caller.sites)
     if row is None:
         raise not_found("message")
@@ -154,7 +189,7 @@ OPERATIONS = (
     Operation(
         "GET",
         "/v1/messages",
-        "The history, newest first.",
+        "The history, newest first unless told otherwise.",
         list_messages,
         Role.VIEWER,
         MessagePage,
@@ -186,5 +221,6 @@ OPERATIONS = (
         erase_sender,
         Role.ADMIN,
         Erased,
+        audited=lambda answer: answer.erased > 0,
     ),
 )

@@ -6,18 +6,23 @@ all of that is right, with everything parsed.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from relay.store.engine import Verb
+from relay.store.noting import Note
+from webapi import audit
 from webapi.auth import GATE, Caller, Role
 from webapi.context import CONTEXT, Context, read_body
 from webapi.problems import Problem, invalid
 
 JSON = "application/json"
+T = TypeVar("T")
 
 
 class Strict(BaseModel):
@@ -34,13 +39,31 @@ class Parameters(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request that passed the checks: ``query`` and ``body`` are of the operation's models."""
+    """A request that passed the checks: ``query`` and ``body`` are of the operation's models.
+
+    ``path`` has what the operation's path names. ``request`` may be a page's that performs the operation. ``note`` is
+    what the log of changes will say, of operations that are audited.
+    """
 
     request: web.Request
     context: Context
     caller: Caller
+    path: Mapping[str, str]
     query: Any
     body: Any
+    note: Note | None = None
+
+    async def write(self, verb: Verb[T], changed: Callable[[T], bool] = bool) -> T:
+        """Store.write, with the note in the same transaction when the answer says that something was ``changed``."""
+        if self.note is None:
+            return await self.context.store.write(verb)
+        return await self.note.write(verb, changed)
+
+    async def redefine(self, verb: Verb[T], changed: Callable[[T], bool] = bool) -> T:
+        """Store.redefine, likewise."""
+        if self.note is None:
+            return await self.context.store.redefine(verb)
+        return await self.note.redefine(verb, changed)
 
 
 #: A handler answers a model, a whole response, or None where there is nothing to say (204).
@@ -55,7 +78,8 @@ class Operation:
 
     ``role`` is the least that may call it; None: anybody, and the handler sees to its own checks. ``problems`` are
     the statuses of problems that only this operation answers, besides those that all have; ``alike`` are further
-    statuses that are answered in the media type of ``answer``.
+    statuses that are answered in the media type of ``answer``. What is not ``audited`` changes nothing that lasts; a
+    function tells so by the answer.
     """
 
     method: str
@@ -70,6 +94,7 @@ class Operation:
     problems: tuple[int, ...] = ()
     alike: tuple[int, ...] = ()
     body_types: tuple[str, ...] = (JSON,)
+    audited: bool | Callable[[Any], bool] = True
 
     def endpoint(self) -> PublicHandler:
         """What aiohttp calls."""
@@ -85,15 +110,9 @@ class Operation:
     async def _run(self, request: web.Request) -> web.StreamResponse:
         assert self.role is not None
         caller = await request.app[GATE].caller(request, self.role)
-        handler: Any = self.handler
-        answer: Answer = await handler(
-            Call(
-                request,
-                request.app[CONTEXT],
-                caller,
-                query=parameters(request, self.query),
-                body=await self._body(request),
-            )
+        query = parameters(request.query, self.query)
+        answer = await self._handle(
+            Call(request, request.app[CONTEXT], caller, request.match_info, query, await self._body(request))
         )
         if isinstance(answer, web.StreamResponse):
             return answer
@@ -103,6 +122,44 @@ class Operation:
         return web.Response(
             status=self.status, body=answer.model_dump_json().encode(), headers=headers | {"Content-Type": JSON}
         )
+
+    async def perform(
+        self,
+        request: web.Request,
+        caller: Caller,
+        path: Mapping[str, str],
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | None,
+    ) -> Any:
+        """Do what the operation does, for a page: the same checks, model and handler. Raises Problem."""
+        assert self.role is not None
+        if caller.role < self.role:
+            raise Problem(403, f"this takes the role {self.role.name.lower()}, yours is {caller.role.name.lower()}")
+        judged: BaseModel | None = None
+        if self.body is not None:
+            try:
+                judged = self.body.model_validate_json(json.dumps(body or {}))
+            except ValidationError as error:
+                raise invalid(error, self.body) from None
+        return await self._handle(
+            Call(request, request.app[CONTEXT], caller, path, parameters(query, self.query), judged)
+        )
+
+    async def _handle(self, call: Call) -> Answer:
+        """Run the handler. What it has not noted with its change is noted before anybody is told."""
+        handler: Any = self.handler
+        if self.method == "GET" or self.audited is False:
+            return await handler(call)  # type: ignore[no-any-return]
+        note = await audit.begin(call.context, call.caller, self.action, call.path, call.body)
+        answer: Answer = await handler(replace(call, note=note))
+        if not callable(self.audited) or self.audited(answer):
+            await note.finish()
+        return answer
+
+    @property
+    def action(self) -> str:
+        """What the log of changes calls it."""
+        return f"{self.method} {self.path}"
 
     async def _body(self, request: web.Request) -> BaseModel | None:
         if self.body is None:
@@ -116,9 +173,8 @@ class Operation:
             raise invalid(error, self.body) from None
 
 
-def parameters(request: web.Request, model: type[BaseModel] | None) -> BaseModel | None:
+def parameters(query: Mapping[str, str], model: type[BaseModel] | None) -> BaseModel | None:
     """The query as ``model``; raises Problem 400 for what is unknown, wrong or given twice."""
-    query = request.query
     if model is None:
         for name in query:
             raise Problem(400, "this path takes no parameters", field=name)

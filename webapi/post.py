@@ -1,36 +1,21 @@
-"""One attempt to post one event: the request, its answer, and what that makes of the post.
-
-15 seconds in all, 64 kB of the answer, no redirects, no proxy from the environment, no cookies, and only public
-addresses (webapi/guard.py).
-"""
+"""One attempt to post one event: the request, its answer, and what that makes of the post."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, replace
 
-import aiohttp
 import structlog
-from aiohttp.abc import AbstractResolver
-from yarl import URL
 
 from relay.core.backoff import retry_after, webhook_delay
 from relay.core.template import TemplateError
 from relay.secrets import SealError
-from relay.store.posts import ANSWER_KEPT, PostJob, PostResult
-from webapi.compose import Composer, NotWanted, Request
+from relay.store.post import ANSWER_KEPT, PostJob, PostResult
+from webapi.compose import Composer, NotWanted
 from webapi.deal import Deal, read_deal
-from webapi.guard import ForbiddenAddress, guarded_connector
+from webapi.requests import OURS, NoAnswer, Request, Requester
 
 log = structlog.get_logger()
-
-#: Seconds that an attempt may take in all, and octets of its answer that are read.
-TIMEOUT = 15.0
-ANSWER = 64 * 1024
-#: Parsed URLs kept.
-URLS = 1000
-_OURS = "the attempt failed here, the log says why"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +67,11 @@ def settle(job: PostJob, reply: Reply, started_at: float, duration: float, now: 
 
 
 class Client:
-    """Makes the requests that ``composer`` composes."""
+    """Posts what ``composer`` composes, by ``requester``."""
 
-    def __init__(self, composer: Composer) -> None:
+    def __init__(self, composer: Composer, requester: Requester) -> None:
         self._composer = composer
-        self._urls: dict[str, URL] = {}
-        self._session: aiohttp.ClientSession | None = None
-
-    def open(self, allow_private_addresses: bool, connections: int, resolver: AbstractResolver | None) -> None:
-        """Call inside the event loop that will make the requests."""
-        self._session = aiohttp.ClientSession(
-            connector=guarded_connector(allow_private_addresses, limit=connections, resolver=resolver),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT, ceil_threshold=2 * TIMEOUT),
-            skip_auto_headers=("Accept", "Accept-Encoding"),
-            auto_decompress=False,
-        )
-
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        self._requester = requester
 
     async def post(self, job: PostJob, now: float) -> Reply:
         """One attempt; whatever goes wrong is a reply without a status."""
@@ -113,60 +83,33 @@ class Client:
             return Reply(None, unmade(error))
         except Exception:
             log.exception("post failed", webhook=job.hook.id, uid=job.uid)
-            return Reply(None, _OURS)
+            return Reply(None, OURS)
         reply = await self.send(request, job)
+        if reply.status is None and reply.text == OURS:
+            return reply  # it says nothing of the receiver, which may not have heard of it
         return replace(reply, digest=hashlib.sha256(request.body).digest(), size=len(request.body))
 
     async def send(self, request: Request, job: PostJob) -> Reply:
         """Make the request as it is; whatever goes wrong is a reply without a status."""
-        assert self._session is not None
         try:
-            async with self._session.request(
-                request.method,
-                self._url(request.url),
-                data=request.body if request.method != "GET" else None,
-                headers=request.headers,
-                allow_redirects=False,
-            ) as response:
-                answer = await _read(response)
-                success = 200 <= response.status < 300
-                kept = self._composer.kept(answer[: 4 * ANSWER_KEPT], request, job.hook)
-                return Reply(
-                    response.status,
-                    kept.decode("utf-8", "replace"),
-                    response.headers.get("Retry-After"),
-                    read_deal(answer, job.hook, self._composer.access(job.hook)) if success and answer else None,
-                )
-        except (aiohttp.ClientError, OSError) as error:
-            return Reply(None, _reason(error))
+            answer = await self._requester.request(request)
+            if isinstance(answer, NoAnswer):
+                if answer.trouble is not None:
+                    log.error("post failed", webhook=job.hook.id, uid=job.uid, exception=answer.trouble)
+                return Reply(None, answer.reason)
+            success = 200 <= answer.status < 300
+            kept = self._composer.kept(answer.content[: 4 * ANSWER_KEPT], request, job.hook)
+            return Reply(
+                answer.status,
+                kept.decode("utf-8", "replace"),
+                answer.retry_after,
+                read_deal(answer.content, job.hook, self._composer.access(job.hook))
+                if success and answer.content
+                else None,
+            )
         except Exception:
             log.exception("post failed", webhook=job.hook.id, uid=job.uid)
-            return Reply(None, _OURS)
-
-    def _url(self, text: str) -> URL:
-        url = self._urls.get(text)
-        if url is None:
-            if len(self._urls) >= URLS:
-                self._urls.clear()
-            try:
-                url = self._urls[text] = URL(text)
-            except ValueError:
-                raise aiohttp.InvalidURL(text) from None
-        return url
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """As much of the answer as is wanted; what cuts it off after a 2xx does not undo that."""
-    answer = bytearray()
-    try:
-        while len(answer) < ANSWER and (chunk := await response.content.read(ANSWER - len(answer))):
-            answer += chunk
-    except (aiohttp.ClientError, OSError):
-        if not 200 <= response.status < 300:
-            raise
-    if not response.content.at_eof():
-        response.close()
-    return bytes(answer)
+            return Reply(None, OURS)
 
 
 def unmade(error: SealError | TemplateError) -> str:
@@ -174,23 +117,3 @@ def unmade(error: SealError | TemplateError) -> str:
     if isinstance(error, SealError):
         return f"the webhook's secret cannot be read: {error}"
     return f"the webhook's template fails: {error}"
-
-
-def _reason(error: Exception) -> str:
-    """Why there was no answer, for History: neither the URL, which may hold a key, nor an address of the inside."""
-    if isinstance(error, TimeoutError):
-        return f"no answer within {TIMEOUT:.0f} s"
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"TLS: {getattr(error.certificate_error, 'verify_message', None) or 'the certificate is not valid'}"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "no connection: the host's name was not found"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        cause = error.os_error
-        if isinstance(cause, ForbiddenAddress):
-            return f"no connection: {cause.strerror}"
-        return f"no connection: {os.strerror(cause.errno) if cause.errno else type(cause).__name__}"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the connection was closed without an answer"
-    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
-        return "the webhook's URL is not valid"
-    return f"the attempt failed: {type(error).__name__}"

@@ -82,6 +82,13 @@ class Problem(Exception):
         )
 
 
+class Outdated(Problem):
+    """What was read before the change is not what there is now: to be read again."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(409, f"somebody else has changed {what} meanwhile: look again")
+
+
 def not_found(what: str, field: str | None = None) -> Problem:
     """One answer for what does not exist and for what the caller may not see."""
     return Problem(404, f"no such {what}", field=field)
@@ -103,28 +110,36 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     """Turn every exception into its problem."""
     try:
         return await handler(request)
-    except Problem as problem:
-        return problem.response()
     except web.HTTPException as error:
         if error.status < 400:
             raise  # a redirect of a page
+        problem = from_exception(request, error)
+    except ConnectionError:
+        raise  # the client is gone: nobody to tell
+    except Exception as error:
+        problem = from_exception(request, error)
+    return problem.response()
+
+
+def from_exception(request: web.Request, error: Exception) -> Problem:
+    """The problem that an exception is. Call it while the exception is handled: an unknown one is logged."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, web.HTTPException):
         headers = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
-        return Problem(error.status, _WORDS.get(error.status), headers=headers).response()
-    except StoreUnavailable:
+        return Problem(error.status, _WORDS.get(error.status), headers=headers)
+    if isinstance(error, StoreUnavailable):
         # The store has logged why.
         return Problem(
             503, "the database cannot be written or read just now", headers={"Retry-After": str(RETRY_STORE)}
-        ).response()
-    except web.RequestPayloadError:
-        return Problem(400, "the body is broken").response()
-    except ConnectionError:
-        raise  # the client is gone: nobody to tell
-    except Exception:
-        request_id = secrets.token_hex(8)
-        route = request.match_info.route.resource
-        # The template, not the path: a path can hold a signed link or somebody's address.
-        log.exception("http.failed", request=request_id, method=request.method, route=route and route.canonical)
-        return Problem(500, "an internal error; the operator finds it in the log", request_id=request_id).response()
+        )
+    if isinstance(error, web.RequestPayloadError):
+        return Problem(400, "the body is broken")
+    request_id = secrets.token_hex(8)
+    route = request.match_info.route.resource
+    # The template, not the path: a path can hold a signed link or somebody's address.
+    log.exception("http.failed", request=request_id, method=request.method, route=route and route.canonical)
+    return Problem(500, "an internal error; the operator finds it in the log", request_id=request_id)
 
 
 _WORDS = {

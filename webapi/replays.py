@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
 from relay.core import substitute
 from relay.core.address import AddressError, lookup_keys, parse
 from relay.store import post_log, reattribution, replay
+from relay.store.engine import Tx
 from relay.store.messages import Evidence
-from relay.store.posts import BITE, PACE
+from relay.store.post import BITE, PACE
 from relay.store.replay import Selection
 from relay.store.routes import Route
 from relay.store.store import Store
+
+#: What runs a step durably: Store.write unless another is given, which notes the change with it.
+Write = Callable[[Callable[[Tx], int]], Awaitable[int]]
 
 
 async def replay_selected(
@@ -21,6 +25,7 @@ async def replay_selected(
     wanted: Selection,
     now: float,
     evidence: Evidence | None = None,
+    write: Write | None = None,
 ) -> int:
     """Post what is selected again to one webhook; the number of posts. With ``evidence`` attributed anew before.
 
@@ -30,9 +35,9 @@ async def replay_selected(
     async for bite in _bites(store, webhook_id, site_id, wanted):
         if evidence is not None:
             for message_id in await post_log.message_of(store.reader, bite):
-                await reattribute(store, message_id, evidence, now, (site_id,))
+                await reattribute(store, message_id, evidence, now, (site_id,), write)
         begin = now + count / PACE
-        count += await store.write(lambda tx: replay.replay_to(tx, webhook_id, bite, begin, now))  # noqa: B023
+        count += await (write or store.write)(lambda tx: replay.replay_to(tx, webhook_id, bite, begin, now))  # noqa: B023
     return count
 
 
@@ -45,13 +50,18 @@ async def _bites(store: Store, webhook_id: int, site_id: int, wanted: Selection)
         after = event_ids[-1]
 
 
-async def replay_posts(store: Store, webhook_id: int, event_ids: Sequence[int], now: float) -> int:
+async def replay_posts(write: Write, webhook_id: int, event_ids: Sequence[int], now: float) -> int:
     """Post just these events again, whatever the conditions say; raises replay.OutOfUse and StoreUnavailable."""
-    return await store.write(lambda tx: replay.replay_to(tx, webhook_id, event_ids, now, now, forced=True))
+    return await write(lambda tx: replay.replay_to(tx, webhook_id, event_ids, now, now, forced=True))
 
 
 async def reattribute(
-    store: Store, message_id: int, evidence: Evidence, now: float, sites: Collection[int] | None
+    store: Store,
+    message_id: int,
+    evidence: Evidence,
+    now: float,
+    sites: Collection[int] | None,
+    write: Write | None = None,
 ) -> int:
     """Attribute a message anew at these sites (None: all); how many deliveries came out otherwise.
 
@@ -62,7 +72,9 @@ async def reattribute(
         found = await _route(store, address)
         if found is not None:
             routing[address] = found
-    return await store.write(lambda tx: reattribution.reattribute(tx, message_id, routing, evidence, now, sites))
+    return await (write or store.write)(
+        lambda tx: reattribution.reattribute(tx, message_id, routing, evidence, now, sites)
+    )
 
 
 async def _route(store: Store, address: str) -> tuple[Route, str | None] | None:

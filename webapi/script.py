@@ -18,6 +18,7 @@ from relay.store.directory import SiteView
 from relay.store.store import Store
 from webapi.context import CONTEXT
 from webapi.operation import Operation, Parameters
+from webapi.seen import SIGHTS
 
 PATH = "/mailtrack.js"
 MEDIA_TYPE = "text/javascript; charset=utf-8"
@@ -62,6 +63,7 @@ async def script(request: web.Request) -> web.Response:
     }
     if site is None:
         return web.Response(status=404, body=_UNKNOWN, headers=headers)
+    request.app[SIGHTS].fetched(site.id, context.clock())
     kept = request.app[RENDERED]
     consent = request.query.get("consent") == "required"
     rendered = kept.get((site.id, consent))

@@ -16,6 +16,7 @@ from relay.core.channel import Channel
 from relay.core.model import Address
 from relay.core.site import LeaseOn, Touch
 from relay.secrets import Keys, SealError
+from relay.store import site_definitions
 from relay.store.directory import SiteView, TargetView
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition
 
@@ -23,6 +24,7 @@ from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition
 MOST_ADDRESSES = 10_000
 
 _PATH = re.compile(r"site\[0\]\.(?:(target|static)\[)?")
+_ADDITION = re.compile(r"site\[0\]\.target\[0\]\.(?:pool|address)")
 _PASSWORD = re.compile(r"(?<=://)([^/@]*?):[^/@]*(?=@[^@]*\Z)")
 
 
@@ -38,10 +40,23 @@ class NewSite(SiteBody):
     name: f.SiteName
 
 
+def _no_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
 class ChangedSite(SiteBody):
-    """The whole definition; what it leaves out ends. ``name`` may be given, and is the one in the path."""
+    """The whole definition; what it leaves out ends, but for the switches. ``name`` may be given, and is the path's."""
 
     name: f.SiteName | None = None
+    tracking: bool = Field(default=True, description="Left out: as it is.", json_schema_extra=_no_default)
+    send_to_crm: bool = Field(default=True, description="Left out: as it is.", json_schema_extra=_no_default)
+    edition: Annotated[str, Field(max_length=100)] | None = Field(
+        default=None, description="The one that was read: 409 if the definition has been changed since."
+    )
+
+    def switched(self, name: str) -> bool | None:
+        """What a switch is to be; None: as it is."""
+        return getattr(self, name) if name in self.model_fields_set else None
 
 
 class Switches(Section):
@@ -89,8 +104,9 @@ class SourceShown(BaseModel):
 
 
 class SiteShown(BaseModel):
-    """A site. But for ``declared`` it can be given back to PUT."""
+    """A site. But for ``declared`` it can be given back to PUT, which then refuses to undo what others have done."""
 
+    edition: str = Field(description="Of its definition, without its switches: another one after every change.")
     name: str
     key: str
     declared: bool = Field(description="Defined in relay.toml: only its switches and pools change here.")
@@ -168,6 +184,7 @@ def shown(site: SiteView, substitutes: dict[int, list[dict[str, Any]]], keys: Ke
     settings = asdict(site.settings)
     rules = settings.pop("rules")
     return SiteShown(
+        edition=site_definitions.edition(site_definitions.of_view(site, substitutes)),
         **settings,
         sources=rules,
         name=site.name,
@@ -219,8 +236,8 @@ def definition(name: str, key: str, body: SiteBody, before: SiteView | None, key
         name=name,
         key=key,
         origins=tuple(body.origins),
-        tracking=body.tracking,
-        send_to_crm=body.send_to_crm,
+        tracking=body.switched("tracking") if isinstance(body, ChangedSite) else body.tracking,
+        send_to_crm=body.switched("send_to_crm") if isinstance(body, ChangedSite) else body.send_to_crm,
         bots=body.bots,
         visit_timeout=body.visit_timeout,
         conditions=body.conditions(),
@@ -281,11 +298,11 @@ def broken_addition(target: TargetView, addresses: tuple[Address, ...]) -> tuple
     raw = {"address": str(target.address), "pool": [str(address) for address in addresses]}
     # A next hop is given so that only the addresses are judged, not where the target's mail goes.
     problems = broken_rules({"forward": {"next_hop": "smtp://localhost"}, "site": [{"target": [raw]}]})
-    prefix = "site[0].target[0]."
-    return tuple(
-        (problem.path.replace(f"{prefix}pool", "addresses"), problem.message.replace(f"{prefix}pool", "addresses"))
-        for problem in problems
-    )
+
+    def here(text: str) -> str:
+        return _ADDITION.sub("addresses", text).replace(' (site "")', "").replace(' of site ""', "")
+
+    return tuple((here(problem.path), here(problem.message)) for problem in problems)
 
 
 def _raw_target(target: Target) -> dict[str, Any]:

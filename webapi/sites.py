@@ -13,14 +13,17 @@ from relay.config import fields as f
 from relay.core import sizing
 from relay.core.address import AddressError, parse
 from relay.core.model import Address, Method, RouteKind
-from relay.store import figures, sites
+from relay.store import figures, site_definitions, sites
 from relay.store.directory import SiteView, TargetView
 from relay.store.engine import Tx
+from relay.store.noting import always
+from relay.store.site_definitions import EditionPassed
 from relay.store.sites import AddressTaken, DeclaredElsewhere, NameTaken
 from webapi import site_models as models
+from webapi.advisor import ATTENDANCE, MOST_VISITS, USUAL_LEASE
 from webapi.auth import Role, visible_site
 from webapi.operation import Call, Operation
-from webapi.problems import Problem, not_found
+from webapi.problems import Outdated, Problem, not_found
 from webapi.site_models import (
     Added,
     ChangedSite,
@@ -37,10 +40,6 @@ from webapi.site_models import (
 from webapi.values import moment_or_none
 
 T = TypeVar("T")
-
-#: Seconds of attendance that a recommendation looks at, and visits at most: the latest.
-ATTENDANCE = 3 * 86_400.0
-MOST_VISITS = 200_000
 
 
 class Pool(BaseModel):
@@ -88,7 +87,13 @@ async def change_site(call: Call) -> SiteShown:
     await _judge(call, body, site)
     wanted = models.definition(site.name, body.key or site.key, body, site, call.context.keys)
     now = call.context.clock()
-    await _redefine(call, body, lambda tx: sites.define(tx, wanted, now))
+
+    def change(tx: Tx) -> int:
+        if body.edition is not None:
+            site_definitions.expect(tx, site.id, body.edition)
+        return sites.define(tx, wanted, now)
+
+    await _redefine(call, body, lambda tx: _told(call, tx, site, change))
     return await _shown(call, _site(call))
 
 
@@ -97,10 +102,22 @@ async def switch_site(call: Call) -> SiteShown:
     site = _site(call)
     if body.tracking is None and body.send_to_crm is None:
         raise Problem(400, "give tracking or send_to_crm")
-    tracking = site.tracking if body.tracking is None else body.tracking
-    send_to_crm = site.send_to_crm if body.send_to_crm is None else body.send_to_crm
-    await call.context.store.redefine(lambda tx: sites.switch(tx, site.id, tracking, send_to_crm))
+
+    def switch(tx: Tx) -> None:
+        sites.switch(tx, site.id, body.tracking, body.send_to_crm)
+
+    await call.redefine(lambda tx: _told(call, tx, site, switch), always)
     return await _shown(call, _site(call))
+
+
+def _told(call: Call, tx: Tx, site: SiteView, verb: Callable[[Tx], T]) -> T:
+    """Run a verb over a site and let the log of changes say what has become another by it."""
+    before = site_definitions.stored(tx, site.id)
+    answer = verb(tx)
+    after = site_definitions.stored(tx, site.id)
+    if call.note is not None and before is not None and after is not None:
+        call.note.tell(site_definitions.difference(before, after))
+    return answer
 
 
 async def delete_site(call: Call) -> None:
@@ -129,7 +146,7 @@ async def list_targets(call: Call) -> TargetList:
 async def add_to_pool(call: Call) -> Added:
     body: PoolAddition = call.body
     site = _site(call)
-    target = _target(site, call.request.match_info["address"])
+    target = _target(site, call.path["address"])
     if bool(body.addresses) == (body.grow is not None):
         raise Problem(400, "give either addresses or grow", field="grow")
     if target.method is not Method.POOL:
@@ -139,7 +156,7 @@ async def add_to_pool(call: Call) -> Added:
         if problems := models.broken_addition(target, body.addresses):
             raise Problem(400, f"{problems[0][0]}: {problems[0][1]}", errors=problems)
         await _refuse_destinations(call, body.addresses)
-        await _redefine(call, None, lambda tx: sites.add_to_pool(tx, site.id, target.id, body.addresses, now))
+        await _redefine(call, None, lambda tx: sites.add_to_pool(tx, site.id, target.id, body.addresses, now), always)
         return Added(added=[str(address) for address in body.addresses])
     count, stem = body.grow, target.address.local
     try:
@@ -154,7 +171,7 @@ async def add_to_pool(call: Call) -> Added:
 async def retire_substitute(call: Call) -> None:
     """Take a pool or static address out of use. It goes on forwarding, without attribution, until retention."""
     site = _site(call)
-    address = _address(call.request.match_info["address"], "substitute")
+    address = _address(call.path["address"], "substitute")
     now = call.context.clock()
     if not await _redefine(call, None, lambda tx: sites.retire_substitute(tx, site.id, address, now)):
         raise not_found("substitute")
@@ -164,18 +181,16 @@ async def recommend(call: Call) -> Recommendation:
     site = _site(call)
     store = call.context.store
     stays = await figures.stays(store.reader, site.id, call.context.clock() - ATTENDANCE, MOST_VISITS)
-    pools = []
-    for target in site.targets:
-        if target.method is not Method.POOL:
-            continue
-        rows = await store.sites.substitutes(target.id)
-        size = sum(row["kind"] == RouteKind.POOL.value for row in rows)
-        pools.append(_pool(str(target.address), size, await _recommended(stays, target.lease)))
-    return Recommendation(visits=len(stays), pools=pools or [_pool("", 0, await _recommended(stays, 900.0))])
+    pools = [
+        _pool(str(target.address), target.pool_size, await _recommended(stays, target.lease))
+        for target in site.targets
+        if target.method is Method.POOL
+    ]
+    return Recommendation(visits=len(stays), pools=pools or [_pool("", 0, await _recommended(stays, USUAL_LEASE))])
 
 
 async def _recommended(stays: list[sizing.Stay], lease: float) -> sizing.Recommendation:
-    # Off the loop: with many visits the replay takes a second.
+    # Off the loop: with many visits the replay takes half a second.
     return await asyncio.to_thread(sizing.recommend, stays, lease)
 
 
@@ -191,7 +206,7 @@ def _pool(address: str, addresses: int, found: sizing.Recommendation) -> Pool:
 
 
 def _site(call: Call, name: str | None = None) -> SiteView:
-    return visible_site(call.context.store, call.caller, name or call.request.match_info["name"])
+    return visible_site(call.context.store, call.caller, name or call.path["name"])
 
 
 def _address(text: str, what: str) -> Address:
@@ -249,10 +264,14 @@ async def _refuse_destinations(call: Call, addresses: tuple[Address, ...]) -> No
             raise Problem(409, f"{address} is where a target's mail goes: it cannot be a substitute")
 
 
-async def _redefine(call: Call, body: SiteBody | None, verb: Callable[[Tx], T]) -> T:
+async def _redefine(
+    call: Call, body: SiteBody | None, verb: Callable[[Tx], T], changed: Callable[[T], bool] = bool
+) -> T:
     """Run a verb over the sites; raises Problem 409 for what it refuses."""
     try:
-        return await call.context.store.redefine(verb)
+        return await call.redefine(verb, changed)
+    except EditionPassed:
+        raise Outdated("the site") from None
     except NameTaken as error:
         raise Problem(409, f"this {error.field} is another site's already", field=error.field) from None
     except AddressTaken as error:

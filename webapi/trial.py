@@ -13,10 +13,12 @@ from relay.core.model import Attribution, AttributionState
 from relay.core.payload import PayloadMessage, PayloadVisit
 from relay.core.template import TemplateError
 from relay.secrets import SealError
-from relay.store.post_jobs import Hook, PostJob
-from webapi.compose import Composer, NotWanted, Request
+from relay.store.post import Hook, PostJob
+from webapi.compose import Composer, NotWanted
 from webapi.deal import Deal
+from webapi.direct import Direct
 from webapi.post import Client, unmade
+from webapi.requests import Request
 
 #: The reference's printed example, with what it leaves null.
 _MESSAGE = PayloadMessage(
@@ -83,14 +85,14 @@ async def trial(
         return Trial(None, None, f"the template does not take the letter: {error}", 0.0, None)
     except (SealError, TemplateError) as error:
         return Trial(None, None, unmade(error), 0.0, None)
-    client = Client(composer)
-    client.open(allow_private_addresses, 1, resolver)
+    requester = Direct(allow_private_addresses, 1, resolver)
+    await requester.open()
     loop = asyncio.get_running_loop()
     start = loop.time()
     try:
-        reply = await client.send(request, job)
+        reply = await Client(composer, requester).send(request, job)
     finally:
-        await client.close()
+        await requester.close()
     return Trial(shown, reply.status, reply.text, loop.time() - start, reply.deal)
 
 

@@ -23,6 +23,11 @@ def moment_or_none(seconds: float | None) -> str | None:
     return None if seconds is None else moment(seconds)
 
 
+def seconds_or_none(text: str | None) -> float | None:
+    """The time that :func:`moment` wrote, in seconds since the epoch."""
+    return None if text is None else datetime.fromisoformat(text).timestamp()
+
+
 def _read_moment(value: object) -> float:
     """Seconds since the epoch of an RFC 3339 time; a date alone is its beginning, and no zone means UTC."""
     try:

@@ -68,7 +68,7 @@ async def erase_visit(call: Call) -> Erased:
     query: Erasure = call.query
     row = await _found(call)
     now = call.context.clock()
-    erased = await call.context.store.write(
+    erased = await call.write(
         lambda tx: retention.erase_visit(tx, row["site_id"], row["number"], now, browser=query.browser)
     )
     call.context.store.routes.forget_all()  # its unique addresses are retired
@@ -81,7 +81,7 @@ async def _found(call: Call) -> dict[str, Any]:
     sites = call.caller.sites
     if query.site is not None:
         sites = frozenset({visible_site(call.context.store, call.caller, query.site, "site").id})
-    rows = await history.visit(call.context.store.reader, call.request.match_info["number"], sites)
+    rows = await history.visit(call.context.store.reader, call.path["number"], sites)
     if not rows:
         raise not_found("visit")
     if len(rows) > 1:

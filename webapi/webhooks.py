@@ -1,6 +1,6 @@
 """The poster: claim, one attempt, finish. Polling the store is the truth; what extraction hands over is a short cut.
 
-    extraction ── submit (claimed, in memory) ──┐
+    extraction ── submit (claimed, in memory) ──┐   but for webhooks that are backed up
     store ── claim_posts, by webhook ───────────┴▶ lane of the webhook ─▶ post ─▶ settle ─▶ record ─▶ store: finish_post
 
 A webhook's first attempts start in order. So when its lane is full, newer posts are given back and follow the older
@@ -12,72 +12,72 @@ erased, its webhook switched off or given another URL.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import structlog
-from aiohttp.abc import AbstractResolver
 
 from relay import background
-from relay.pace import LAG, WINDOW, Pace, is_ahead
-from relay.store import posts
-from relay.store.engine import StoreUnavailable
-from relay.store.posts import PostJob, PostResult
-from relay.store.store import Store
-from webapi.breaker import FAILING, RESTING, says_ill
+from relay.store.errors import StoreUnavailable
+from relay.store.post import BITE, PACE, PostJob, PostResult
+from webapi.breaker import FAILING, RESTING, Standing, says_ill
 from webapi.compose import Composer
 from webapi.lane import Lane
 from webapi.post import Client, settle
+from webapi.post_store import PostStore
+from webapi.requests import Requester
+from webapi.tally import Tally
 
 log = structlog.get_logger()
 
+#: Attempts under way at once, of all webhooks.
+ATTEMPTS = 50
 #: One in so many of all attempts is kept for webhooks that have none under way.
 KEPT = 5
-#: Jobs of one webhook that may wait in memory after they were handed over; characters of text of one, and of all.
-HANDED = 1000
-SHARE = 4 * 1024 * 1024
+#: Characters of text that may wait in memory, of all webhooks.
 MEMORY = 32 * 1024 * 1024
+#: Jobs claimed at once: their text, 1 MB each at most, comes through the daemon's event loop in one piece.
+TAKEN = 20
 #: Jobs to be given back that are worth a transaction of their own.
 UNUSED = 200
 #: Seconds between two looks at the store when nothing wakes us, and at least.
 POLL = 5.0
 PAUSE = 0.05
-#: Seconds until results that could not be recorded are tried again.
+#: Seconds in which results gather for one transaction: each costs the disk a turn, which a message may be waiting for.
+#: What a crash within them repeats is that much more.
+GATHER = 0.05
+#: Seconds until results that could not be recorded are tried again, and what waits is looked at again at the start.
 RECORD_AGAIN = 1.0
 
 
 class Poster:
-    """Posts every event of this node. ``claim`` names this run of the process in the store.
+    """Posts every event of this node.
 
-    ``total``: attempts under way, of all webhooks. ``resolver`` replaces the system's. ``rest``: the first, in s.
-    ``pace`` says when mail comes in thick: then posts wait (relay/pace.py).
+    ``total``: attempts under way, of all webhooks. ``rest``: the first, in s. ``on_change`` is told when what
+    ``backed_up``, ``standings`` or ``tally`` say may have changed.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: PostStore,
         composer: Composer,
+        requester: Requester,
         *,
-        allow_private_addresses: bool,
         clock: Callable[[], float],
-        total: int = 50,
-        resolver: AbstractResolver | None = None,
+        total: int = ATTEMPTS,
         rest: float = 1.0,
-        pace: Pace | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
-        self._client = Client(composer)
+        self._requester = requester
+        self._client = Client(composer, requester)
         self._rest = rest
-        self._pace = pace or Pace()
-        self._holding: asyncio.TimerHandle | None = None
-        self._allow_private = allow_private_addresses
-        self._resolver = resolver
+        self._on_change = on_change
         self._clock = clock
         self._total = total
-        self.claim = secrets.token_hex(8)
-        self.outcomes: Counter[str] = Counter()
+        self.tally = Tally()
         self._lanes: dict[int, Lane] = {}
         self._turns: dict[int, Lane] = {}  # lanes that may have something to do, the next one first
         self._under_way: set[asyncio.Task[None]] = set()
@@ -87,32 +87,72 @@ class Poster:
         self._results: list[PostResult] = []
         self._work = asyncio.Event()
         self._finished = asyncio.Event()
+        self._urgent = asyncio.Event()  # something waits for the results
         self._closing = False
         self._poller: asyncio.Task[None] | None = None
         self._recorder: asyncio.Task[None] | None = None
 
+    @property
+    def claim(self) -> str:
+        """What names this run in the store."""
+        return self._store.claim
+
     async def start(self) -> None:
         """Begin to post; what waits in the store is claimed before anything newer can be handed over."""
-        self._client.open(self._allow_private, self._total, self._resolver)
+        await self._requester.open()
         self._recorder = background.begin("recording of posts", self._record)
-        wait = await self._look()
+        wait = await self._first_look()
         self._poller = background.begin("posting", lambda: self._poll(wait))
 
-    def submit(self, jobs: Sequence[PostJob]) -> None:
-        """Post these, claimed by :attr:`claim`, in this order."""
+    def backed_up(self) -> frozenset[int]:
+        """Webhooks for which nothing more is to be claimed and submitted: that would have to be given back."""
+        crowded = self._crowded
+        return frozenset(webhook for webhook, lane in self._lanes.items() if lane.is_backed_up(crowded=crowded))
+
+    def submit(self, jobs: Sequence[PostJob], passed_over: Collection[int] = ()) -> None:
+        """Post these, claimed by :attr:`claim`, in this order.
+
+        The webhooks ``passed_over`` were backed up when the jobs were claimed, and have posts in the store now that
+        newer ones must not overtake.
+        """
         now = self._clock()
+        for webhook in passed_over:
+            self._fall_behind(lane := self._lanes.setdefault(webhook, Lane()))
+            if not lane.is_looked_after:
+                self._work.set()
         for job in jobs:
             lane = self._lanes.setdefault(job.hook.id, Lane())
-            full = len(lane.waiting) >= HANDED or lane.memory > SHARE or (lane.waiting and self._crowded)
-            if self._closing or lane.behind or full:
+            if self._closing or lane.is_backed_up(crowded=self._crowded):
                 self._give_back(lane, job)
             else:
                 self._enqueue(lane, job, now)
         self._take_turns()
+        self._on_change()
+
+    def _fall_behind(self, lane: Lane) -> None:
+        lane.behind = True
+        lane.given_back += 1
+
+    def standing(self, webhook: int) -> Standing:
+        lane = self._lanes.get(webhook)
+        if lane is None:
+            return Standing()
+        return Standing.at(asyncio.get_running_loop().time(), lane.breaker.failures, lane.rests_until)
+
+    def standings(self) -> dict[int, tuple[int, float | None]]:
+        """By webhook, of those that fail: failures in a row, and when the rest is over in the event loop's time."""
+        return {
+            webhook: (lane.breaker.failures, lane.rests_until)
+            for webhook, lane in self._lanes.items()
+            if lane.breaker.failures
+        }
 
     def wake(self) -> None:
         """Something may be due in the store."""
         self._work.set()
+
+    def set_log_level(self, level: str) -> None:
+        """Its log is this process's."""
 
     async def close(self, grace: float) -> None:
         """Stop claiming, give what is under way ``grace`` seconds, give back the claims that were not used."""
@@ -120,8 +160,6 @@ class Poster:
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
-        if self._holding is not None:
-            self._holding.cancel()
         for lane in self._lanes.values():
             self._unused += lane.drain()
             if lane.rest is not None:
@@ -134,6 +172,7 @@ class Poster:
         for task in tuple(self._hastening):
             task.cancel()
         self._finished.set()
+        self._urgent.set()
         try:
             if self._recorder is not None:
                 await self._recorder
@@ -141,7 +180,7 @@ class Poster:
         except StoreUnavailable as error:
             log.error("claims not given back", error=str(error))
         finally:
-            await self._client.close()
+            await self._requester.close()
 
     async def _poll(self, wait: float) -> None:
         while True:
@@ -151,32 +190,48 @@ class Poster:
             except TimeoutError:
                 pass  # look again
             self._work.clear()
-            wait = await self._look()
+            wait = await self._look() or POLL
 
-    async def _look(self) -> float:
-        """Claim what is due and there is room for; seconds until the next look."""
+    async def _first_look(self) -> float:
+        """Look until the store was there for it: what is handed over from then on must not overtake what waits."""
+        while True:
+            try:
+                wait = await self._look()
+            except Exception:  # it would be the same the next time, and others must not wait for it
+                log.exception("what waits was not claimed")
+                return RECORD_AGAIN
+            if wait is not None:
+                return wait
+            await asyncio.sleep(RECORD_AGAIN)
+
+    async def _look(self) -> float | None:
+        """Claim what is due and there is room for; seconds until the next look, None when the store was not there."""
         # Counted first: what is given back from here on is not in the store yet when what waits there is claimed.
         before = {webhook: (lane.given_back, lane.drained) for webhook, lane in self._lanes.items()}
         try:
             await self._release()
             now = self._clock()
-            due = [row[0] for row in await self._store.reader.run(posts.DUE_WEBHOOKS, now=now)]
-            await self._claim(due, now, before)
-            ((next_at,),) = await self._store.reader.run(posts.NEXT_POST, now=now)
+            await self._claim(await self._store.due(now), now, before)
+            next_at = await self._store.next_at(now)
         except StoreUnavailable as error:
             log.error("posting waits for the store", error=str(error))
-            return POLL
+            return None
         return POLL if next_at is None else min(POLL, max(PAUSE, next_at - now))
 
     async def _claim(self, due: Sequence[int], now: float, before: Mapping[int, tuple[int, int]]) -> None:
         for webhook in due:
             self._lanes.setdefault(webhook, Lane())
-        crowded = self._crowded
-        capacity = {webhook: room for webhook in due if (room := self._lanes[webhook].room(SHARE, crowded=crowded)) > 0}
+        crowded, left = self._crowded, TAKEN
+        capacity: dict[int, int] = {}
+        for webhook in due:
+            if (room := min(left, self._lanes[webhook].room(crowded=crowded))) > 0:
+                capacity[webhook] = room
+                left -= room
         jobs: list[PostJob] = []
         if capacity:
-            held = frozenset(self._held)
-            jobs = await self._store.write(lambda tx: posts.claim_posts(tx, capacity, self.claim, now, held))
+            jobs = await self._store.take(capacity, now, frozenset(self._held))
+            if jobs and not left:
+                self._work.set()  # there is more
         claimed = Counter(job.hook.id for job in jobs)
         for webhook, lane in self._lanes.items():
             given_back, _ = before.get(webhook, (0, 0))
@@ -189,6 +244,7 @@ class Poster:
             else:
                 self._give_back(lane, job)  # older ones were given back while this one was claimed
         self._take_turns()
+        self._on_change()
 
     @property
     def _crowded(self) -> bool:
@@ -201,8 +257,7 @@ class Poster:
         self._turns.setdefault(job.hook.id, lane)
 
     def _give_back(self, lane: Lane, job: PostJob) -> None:
-        lane.behind = True
-        lane.given_back += 1
+        self._fall_behind(lane)
         self._held.discard(job.post_id)
         self._unused.append(job)
         if len(self._unused) >= UNUSED or not lane.running:
@@ -213,7 +268,7 @@ class Poster:
         if not unused:
             return
         try:
-            await self._store.write(lambda tx: posts.release_posts(tx, unused))
+            await self._store.release(unused)
         except StoreUnavailable:
             self._unused += unused
             raise
@@ -241,11 +296,8 @@ class Poster:
         if not lane.waiting:
             return None
         now = self._clock()
-        if lane.is_stale(now, self._store.writer.edition):
+        if lane.is_stale(now, self._store.edition):
             self._empty(lane)
-            return None
-        if self._pace.is_thick(now) and is_ahead(lane.latest(), now, LAG):
-            self._hold()
             return None
         return lane.take()
 
@@ -254,18 +306,6 @@ class Poster:
         for job in lane.drain():
             self._give_back(lane, job)
         self._work.set()
-
-    def _hold(self) -> None:
-        """Mail goes first; look again soon."""
-        if self._holding is None and not self._closing:
-            self._holding = asyncio.get_running_loop().call_later(WINDOW, self._go_on)
-
-    def _go_on(self) -> None:
-        self._holding = None
-        for webhook, lane in self._lanes.items():
-            if lane.waiting:
-                self._turns.setdefault(webhook, lane)
-        self._take_turns()
 
     async def _attempt(self, lane: Lane, job: PostJob) -> None:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -290,6 +330,7 @@ class Poster:
             if lane.behind and len(lane.waiting) <= lane.slots:
                 self._work.set()
             self._take_turns()
+            self._on_change()
 
     def _judge(self, lane: Lane, result: PostResult) -> None:
         """What the attempt says of its receiver goes to the breaker; nothing where nothing was sent."""
@@ -317,11 +358,10 @@ class Poster:
         async def bites() -> None:
             begin = max(self._clock(), lane.breaker.not_before)
             try:
-                rows = await self._store.reader.run(posts.TRIED, webhook=webhook)
-                waiting = sorted(row[0] for row in rows)  # in the order of the events
-                for start in range(0, len(waiting), posts.BITE):
-                    bite, due, now = waiting[start : start + posts.BITE], begin + start / posts.PACE, self._clock()
-                    await self._store.write(lambda tx: posts.hasten(tx, bite, due, now))  # noqa: B023
+                waiting = await self._store.tried(webhook)
+                for start in range(0, len(waiting), BITE):
+                    bite = waiting[start : start + BITE]
+                    await self._store.hasten(bite, begin + start / PACE, self._clock())
             except StoreUnavailable:
                 return  # the schedule holds
             except Exception:
@@ -334,6 +374,7 @@ class Poster:
 
     def _rested(self, webhook: int, lane: Lane) -> None:
         lane.rest = None
+        self._on_change()
         if lane.waiting:
             self._turns.setdefault(webhook, lane)
             self._take_turns()
@@ -343,23 +384,18 @@ class Poster:
     def _note(self, result: PostResult) -> None:
         self._results.append(result)
         self._finished.set()
-        self.outcomes[result.state] += 1
-        level = log.info if result.state == "delivered" else log.warning
-        level(
-            "post",
-            webhook=result.job.hook.id,
-            uid=result.job.uid,
-            status=result.status,
-            state=result.state,
-            attempt=result.job.attempts,
-            seconds=round(result.duration, 3),
-        )
+        if result.deal is not None or result.disable_webhook is not None:
+            self._urgent.set()
+        self.tally.note(result)
 
     async def _record(self) -> None:
-        """Write results as they come, all that wait in one transaction; ends when the poster is closed."""
+        """Write results soon after they come, all that wait in one transaction; ends when the poster is closed."""
         while not self._closing or self._under_way or self._results:
             await self._finished.wait()
+            if not self._closing:
+                await self._gather()
             self._finished.clear()
+            self._urgent.clear()
             results, self._results = self._results, []
             while results and not await self._write(results):
                 if self._closing:
@@ -376,18 +412,39 @@ class Poster:
                     self._turns.setdefault(result.job.hook.id, lane)
             self._take_turns()
 
+    async def _gather(self) -> None:
+        """Let more results come; not for long, nor when somebody waits."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GATHER):
+                await self._urgent.wait()
+
     async def _write(self, results: Sequence[PostResult]) -> bool:
         """False when the store is not there. A result that cannot be written by itself is lost, and posted again."""
-        now = self._clock()
-        # A disabled webhook shows in the directory of sites.
-        write = self._store.redefine if any(result.disable_webhook for result in results) else self._store.write
         try:
-            await write(lambda tx: [posts.finish_post(tx, result, now) for result in results])
+            await self._store.finish(results, self._clock())
         except StoreUnavailable:
             return False  # they stay in hand
         except Exception:
             if len(results) > 1:
                 return all([await self._write([result]) for result in results])
             log.exception("result not recorded", uid=results[0].job.uid)
+        else:
+            for result in results:
+                _tell(result)
         self._held.difference_update(result.job.post_id for result in results)
         return True
+
+
+def _tell(result: PostResult) -> None:
+    """The log says what is recorded: who reads it may act upon it."""
+    level = log.info if result.state == "delivered" else log.warning
+    level(
+        "post",
+        webhook=result.job.hook.id,
+        uid=result.job.uid,
+        message=result.job.message_id,
+        status=result.status,
+        state=result.state,
+        attempt=result.job.attempts,
+        seconds=round(result.duration, 3),
+    )
