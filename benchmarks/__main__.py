@@ -1,4 +1,4 @@
-"""python -m benchmarks [mail | binds | webhooks | memory | day] …: measure, print PASS or FAIL by goal.
+"""python -m benchmarks [mail | binds | webhooks | dead | memory | start | day | history] …: measure, PASS or FAIL.
 
 Exit code 1 after a FAIL.
 """
@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import binds, day, mail, memory, webhooks
+from benchmarks import binds, day, dead, history, mail, memory, start, webhooks
 from benchmarks.postfix import Postfix, PostfixFailed
 from benchmarks.processes import file_system
 from benchmarks.programs import LoadFailed
@@ -25,7 +25,8 @@ from benchmarks.workplace import Workplace, workplace
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("part", nargs="?", choices=("all", "mail", "binds", "webhooks", "memory", "day"), default="all")
+    parts = ("all", "mail", "binds", "webhooks", "dead", "memory", "start", "day", "history")
+    parser.add_argument("part", nargs="?", choices=parts, default="all")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each server in turn")
     parser.add_argument("--size", type=int, help="mail: only the workloads with this size in octets")
     parser.add_argument("--kept", action="store_true", help="mail: only the workloads with many messages a connection")
@@ -37,9 +38,17 @@ def arguments() -> argparse.Namespace:
         "--visits", type=int, default=100_000, help="mail: visits bound beforehand (at least 1000); day: of a day"
     )
     parser.add_argument("--binds", type=int, default=20_000, help="binds: requests of a run")
+    parser.add_argument("--backlog", type=int, default=dead.BACKLOG, help="dead: letters that wait")
     parser.add_argument("--pools", type=_sizes, default=day.POOLS, help="day: pool sizes, with commas between them")
     parser.add_argument("--writers", type=float, default=day.WRITERS, help="day: share of the visits that write")
-    parser.add_argument("--seed", type=int, default=day.SEED, help="day: what chance is drawn from")
+    parser.add_argument("--seed", type=int, default=day.SEED, help="day, history: what chance is drawn from")
+    parser.add_argument("--queued", type=int, default=start.QUEUED, help="start: letters that wait")
+    parser.add_argument("--rows", type=int, default=history.ROWS, help="history: letters in the database")
+    parser.add_argument(
+        "--database",
+        type=Path,
+        help="history: directory to keep the database in, or to find it in; ten million take 25 GB",
+    )
     parser.add_argument("--without-postfix", action="store_true", help="mail: measure visit-relay alone")
     parser.add_argument("--directory", type=Path, help="where the run's temporary directory goes")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
@@ -93,6 +102,13 @@ def main() -> int:
         directory = wanted.directory or Path(tempfile.gettempdir())
         day.measure(report, wanted.visits, wanted.pools, wanted.writers, wanted.seed, directory, os.cpu_count() or 1)
         return report.finish(wanted.json)
+    if wanted.part == "history":
+        with ExitStack() as stack:
+            directory = wanted.database or Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-", dir=wanted.directory))
+            )
+            history.measure(report, wanted.rows, directory, history.ROUNDS, wanted.seed)
+        return report.finish(wanted.json)
     try:
         with workplace(report, wanted.directory) as place:
             header(place)
@@ -103,10 +119,14 @@ def main() -> int:
                     binds.measure(place, relay, wanted.binds, wanted.rounds)
             if wanted.part in ("all", "webhooks"):
                 webhooks.measure(place, wanted.rounds)
+            if wanted.part in ("all", "dead"):
+                dead.measure(place, wanted.backlog, wanted.rounds)
             if wanted.part in ("all", "memory"):
                 with Relay(place.directory / "memory", place.next_hop.port, place.webhook.port) as relay:
                     mail.prepare(place, relay, mail.RECIPIENTS)
                     memory.measure(place, relay)
+            if wanted.part in ("all", "start"):
+                start.measure(report, place.directory, wanted.queued)
     except (LoadFailed, PostfixFailed, RelayFailed) as error:
         print(f"not measured: {error}", file=sys.stderr)
         return 1

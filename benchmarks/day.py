@@ -41,9 +41,10 @@ from relay.store import attribution, bindings, figures, messages
 from relay.store.attribution import Evidence
 from relay.store.bindings import Asked, BindRequest
 from relay.store.directory import Directory, SiteView
-from relay.store.engine import Reader, Statement, Tx, connect
+from relay.store.engine import Statement, Tx, connect
 from relay.store.messages import Incoming, Recipient
 from relay.store.migrate import migrate
+from relay.store.reader import Reader
 from relay.store.routes import RouteCache
 from relay.store.schema import deliveries
 from relay.store.sites import SiteDefinition, TargetDefinition, declare_all

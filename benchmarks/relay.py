@@ -77,12 +77,25 @@ method = "unique"
 domain = "track.test"
 
 """
+DEAD_RECIPIENT = "gone+"
+DEAD_TARGET = """
+[[site.target]]
+address = "gone@crm.test"
+method = "plus"
+domain = "track.test"
+next_hop = "smtp://127.0.0.1:{port}"
+"""
 SECRET = "whsec_YmVuY2htYXJrcyBvZiB2aXNpdC1yZWxheSAwMDAxMjM="
 WEBHOOK = """
 [[site.webhook]]
 url = "{url}"
 secret = "{secret}"
 """
+
+
+def dead_target(port: int) -> str:
+    """Settings of one more target, whose substitutes begin with DEAD_RECIPIENT and whose next hop is there."""
+    return DEAD_TARGET.format(port=port)
 
 
 class RelayFailed(RuntimeError):
@@ -115,6 +128,13 @@ SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM messages WHERE ext
 """
 
 
+_DELAYS = """\
+SELECT deliveries.finished_at - messages.received_at FROM messages
+JOIN deliveries ON deliveries.message_id = messages.id AND deliveries.state = 'forwarded'
+WHERE messages.id > :since
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     """Rows in the store: messages, those that were read, found by search and posted; and visits."""
@@ -142,8 +162,8 @@ class Relay:
     recipient = "sales+"
     first_recipient = FIRST_VISIT
 
-    def __init__(self, root: Path, next_hop: int, webhook: int | Sequence[str]) -> None:
-        """``webhook``: the port of the one there is, or the URLs of all."""
+    def __init__(self, root: Path, next_hop: int, webhook: int | Sequence[str], more: str = "") -> None:
+        """``webhook``: the port of the one there is, or the URLs of all. ``more``: further settings of the site."""
         urls = [f"http://127.0.0.1:{webhook}/hook"] if isinstance(webhook, int) else webhook
         root.mkdir(parents=True, exist_ok=True)
         self._config = root / "relay.toml"
@@ -157,6 +177,7 @@ class Relay:
                 geoip=json.dumps([str(file) for file in GEOIP]),
             )
             + "".join(WEBHOOK.format(url=url, secret=SECRET) for url in urls)
+            + more
         )
         self._database = root / "data" / "relay.db"
         self._log = root / "log"
@@ -206,6 +227,15 @@ class Relay:
 
     def totals(self) -> Totals:
         return Totals(*self._counts(_TOTALS))
+
+    def last_message(self) -> int:
+        return self._counts("SELECT coalesce(max(id), 0) FROM messages")[0]
+
+    def delays(self, since: int) -> list[float]:
+        """Seconds from receipt until the next hop had them, of the messages behind ``since``."""
+        with closing(sqlite3.connect(f"{self._database.as_uri()}?mode=ro", uri=True, timeout=10.0)) as connection:
+            rows = connection.execute(_DELAYS, {"since": since}).fetchall()
+        return [delay for (delay,) in rows]
 
     def drain(self, patience: float) -> float | None:
         """Wait until nothing is left to do; when that was (``time.monotonic``), None if it was not in time."""

@@ -26,7 +26,7 @@ PACE = 50.0
 ROUND = 5.0
 CONNECTIONS, MESSAGES = 20, 1000
 #: Rounds at that pace, and saturating ones, of each daemon at least; ratios that are drawn.
-ROUNDS = 24
+ROUNDS = 48
 SATURATING = 4
 DRAWS = 1000
 #: Seconds between two bursts.
@@ -64,7 +64,7 @@ def measure(place: Workplace, rounds: int) -> None:
         Relay(place.directory / "ten", port, list(receivers.urls.values())) as ten,
     ):
         receivers.order(f"redirect {receivers.urls['sound0']}-never")
-        load = _Load()
+        load = Load()
         for relay in (silent, ten):  # what is done once falls on no round
             asyncio.run(load.saturating(relay, 200))
         saturated = [_burst(load, silent, ten) for _ in range(SATURATING)]
@@ -81,7 +81,7 @@ def _turn(load: object, silent: Relay, ten: Relay, messages: int) -> tuple[Sent,
     return asyncio.run(load(silent, messages)), asyncio.run(load(ten, messages))
 
 
-def _burst(load: _Load, silent: Relay, ten: Relay) -> tuple[Sent, Sent]:
+def _burst(load: Load, silent: Relay, ten: Relay) -> tuple[Sent, Sent]:
     """As fast as it can be taken, after a time in which the posts of the burst before have come through."""
     time.sleep(QUIET)
     return _turn(load.saturating, silent, ten, MESSAGES)
@@ -97,7 +97,7 @@ def _judge(place: Workplace, name: str, rounds: Sequence[tuple[Sent, Sent]], *, 
             f"(p99 by round {min(p99s):.1f}-{max(p99s):.1f}), {len(took)} messages"
         )
         report.figures.setdefault("webhooks", {}).setdefault(name, {})[label] = p99s
-    low, found, high = _ratio(rounds)
+    low, found, high = ratio(rounds)
     shown = f"{found:.2f} (95 % of the draws {low:.2f}-{high:.2f})"
     report.figures["webhooks"][name]["ratio"] = [low, found, high]
     if judged:
@@ -107,7 +107,7 @@ def _judge(place: Workplace, name: str, rounds: Sequence[tuple[Sent, Sent]], *, 
         report.line(f"  p99 with webhooks to without, {name}: {shown}")
 
 
-def _ratio(rounds: Sequence[tuple[Sent, Sent]]) -> tuple[float, float, float]:
+def ratio(rounds: Sequence[tuple[Sent, Sent]]) -> tuple[float, float, float]:
     """The p99 with webhooks to that without, and between what it lies in 95 % of the draws: (low, found, high)."""
 
     def of(drawn: Sequence[tuple[Sent, Sent]]) -> float:
@@ -142,48 +142,54 @@ def _latency(place: Workplace, receivers: Receivers, rounds: Sequence[Sent]) -> 
     )
 
 
-class _Load:
+class Load:
     """Sends letters that are numbered through, each in a session of its own when paced."""
 
     def __init__(self) -> None:
         self._number = 0
+        self._chance = random.Random(SEED)
 
     async def paced(self, relay: Relay, messages: int) -> Sent:
-        """Open loop: a letter is sent when its time has come, whatever became of those before."""
+        """Open loop: a letter is sent when its time has come, whatever became of those before.
+
+        Chance spreads them as people do: at equal distances everything that takes a fixed time would either always
+        meet the next letter or never.
+        """
         sent = Sent()
-        start = time.monotonic() + 0.1
+        at = time.monotonic() + 0.1
         async with asyncio.TaskGroup() as group:
-            for place in range(messages):
-                await asyncio.sleep(max(0.0, start + place / PACE - time.monotonic()))
+            for _ in range(messages):
+                at += self._chance.expovariate(PACE)
+                await asyncio.sleep(max(0.0, at - time.monotonic()))
                 group.create_task(self._session(relay, sent, 1))
         return sent
 
-    async def saturating(self, relay: Relay, messages: int) -> Sent:
+    async def saturating(self, relay: Relay, messages: int, recipient: str = Relay.recipient) -> Sent:
         sent = Sent()
         async with asyncio.TaskGroup() as group:
             for _ in range(CONNECTIONS):
-                group.create_task(self._session(relay, sent, messages // CONNECTIONS))
+                group.create_task(self._session(relay, sent, messages // CONNECTIONS, recipient))
         return sent
 
-    async def _session(self, relay: Relay, sent: Sent, messages: int) -> None:
+    async def _session(self, relay: Relay, sent: Sent, messages: int, recipient: str = Relay.recipient) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
         await _reply(reader)
         await _say(reader, writer, b"EHLO client.test")
         for _ in range(messages):
             self._number += 1
-            await self._letter(reader, writer, sent, self._number)
+            await self._letter(reader, writer, sent, self._number, recipient)
         await _say(reader, writer, b"QUIT")
         writer.close()
         await writer.wait_closed()
 
     async def _letter(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: Sent, number: int
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: Sent, number: int, recipient: str
     ) -> None:
         text = b"Is it still to be had? " * 2 + b"\r\n"
         head = b"From: Ann <ann@ext.test>\r\nSubject: letter %d\r\nMessage-ID: <%d@ext.test>\r\n\r\n" % (number, number)
         began = time.monotonic()
         await _say(reader, writer, b"MAIL FROM:<ann@ext.test>")
-        await _say(reader, writer, b"RCPT TO:<%s%d@track.test>" % (Relay.recipient.encode(), 1_000_000 + number))
+        await _say(reader, writer, b"RCPT TO:<%s%d@track.test>" % (recipient.encode(), 1_000_000 + number))
         await _say(reader, writer, b"DATA")
         await _say(reader, writer, head + text * 80 + b".")
         now = time.monotonic()
