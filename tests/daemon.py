@@ -70,6 +70,7 @@ class Daemon:
 
     def __init__(self, directory: Path, settings: Settings | None = None) -> None:
         self.config = directory / "relay.toml"
+        self._printed = directory / "printed.txt"
         self.config.write_text(toml(merged(BASE, settings or {})))
         self.data_dir = directory / str((settings or {}).get("data_dir", "data"))
         self.log: list[Entry] = []
@@ -87,16 +88,17 @@ class Daemon:
         assert self._process is None, "it is running"
         first = len(self.log)
         self._ended = False
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "relay", "serve", "--config", str(self.config)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            cwd=self.config.parent,
-            text=True,
-            errors="backslashreplace",
-        )
+        with self._printed.open("wb") as printed:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "relay", "serve", "--config", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.PIPE,
+                env=environment(),
+                cwd=self.config.parent,
+                text=True,
+                errors="backslashreplace",
+            )
         self._reader = threading.Thread(target=self._collect, daemon=True)
         self._reader.start()
         try:
@@ -172,6 +174,11 @@ class Daemon:
     async def logged(self, event: str, *, since: int = 0, timeout: float = PATIENCE, **fields: Any) -> Entry:
         """``wait_for`` without blocking the event loop."""
         return await asyncio.to_thread(self.wait_for, event, since=since, timeout=timeout, **fields)
+
+    @property
+    def printed(self) -> list[str]:
+        """The lines of its standard output since its last start: what is for a person's eyes and no log."""
+        return self._printed.read_text("utf-8").splitlines()
 
     @property
     def errors(self) -> list[Entry]:

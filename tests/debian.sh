@@ -2,7 +2,7 @@
 # Installs the Debian packages that the tests use, where that is possible; else says which are missing.
 set -u
 declare -A needed=(
-  [postfix]=postfix [swaks]=swaks [chromium]=chromium [strace]=strace [mkfs.ext4]=e2fsprogs [openssl]=openssl
+  [postfix]=postfix [swaks]=swaks [chromium]=chromium [strace]=strace [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [openssl]=openssl
   [losetup]=mount [php]=php-cli [gcc]=gcc [node]=nodejs [curl]=curl
 )
 PATH=$PATH:/usr/sbin:/sbin

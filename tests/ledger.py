@@ -39,15 +39,25 @@ def seeded(what: str) -> random.Random:
 
 
 class Ledger:
-    """The letters of one run, made from ``seed``, and what the daemon answered. ``large``: whether a number is."""
+    """The letters of one run, made from ``seed``, and what the daemon answered. ``large``: whether a number is, which
+    then has ``octets``. ``fields`` are more of their header, each with its CR LF.
+    """
 
-    def __init__(self, seed: int, large: Callable[[int], bool] = lambda number: number % 12 == 11) -> None:
+    def __init__(
+        self,
+        seed: int,
+        large: Callable[[int], bool] = lambda number: number % 12 == 11,
+        octets: int = LARGE,
+        fields: bytes = b"",
+    ) -> None:
         self.seed = seed
         self.acknowledged: dict[int, int] = {}  # number → our id
         self.put_off: Counter[str] = Counter()  # 4xx answers
         self.tries: Counter[int] = Counter()
         self.begun = 0  # numbers given out, from 0 on
         self._large = large
+        self._octets = octets
+        self._fields = fields
         self._again: deque[int] = deque()
         self._last: float = 0
         self._news = asyncio.Condition()
@@ -55,10 +65,10 @@ class Ledger:
     def letter(self, number: int) -> bytes:
         """Letter ``number``: always the same octets."""
         chosen = random.Random(self.seed * 1_000_003 + number)
-        size = LARGE if self._large(number) else chosen.randrange(200, 8000)
+        size = self._octets if self._large(number) else chosen.randrange(200, 8000)
         line = b"%016x a line of letter %d\r\n.dotted\r\n" % (chosen.getrandbits(64), number)
-        head = b"From: ann@customer.test\r\nSubject: letter %d\r\nMessage-ID: <%d.%d@customer.test>\r\n\r\n"
-        return head % (number, self.seed, number) + line * (size // len(line) + 1)
+        head = b"From: ann@customer.test\r\nSubject: letter %d\r\nMessage-ID: <%d.%d@customer.test>\r\n%b\r\n"
+        return head % (number, self.seed, number, self._fields) + line * (size // len(line) + 1)
 
     def recipient(self, number: int) -> str:
         """A plus address with the letter's number as visit: nobody issued it, so it is claimed, and posted."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,7 @@ PATIENCE = 20.0
 LETTING_GO = 5.0
 #: Seconds between two looks at what announces nothing.
 LOOK = 0.02
+_CALL = re.compile(r"^(\d+) +(\w+)\(", re.MULTILINE)
 
 
 @cache
@@ -34,16 +37,48 @@ def strace_problem() -> str | None:
     return None
 
 
+def threads(pid: int) -> list[int]:
+    """Ids of a process's threads, the oldest first."""
+    return sorted(int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir())
+
+
 @contextlib.asynccontextmanager
-async def injecting(pid: int, *rules: str) -> AsyncIterator[None]:
+async def injecting(
+    pid: int, *rules: str, only: Sequence[int] = (), output: Path = Path("/dev/null")
+) -> AsyncIterator[None]:
     """Rules such as "fdatasync:signal=SIGKILL:when=3" in force on every thread of a process; counts are per thread.
 
+    ``only``: on these threads and no others. ``output`` has a line for each of the calls, once strace is away.
     Inside the block they are in force; leaving it takes strace away, and the process goes on if it still lives.
     """
     calls = ",".join(rule.partition(":")[0] for rule in rules)
     options = [option for rule in rules for option in ("-e", f"inject={rule}")]
+    async with _tracing(pid, only, output, "-e", f"trace={calls}", *options):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def tracing(pid: int, output: Path, calls: str) -> AsyncIterator[None]:
+    """Every one of these system calls (strace's names and classes, with commas) noted in ``output``."""
+    async with _tracing(pid, (), output, "-e", f"trace={calls}"):
+        yield
+
+
+def counted(output: Path) -> Counter[tuple[int, str]]:
+    """How often each thread made each call, by strace's output."""
+    return Counter((int(thread), call) for thread, call in _CALL.findall(output.read_text(errors="replace")))
+
+
+def struck(output: Path) -> bool:
+    """Whether an error was injected, by strace's output."""
+    return "(INJECTED)" in output.read_text(errors="replace")
+
+
+@contextlib.asynccontextmanager
+async def _tracing(pid: int, only: Sequence[int], output: Path, *options: str) -> AsyncIterator[None]:
+    whom = [word for thread in only for word in ("-p", str(thread))] or ["-f", "-p", str(pid)]
     tracer = await asyncio.create_subprocess_exec(
-        *["strace", "-f", "-o", "/dev/null", "-p", str(pid), "-e", f"trace={calls}", *options],
+        *["strace", "-o", str(output), *whom, *options],
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -51,8 +86,9 @@ async def injecting(pid: int, *rules: str) -> AsyncIterator[None]:
     assert tracer.stderr is not None
     try:
         async with asyncio.timeout(PATIENCE):
-            line = await tracer.stderr.readline()
-        assert b"attached" in line, line
+            for _ in only or (pid,):
+                line = await tracer.stderr.readline()
+                assert b"attached" in line, line
         yield
     finally:
         await _take_away(tracer, pid)

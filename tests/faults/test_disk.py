@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.daemon import DaemonFailed
 from tests.faults.injection import injecting, strace_problem
 from tests.faults.test_kill import settled
-from tests.faults.volume import fill, tmpfs
+from tests.faults.volume import disk_of, fill, tmpfs
 from tests.ledger import SOAK, Ledger, seeded
 from tests.scenarios.world import DOMAIN, World, letter, unique_letter, world
 from tests.smtp_client import Answer, SmtpClient
@@ -51,18 +52,19 @@ async def test_a_nearly_full_disk_puts_new_mail_off_while_all_else_goes_on_and_e
             await relay.until(lambda: mail_answer(relay), lambda answer: answer.short == "452 4.3.1")
             await relay.retry_all()
             await relay.arrived(content)
-            bound = await relay.bind("sales@example.test")
-            assert bound["addresses"]
+            assert (await relay.bind("sales@example.test"))["addresses"] == {}
             await relay.call("GET", "/v1/messages")
             filler.unlink()
             await relay.until(lambda: mail_answer(relay), lambda answer: answer.code == 250)
+            assert (await relay.bind("sales@example.test"))["addresses"]
             relay.daemon.kill()
 
 
 async def test_a_full_disk_puts_mail_off_and_what_was_acknowledged_before_and_after_is_all_there(
     tmp_path: Path,
 ) -> None:
-    with tmpfs(tmp_path / "disk", (64 + 8 * ROUNDS) * MIB, "a full disk") as disk:  # what is accepted stays there
+    size = (64 + 8 * ROUNDS) * MIB  # what is accepted stays there
+    with volume(tmp_path, size) as disk:
         chance = seeded("full disk")
         ledger = Ledger(chance.randrange(10**6))
         settings = {"data_dir": str(disk / "data"), "smtp": {"min_free": 0}}
@@ -80,6 +82,17 @@ async def test_a_full_disk_puts_mail_off_and_what_was_acknowledged_before_and_af
             print(f"{ROUNDS} times full: {dict(ledger.put_off)}, {await settled(relay, ledger, Counter())}")
             assert set(ledger.put_off) <= {"451 4.3.0", "451 4.3.2", "452 4.3.1"}
             relay.daemon.kill()
+
+
+@contextlib.contextmanager
+def volume(directory: Path, size: int) -> Iterator[Path]:
+    """A disk of so many octets: in the soak a real file system, which keeps a journal and room of its own."""
+    if not SOAK:
+        with tmpfs(directory / "disk", size, "a full disk") as path:
+            yield path
+        return
+    with disk_of("ext4", directory, "a full disk", size) as disk:
+        yield disk.path
 
 
 async def put_off(ledger: Ledger, relay: World, total: int) -> None:
@@ -159,22 +172,9 @@ async def test_an_outcome_that_cannot_be_recorded_at_once_is_recorded_later_and_
 async def test_a_foreign_lock_on_the_database_puts_mail_off_until_it_is_gone(tmp_path: Path) -> None:
     async with world(tmp_path) as relay:
         with closing(sqlite3.connect(relay.daemon.data_dir / "relay.db", isolation_level=None)) as foreign:
-            foreign.execute("BEGIN IMMEDIATE")
+            foreign.execute("BEGIN EXCLUSIVE")
             assert (await relay.answer(unique_letter(), BASE)).short == "451 4.3.2"
             foreign.execute("ROLLBACK")
         content = unique_letter()
         await relay.mail(BASE, content)
         await relay.arrived(content)
-
-
-async def test_a_damaged_database_is_neither_served_nor_replaced(tmp_path: Path) -> None:
-    async with world(tmp_path, start=False) as relay:
-        await asyncio.to_thread(relay.daemon.start)
-        await relay.mail(BASE, unique_letter())
-        assert await asyncio.to_thread(relay.daemon.stop) == 0
-        path = relay.daemon.data_dir / "relay.db"
-        damaged = b"not a database " * 1000 + path.read_bytes()[15_000:]
-        path.write_bytes(damaged)
-        with pytest.raises(DaemonFailed, match=r"not a database|malformed"):
-            await asyncio.to_thread(relay.daemon.start)
-        assert path.read_bytes() == damaged

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.ledger import SOAK, Account, Ledger, is_drained
+from benchmarks.processes import cpu_seconds
+from relay.accepting import A_TURN
 from tests.scenarios.world import DOMAIN, World, letter, site, target, unique_letter, world
 from tests.smtp_client import SmtpClient
-from tests.smtp_sink import Close, SinkSession, SmtpSink, Stall, Step
+from tests.smtp_sink import Close, SmtpSink, Stall
 
 pytestmark = pytest.mark.fault
 
 BASE = f"plus@{DOMAIN}"
 SMALL = letter("small", "x" * 70 + "\r\n")
 LARGE = letter("large", "A line of text that is not so very long.\r\n" * 50_000)
-#: Messages whose next hop hangs up after the final dot.
-DROPS = 1000 if SOAK else 20
+#: Seconds that the daemon is watched without descriptors.
+STARVING = 2.0
 
 
 @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
@@ -63,35 +63,6 @@ async def test_a_sender_that_is_gone_before_its_250_and_sends_again_is_not_forwa
         assert [len(await relay.arrived(content)) for content in (SMALL, LARGE)] == [1, 1]
         assert len(files(relay)) == 1
         assert await relay.rows("SELECT kind FROM paths ORDER BY id LIMIT 4") == [("first",), ("repeat",)] * 2
-
-
-async def test_a_next_hop_that_hangs_up_after_the_dot_gets_the_mail_again_flagged(tmp_path: Path) -> None:
-    seen: set[bytes] = set()
-    sink = SmtpSink()
-
-    def hangs_up_once(session: SinkSession, line: str) -> Step:
-        wire = sink.messages[-1].wire
-        subject = wire[wire.index(b"\r\nSubject: letter ") :][:40]
-        if subject in seen:
-            return None
-        seen.add(subject)
-        return Close()
-
-    sink.script["dot"] = hangs_up_once
-    ledger = Ledger(1)
-    async with world(tmp_path, sink=sink) as relay:
-        await ledger.send(lambda: relay.daemon.smtp_port, most=DROPS)
-        await relay.until(
-            lambda: relay.row("SELECT count(*) FROM attempts WHERE outcome = 'ambiguous'"), lambda row: row == (DROPS,)
-        )
-        assert await relay.rows("SELECT DISTINCT state, possibly_repeated FROM deliveries") == [("deferred", 1)]
-        await relay.retry_all()
-        await relay.until(lambda: asyncio.to_thread(is_drained, relay.daemon), bool)
-        account = await asyncio.to_thread(Account.of, relay.daemon, sink.messages, relay.crm.posts)
-        account.must_balance(ledger, Counter(range(DROPS)))
-        assert account.repeats == DROPS
-        assert len(sink.accepted) == DROPS
-        print(f"\n{DROPS} hang-ups after the dot: all arrived, each once more and flagged")
 
 
 async def test_a_next_hop_that_dies_before_the_dot_gets_the_mail_again_and_nothing_is_flagged(tmp_path: Path) -> None:
@@ -141,12 +112,17 @@ async def test_more_connections_than_file_descriptors_leave_the_daemon_alive_and
             ]
             served = await asyncio.gather(*map(greeted, clients))
             assert 0 < sum(served) < 60
+            before = cpu_seconds(pid)
+            await asyncio.sleep(STARVING)
+            assert cpu_seconds(pid) - before < STARVING / 2, "it spins while it waits for descriptors"
+            complaints = sum("out of system resource" in str(entry) for entry in relay.daemon.log)
+            assert 0 < complaints <= A_TURN * (2 + STARVING) * 2, "each second a turn of each listener"
         content = unique_letter()
         await relay.until(lambda: taken(relay, content), bool)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
         await relay.retry_all()
         assert len(await relay.arrived(content)) == 1
-        assert await relay.call("GET", "/v1/queue") == {"items": []}
+        assert await relay.call("GET", "/v1/queue") == {"items": [], "next": None}
 
 
 async def greeted(client: SmtpClient) -> bool:

@@ -1,7 +1,7 @@
 """Power cuts: the file system under the daemon stops without flushing, as when the plug is pulled.
 
-The recipe: a loop-mounted ext4; SIGSTOP the daemon; FS_IOC_SHUTDOWN without a log flush, after which nothing that was
-not synced exists any more; kill; unmount; mount, which replays the journal; start.
+The recipe: a loop-mounted ext4 or XFS; SIGSTOP the daemon; FS_IOC_SHUTDOWN without a log flush, after which nothing
+that was not synced exists any more; kill; unmount; mount, which replays the journal; start.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from pathlib import Path
 import pytest
 
 from tests.faults.test_kill import settled
-from tests.faults.volume import ext4
+from tests.faults.volume import KINDS, disk_of
 from tests.ledger import SOAK, Account, Ledger, numbers_under_way, seeded
 from tests.scenarios.world import world
 
 pytestmark = pytest.mark.fault
 
-CUTS = 20 if SOAK else 3
+CUTS = 20 if SOAK else 2
 
 
-async def test_a_power_cut_loses_nothing_that_was_answered_250(tmp_path: Path) -> None:
-    with ext4(tmp_path, "power cuts") as disk:
-        chance = seeded("power cuts")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_power_cut_loses_nothing_that_was_answered_250(kind: str, tmp_path: Path) -> None:
+    with disk_of(kind, tmp_path, f"power cuts on {kind}") as disk:
+        chance = seeded(f"power cuts, {kind}")
         # Every fifth letter is large: files and their directory entries have to survive, too.
         ledger, under_way = Ledger(chance.randrange(10**6), lambda number: number % 5 == 4), Counter[int]()
         async with world(tmp_path, {"data_dir": str(disk.path / "data")}, start=False) as relay:
@@ -47,7 +48,7 @@ async def test_a_power_cut_loses_nothing_that_was_answered_250(tmp_path: Path) -
                     under_way.update(await asyncio.to_thread(numbers_under_way, relay.daemon))
                     await asyncio.to_thread(relay.daemon.start)
                 ledger.stop()
-            print(f"{CUTS} power cuts: {await settled(relay, ledger, under_way)}")
+            print(f"{CUTS} power cuts on {kind}: {await settled(relay, ledger, under_way)}")
             large = sum(file is not None for (file,) in await relay.rows("SELECT body_file FROM messages"))
             assert large > 0
             await asyncio.to_thread(relay.daemon.kill)

@@ -17,13 +17,20 @@ from sqlalchemy import Executable, select
 from relay import app
 from relay.config import parse
 from relay.core.wire import stuff
+from relay.pace import Pace
 from relay.store.schema import post_attempts, posts
+from relay.store.store import Store
 from tests.daemon import BASE, merged, toml
 from tests.parts import Clock
 from tests.scenarios.world import DOMAIN, PUBLIC_URL, SECRET, SITE, letter
 from tests.smtp_client import SmtpClient
 from tests.smtp_sink import SmtpSink
 from tests.webhook_receiver import Post, Receiver, Step, retry_after
+from webapi.compose import Composer
+from webapi.poster_frames import Settings
+from webapi.request_process import RequestProcess
+from webapi.stored_posts import StoredPosts
+from webapi.webhooks import ATTEMPTS, Poster
 
 pytestmark = pytest.mark.fault
 
@@ -69,6 +76,12 @@ class Relay:
             return await response.read()
 
 
+def _here(store: Store, settings: Settings, clock: Callable[[], float], pace: Pace) -> Poster:
+    """The poster in this process, where its clock is in our hand, too."""
+    composer = Composer(settings.keys, settings.public_url, settings.links_live_for)
+    return Poster(StoredPosts(store), composer, RequestProcess(True, ATTEMPTS), clock=clock)
+
+
 @contextlib.asynccontextmanager
 async def running(directory: Path, crm: Receiver, clock: Clock) -> AsyncIterator[Relay]:
     async with SmtpSink() as next_hop:
@@ -78,7 +91,7 @@ async def running(directory: Path, crm: Receiver, clock: Clock) -> AsyncIterator
             "http": {"public_url": PUBLIC_URL},
             "site": [{"webhook": [{"url": crm.url, "secret": SECRET, "concurrency": PER_WEBHOOK}], **SITE}],
         }
-        async with app.running(parse(toml(merged(BASE, settings)), directory), clock) as daemon:
+        async with app.running(parse(toml(merged(BASE, settings)), directory), clock, _here) as daemon:
             yield Relay(daemon, clock)
 
 

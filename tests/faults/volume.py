@@ -1,4 +1,4 @@
-"""Disks that can be cut off or filled up: an ext4 in a file, a tmpfs of some size. Needs root, else skips loudly."""
+"""Disks that can be cut off or filled up: ext4 or XFS in a file, a tmpfs of some size. Skips loudly without root."""
 
 from __future__ import annotations
 
@@ -23,18 +23,30 @@ PATIENCE = 10.0
 LOOK = 0.02
 
 
-class Ext4:
-    """An ext4 of 256 MiB in a file, loop-mounted at ``path``."""
+#: Octets of a disk: XFS wants 300 MiB at least.
+DISK = 320 << 20
+#: File systems that can be cut off: how one is made in a file, and the Debian package that makes it.
+KINDS = {
+    "ext4": (("mkfs.ext4", "-q", "-F", "-m", "0"), "e2fsprogs"),
+    "xfs": (("mkfs.xfs", "-q", "-f"), "xfsprogs"),
+}
 
-    def __init__(self, directory: Path) -> None:
+
+class Disk:
+    """A file system of ``kind`` in a file of ``size`` octets, loop-mounted at ``path``."""
+
+    def __init__(self, directory: Path, kind: str, size: int) -> None:
+        self._kind = kind
+        self._size = size
         self._image = directory / "disk.img"
         self.path = directory / "disk"
 
     def make(self) -> None:
         self.path.mkdir()
         with self._image.open("wb") as image:
-            image.truncate(256 * 1024 * 1024)
-        _run("mkfs.ext4", "-q", "-F", str(self._image))
+            image.truncate(self._size)
+        command, _ = KINDS[self._kind]
+        _run(*command, str(self._image))
         self.mount()
 
     def mount(self) -> None:
@@ -54,13 +66,14 @@ class Ext4:
 
 
 @contextlib.contextmanager
-def ext4(directory: Path, what: str) -> Iterator[Ext4]:
-    """A mounted Ext4; ``what`` is not tested where there can be none."""
+def disk_of(kind: str, directory: Path, what: str, size: int = DISK) -> Iterator[Disk]:
+    """A mounted Disk; ``what`` is not tested where there can be none."""
     if os.geteuid() != 0:
         pytest.skip(f"NOT TESTED, {what}: only root can mount a disk")
-    if shutil.which("mkfs.ext4") is None:
-        pytest.skip(f"NOT TESTED, {what}: no mkfs.ext4 (Debian: apt-get install e2fsprogs)")
-    disk = Ext4(directory)
+    (program, *_), package = KINDS[kind]
+    if shutil.which(program) is None:
+        pytest.skip(f"NOT TESTED, {what}: no {program} (Debian: apt-get install {package})")
+    disk = Disk(directory, kind, size)
     try:
         disk.make()
     except subprocess.CalledProcessError as error:

@@ -205,7 +205,7 @@ async def test_what_is_held_is_listed_retried_and_dropped_by_hand(past: Past) ->
     await relay.cli("queue", "retry", "--all")
     await relay.arrived(contents[2])
     await relay.forwarded(messages[2])
-    assert await relay.call("GET", "/v1/queue") == {"items": []}
+    assert await relay.call("GET", "/v1/queue") == {"items": [], "next": None}
     states = [(await relay.call("GET", f"/v1/messages/{message}"))["state"] for message in messages]
     assert states == ["forwarded", "dropped", "forwarded"]
     assert not any(received.content.endswith(contents[1]) for received in relay.sink.accepted)

@@ -191,11 +191,11 @@ async def test_what_bounces_from_the_real_mailbox_ends_in_history_and_only_as_a_
     assert await relay.rows("SELECT id FROM deliveries WHERE message_id = ?", message) == []
 
 
-async def test_a_nearly_full_disk_gets_452_at_mail_and_binds_go_on(tmp_path: Path) -> None:
+async def test_a_nearly_full_disk_gets_452_at_mail_and_pages_show_real_addresses(tmp_path: Path) -> None:
     async with world(tmp_path, {"smtp": {"min_free": 1 << 49}}) as relay:
         async with await hello(relay) as client:
             assert (await client.command("MAIL FROM:<ann@customer.test>")).short == "452 4.3.1"
-        await relay.shown("sales@example.test")
+        assert (await relay.bind("sales@example.test"))["addresses"] == {}
 
 
 async def test_bare_line_feeds_are_refused_where_the_operator_wants_it_so(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""The clock is set while mail waits to be forwarded: nothing is given up for it, and nothing waits for a wrong year."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from relay.clockwatch import ClockWatch
+from tests.parts import Parts, running_parts
+from tests.smtp_client import SmtpClient
+from tests.smtp_sink import SmtpSink, Step
+
+pytestmark = pytest.mark.fault
+
+YEAR, HOUR = 365 * 86_400.0, 3600.0
+#: Letters that wait.
+WAITING = 20
+#: Longer than any pause between two attempts.
+LATER = 2 * HOUR
+
+
+async def mail(parts: Parts, count: int) -> None:
+    async with await SmtpClient.hello(parts.port) as client:
+        for number in range(count):
+            wire = b"Subject: letter %d\r\n\r\nHello\r\n.\r\n" % number
+            assert (await client.mail(wire, f"<sales+{number}@track.example.com>")).code == 250
+
+
+@pytest.mark.parametrize(
+    "step", [YEAR, HOUR, -HOUR, -YEAR], ids=["a year on", "an hour on", "an hour back", "a year back"]
+)
+@pytest.mark.parametrize("corrected", [False, True], ids=["for good", "and corrected"])
+async def test_mail_that_waits_goes_on_waiting_and_is_forwarded(step: float, corrected: bool, tmp_path: Path) -> None:
+    answers: list[Step] = ["450 4.2.1 later"]
+    async with (
+        SmtpSink(script={"rcpt": lambda session, line: answers[0]}) as sink,
+        running_parts(tmp_path, f"smtp://{sink.address}") as parts,
+    ):
+        watch = ClockWatch(parts.store, parts.clock, parts.forwarder.clock_set_back)
+        parts.forwarder._clock_is_doubtful = watch.is_doubtful
+        await mail(parts, WAITING)
+        await parts.until(lambda rows: [row["state"] for row in rows] == ["deferred"] * WAITING)
+        for ahead in (step, 0.0) if corrected else (step,):
+            parts.clock.ahead = ahead
+            parts.forwarder.retry_now()  # those that are due now are tried before anybody has noticed
+            await watch.look()
+            rows = await parts.delivery_rows()
+            assert {row["state"] for row in rows} <= {"queued", "deferred"}
+            # Given up when they would have been: five days from now, give or take what the test took.
+            assert all(abs(row["expires_at"] - parts.clock() - 432_000) < HOUR + 60 for row in rows)
+            assert all(row["next_at"] < parts.clock() + LATER for row in rows)
+        # What is under way has been told "later" already.
+        await parts.until(lambda rows: all(row["claim"] is None for row in rows))
+        answers[0] = None
+        parts.clock.ahead += LATER
+        await watch.look()
+        parts.forwarder.retry_now()
+        await parts.until(lambda rows: [row["state"] for row in rows] == ["forwarded"] * WAITING)
+        assert len(sink.accepted) == WAITING

@@ -1,0 +1,124 @@
+"""A damaged database: mail is put off, somebody is told, nothing is replaced, and a backup brings all of it back."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from relay.store import damage
+from tests.daemon import DaemonFailed
+from tests.scenarios.world import DOMAIN, World, letter, unique_letter, world
+
+pytestmark = pytest.mark.fault
+
+BASE = f"plus@{DOMAIN}"
+LARGE = letter("large", "A line of text that is not so very long.\r\n" * 10_000)
+#: Octets of a page of the database.
+PAGE = 4096
+REMEDY = r"restore the last backup \(docs/operations\.md"
+
+
+def database(relay: World) -> Path:
+    return relay.daemon.data_dir / "relay.db"
+
+
+def page_of(path: Path, table: str) -> int:
+    """The number of a table's first page."""
+    with closing(sqlite3.connect(path)) as connection:
+        found: tuple[int] = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    return found[0]
+
+
+def overwrite(path: Path, page: int) -> None:
+    """Nonsense over one page, in place."""
+    with path.open("r+b") as file:
+        file.seek((page - 1) * PAGE)
+        file.write(b"nonsense" * (PAGE // 8))
+
+
+def head(path: Path) -> None:
+    overwrite(path, 1)
+
+
+def inner(path: Path) -> None:
+    overwrite(path, page_of(path, "messages"))
+
+
+def cut_off(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // PAGE // 2 * PAGE)
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def lost(path: Path) -> None:
+    path.unlink()
+
+
+async def test_a_database_that_is_damaged_before_the_start_is_refused_with_the_remedy_and_left_as_it_is(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as relay:
+        await relay.mail(BASE, LARGE)  # its body lies in a file, so what was kept here shows without a database
+        assert await asyncio.to_thread(relay.daemon.stop) == 0
+        whole = database(relay).read_bytes()
+        harms: list[Callable[[Path], None]] = [head, cut_off, emptied, lost, inner]
+        for harm in harms:
+            database(relay).write_bytes(whole)
+            harm(database(relay))
+            with pytest.raises(damage.Damaged, match=REMEDY):
+                damage.check(database(relay))
+        harmed = database(relay).read_bytes()
+        with pytest.raises(DaemonFailed, match=REMEDY):
+            await asyncio.to_thread(relay.daemon.start)
+        assert database(relay).read_bytes() == harmed
+        database(relay).write_bytes(whole)
+        await asyncio.to_thread(relay.daemon.start)
+
+
+async def test_damage_under_the_running_daemon_puts_mail_off_and_shows_and_a_backup_brings_all_of_it_back(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as relay:
+        contents = [unique_letter(), LARGE]
+        messages = [await relay.mail(BASE, content) for content in contents]
+        for message in messages:
+            await relay.forwarded(message)
+        await relay.cli("backup", str(tmp_path / "copy"))
+        with closing(sqlite3.connect(database(relay))) as other:
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # what is only in the log would be read from there
+        for page in range(2, database(relay).stat().st_size // PAGE + 1):
+            overwrite(database(relay), page)
+
+        async def put_off() -> bool:
+            return (await relay.answer(unique_letter(), BASE)).code == 451
+
+        # What the daemon holds in memory of the database is sound still: it may take a letter or two.
+        await relay.until(put_off, bool)
+        entry = await relay.daemon.logged("database damaged")
+        assert entry["level"] == "error"
+        assert "restore the last backup" in entry["hint"]
+        async with relay.http.get(relay.daemon.url + "/readyz") as response:
+            assert response.status == 503
+            assert "damaged" in await response.text()
+        async with relay.http.get(relay.daemon.url + "/healthz") as response:
+            assert response.status == 200
+        assert await put_off()
+
+        relay.daemon.kill()
+        relay.daemon.data_dir.rename(tmp_path / "damaged")
+        (tmp_path / "copy").rename(relay.daemon.data_dir)
+        await asyncio.to_thread(relay.daemon.start)
+        for message, content in zip(messages, contents, strict=True):
+            assert await relay.octets("GET", f"/v1/messages/{message}/raw") == content
+        assert await relay.row("PRAGMA integrity_check") == ("ok",)
+        new = unique_letter()
+        await relay.mail(BASE, new)
+        await relay.arrived(new)

@@ -1,0 +1,230 @@
+"""Clients that hold on, guess and send bombs, all at once with others whose mail has to arrive all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+
+from relay.core.wire import stuff
+from tests.certificates import Certificate
+from tests.ledger import SOAK
+from tests.scenarios.world import DOMAIN, World, letter, unique_letter, world
+from tests.smtp_client import SmtpClient, bdat
+
+pytestmark = [pytest.mark.scenario, pytest.mark.asyncio(loop_scope="module")]
+
+BASE = f"plus@{DOMAIN}"
+#: Connections of the attacker, of 50 an address, and how many are taken at all.
+LORISES, CONNECTIONS = (2_000, 1_000) if SOAK else (300, 150)
+LETTERS = 200 if SOAK else 20
+PER_ADDRESS = 50
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def relay(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    directory = tmp_path_factory.mktemp("hostile")
+    certificate = Certificate.make(directory, "mx.track.test")
+    settings = {
+        "limits": {"exempt": [], "connections": CONNECTIONS, "connections_per_address": PER_ADDRESS},
+        "smtp": {"tls_cert": str(certificate.cert), "tls_key": str(certificate.key)},
+    }
+    async with world(directory, settings) as made:
+        yield made
+
+
+# Slow clients
+
+
+class Loris:
+    """A connection kept open by an octet now and then: at the greeting, in a command, a handshake, a message."""
+
+    def __init__(self, client: SmtpClient, number: int) -> None:
+        self.client = client
+        self._opening = (
+            b"",
+            b"EHLO loris.test\r\nMAIL FR",
+            b"EHLO loris.test\r\nSTARTTLS\r\n",
+            b"EHLO loris.test\r\nMAIL FROM:<a@loris.test>\r\nRCPT TO:<%s>\r\nBDAT 1000\r\nx" % BASE.encode(),
+            b"EHLO loris.test\r\nMAIL FROM:<a@loris.test>\r\nRCPT TO:<%s>\r\n" % BASE.encode(),
+        )[number % 5]
+        self._data = number % 5 == 4
+
+    async def begin(self) -> None:
+        """Get as far as it wants to; a refusal comes in between at any time."""
+        try:
+            await self.client.answer()
+            await self.client.send(self._opening)
+            for _ in range(self._opening.count(b"\r\n") if self._data else 0):
+                await self.client.answer()
+            if self._data:
+                await self.client.command("DATA")
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+
+    async def drip(self) -> None:
+        try:
+            await self.client.send(b"x")
+        except OSError:
+            pass
+
+
+async def test_slow_clients_from_many_addresses_keep_nobody_else_out(relay: World) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    port = relay.daemon.smtp_port
+    contents = [unique_letter() for _ in range(LETTERS + 2)]
+    since, lorises = len(relay.daemon.log), list[Loris]()
+    try:
+        async with await SmtpClient.hello(port, source="127.1.0.1") as kept:
+            assert (await kept.mail(stuff(contents[0]) + b".\r\n", f"<{BASE}>")).code == 250
+            for number in range(LORISES):
+                source = f"127.2.0.{1 + number // PER_ADDRESS}"
+                lorises.append(Loris(await SmtpClient.connect(port, source=source), number))
+                if number % PER_ADDRESS == PER_ADDRESS - 1:
+                    await asyncio.gather(*(loris.begin() for loris in lorises[-PER_ADDRESS:]))
+            answers = Counter[str]()
+            for number, content in enumerate(contents[1:-1]):
+                async with await SmtpClient.hello(port, source=f"127.1.0.{2 + number % 3}") as client:
+                    answers[(await client.mail(stuff(content) + b".\r\n", f"<{BASE}>")).short] += 1
+                await asyncio.gather(*(loris.drip() for loris in lorises[number::LETTERS]))
+            assert answers == {"250 2.0.0": LETTERS}
+            assert (await kept.mail(stuff(contents[-1]) + b".\r\n", f"<{BASE}>")).code == 250  # it was never sent away
+        for content in contents:
+            assert len(await relay.arrived(content)) == 1
+        ends = Counter(
+            entry["end"]
+            for entry in relay.daemon.log[since:]
+            if entry["event"] == "SMTP session" and entry["ip"].startswith("127.2.")
+        )
+        print(f"\nslow clients: {LORISES}, sent away {dict(ends)}; {LETTERS} letters were taken meanwhile")
+        assert ends.keys() == {"gave way", "too many connections"}
+        assert LORISES - CONNECTIONS < ends.total() < LORISES
+    finally:
+        await asyncio.gather(*(loris.client.__aexit__() for loris in lorises))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert relay.daemon.errors == []
+
+
+# Bombs: each is forwarded as it came, and read as far as the limits allow
+
+
+def multiparts(depth: int) -> bytes:
+    return b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(depth))
+
+
+def parts(count: int) -> bytes:
+    return b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\nx\r\n" * count + b"--b--\r\n"
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "5,000 levels": lambda: multiparts(5_000) + b"\r\nx\r\n",
+    "a boundary that is its own parent": lambda: b"Content-Type: multipart/mixed; boundary=a\r\n\r\n--a\r\n" * 5_000,
+    "50,000 parts": lambda: parts(50_000),
+    "20,000 nested messages": lambda: b"Content-Type: message/rfc822\r\n\r\n" * 20_000,
+    "8,000 parameters": lambda: b"Content-Type: text/plain" + b";p*0*=v" * 8_000 + b"\r\n\r\nx\r\n",
+    "32 kB of quotes in From": lambda: b"From: " + b'"' * 32_768 + b"\r\n\r\nx\r\n",
+    "32 kB of parentheses in From": lambda: b"From: " + b"(" * 32_768 + b"\r\n\r\nx\r\n",
+    "32,000 addresses in To": lambda: b"To: " + b",".join([b"a@b.c"] * 32_000) + b"\r\n\r\nx\r\n",
+    "20,000 encoded words": lambda: b"Subject: " + b"=?utf-8?q?x?= " * 17_000 + b"\r\n\r\nx\r\n",
+    "a line of 3 MB": lambda: b"Subject: x\r\n\r\n" + b"y" * 3_000_000 + b"\r\n",
+    "1,000 nested tables": lambda: b"Content-Type: text/html\r\n\r\n" + b"<table><tr><td>" * 1_000 + b"\r\n",
+    "999 fields": lambda: b"A: b\r\n" * 999 + b"\r\nx\r\n",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+async def test_a_bomb_is_forwarded_as_it_came_and_history_shows_it(name: str, relay: World) -> None:
+    content = BOMBS[name]()
+    message = await relay.mail(BASE, content)
+    await relay.arrived(content)
+    await relay.until(
+        lambda: relay.row("SELECT extraction FROM messages WHERE id = ?", message), lambda row: row[0] != "waiting"
+    )
+    shown = await relay.call("GET", f"/v1/messages/{message}")
+    assert len(shown["attachments"]) <= 1_000
+    assert await relay.octets("GET", f"/v1/messages/{message}/raw") == content
+    assert relay.daemon.errors == []
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        (b"A: b\r\n" * 1_001 + b"\r\nx\r\n", "552 5.3.4"),
+        (b"From: " + b'"' * 300_000 + b"\r\n\r\nx\r\n", "552 5.3.4"),
+        (b"Subject: x\r\n\r\n\0\r\n", "554 5.6.0"),
+        (b"Subject: x\r\n\r\n" + b"\r" * 100_000 + b"\r\n", "554 5.6.0"),
+    ],
+    ids=["1,001 fields", "300 kB of quotes", "NUL", "bare CRs"],
+)
+@pytest.mark.parametrize("chunked", [False, True], ids=["DATA", "BDAT"])
+async def test_what_goes_too_far_is_refused_at_the_end_of_the_message(
+    content: bytes, answer: str, chunked: bool, relay: World
+) -> None:
+    async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+        if chunked:
+            assert (await client.mail_in_chunks(content[:100], content[100:], to=f"<{BASE}>")).short == answer
+        else:
+            assert (await client.mail(stuff(content) + b".\r\n", f"<{BASE}>")).short == answer
+
+
+async def test_the_first_hundred_of_five_thousand_recipients_get_the_mail(relay: World) -> None:
+    content = unique_letter()
+    async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+        recipients = b"".join(b"RCPT TO:<plus+%d@%s>\r\n" % (number, DOMAIN.encode()) for number in range(5_000))
+        await client.send(b"MAIL FROM:<ann@customer.test>\r\n" + recipients)
+        answers = Counter([(await client.answer()).short for _ in range(5_001)])
+        assert answers == {"250 2.1.0": 1, "250 2.1.5": 100, "452 4.5.3": 4_900}
+        assert (await client.chunk(content, last=True)).code == 250
+    (received,) = await relay.arrived(content)
+    assert received.recipients == ["plus@example.test"]
+    assert len(await relay.rows("SELECT id FROM paths WHERE message_id = (SELECT max(id) FROM messages)")) == 100
+
+
+async def test_megabytes_without_a_line_end_are_no_command_and_end_the_session(relay: World) -> None:
+    async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+        try:
+            await client.send(b"MAIL FROM:<" + b"a" * 8_000_000)
+        except OSError:
+            pass  # cut off before the end
+        assert (await client.answer()).short == "500 5.5.2"
+
+
+async def test_who_talks_before_the_greeting_gains_nothing_by_it(relay: World) -> None:
+    """He is served in order, for some old machines do so; but a message that comes before its 354 is none."""
+    content = unique_letter()
+    envelope = f"EHLO early.test\r\nMAIL FROM:<a@early.test>\r\nRCPT TO:<{BASE}>\r\n".encode()
+    async with await SmtpClient.connect(relay.daemon.smtp_port) as client:
+        await client.send(envelope + b"DATA\r\n" + stuff(content) + b".\r\nNOOP\r\n")
+        assert [(await client.answer()).short for _ in range(5)] == [
+            "220",
+            "250",
+            "250 2.1.0",
+            "250 2.1.5",
+            "554 5.5.0",
+        ]
+    async with await SmtpClient.connect(relay.daemon.smtp_port) as client:
+        await client.send(envelope + bdat(content, last=True))
+        assert [(await client.answer()).code for _ in range(5)] == [220, 250, 250, 250, 250]
+    assert len(await relay.arrived(content)) == 1
+
+
+# Messages in chunks
+
+
+@pytest.mark.parametrize("size", [0, 1, 8_192, 300_000, 5_000_000])
+async def test_a_message_in_chunks_is_forwarded_and_kept_octet_by_octet(size: int, relay: World) -> None:
+    content = letter(
+        f"chunks {size}", ".\r\n..\r\n" + (".line of text\r\n" * (size // 15 + 1))[:size].rstrip() + "\r\n"
+    )
+    async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+        cut = [content[start : start + 8_192] for start in range(0, len(content), 8_192)]
+        answer = await client.mail_in_chunks(*cut, to=f"<{BASE}>")
+        assert answer.code == 250
+    (received,) = await relay.arrived(content)
+    assert b"with ESMTP " in received.content
+    assert await relay.octets("GET", f"/v1/messages/{int(answer.text.rpartition(' ')[2])}/raw") == content
