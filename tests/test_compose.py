@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,13 +23,18 @@ from relay.secrets import Keys, SealError
 from relay.store.post import Hook, PostJob
 from tests.poster_fixtures import CARD, SECRET
 from tests.store_fixtures import DAY, part
+from tests.webhook_receiver import stop_clock
 from webapi import links
 from webapi.compose import Composer, NotWanted, Request
 
-#: Signatures are only good for five minutes.
-NOW = float(int(time.time()))
+NOW = 1_796_000_000.0
 OTHER_SECRET = "whsec_" + "b3RoZXIgb3RoZXIgb3RoZXIgb3RoZXIgb3RoZXI="
 URL = "https://crm.example/hook"
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_clock(monkeypatch, NOW)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -20,13 +19,20 @@ from relay.secrets import Keys
 from relay.store.post import Hook, PostJob
 from tests.poster_fixtures import SECRET
 from tests.store_fixtures import DAY, part
-from tests.webhook_receiver import Answer, Receiver
+from tests.webhook_receiver import Answer, Receiver, stop_clock
 from webapi.compose import Composer
 from webapi.deal import read_deal
 from webapi.direct import Direct
 from webapi.post import Client
 
-NOW = float(int(time.time()))
+NOW = 1_796_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_clock(monkeypatch, NOW)
+
+
 VISIT = PayloadVisit("5", "4", marker="fb_new", utm_source="fb", google_client_id="12.34", city="Riga")
 
 

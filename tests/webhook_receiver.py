@@ -27,15 +27,28 @@ import json
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
 from functools import cached_property
 from types import TracebackType
 from typing import Any
 
+import pytest
 from aiohttp import web
 from standardwebhooks import Webhook
 
 #: Seconds for what should happen soon. Reached only when a test fails.
 PATIENCE = 30.0
+
+
+def stop_clock(monkeypatch: pytest.MonkeyPatch, now: float) -> None:
+    """The time of the receivers' library is ``now``, Unix seconds: a signature is only good for five minutes."""
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.fromtimestamp(now, tz)
+
+    monkeypatch.setattr("standardwebhooks.webhooks.datetime", Stopped)
 
 
 @dataclass(frozen=True)
