@@ -1,4 +1,4 @@
-"""python -m benchmarks [mail | binds | webhooks | dead | memory | start | day | history] …: measure, PASS or FAIL.
+"""python -m benchmarks [mail | binds | webhooks | dead | memory | start | hours | day | history] …: PASS or FAIL.
 
 Exit code 1 after a FAIL.
 """
@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import binds, day, dead, history, mail, memory, start, webhooks
+from benchmarks import binds, day, dead, history, hours, mail, memory, start, webhooks
 from benchmarks.postfix import Postfix, PostfixFailed
 from benchmarks.processes import file_system
 from benchmarks.programs import LoadFailed
@@ -25,7 +25,7 @@ from benchmarks.workplace import Workplace, workplace
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parts = ("all", "mail", "binds", "webhooks", "dead", "memory", "start", "day", "history")
+    parts = ("all", "mail", "binds", "webhooks", "dead", "memory", "start", "hours", "day", "history")
     parser.add_argument("part", nargs="?", choices=parts, default="all")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each server in turn")
     parser.add_argument("--size", type=int, help="mail: only the workloads with this size in octets")
@@ -33,7 +33,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--messages", type=int, help="mail: messages of a run, instead of the workload's number")
     parser.add_argument("--pipelining", action="store_true", help="mail: send the envelope in one piece")
     parser.add_argument("--plain", action="store_true", help="mail: large messages are all text, no attachment")
-    parser.add_argument("--rate", type=float, default=0.0, help="mail: pace the client at so many messages a second")
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="mail, hours: pace the client at so many messages a second"
+    )
+    parser.add_argument("--hours", type=float, default=hours.HOURS, help="hours: how many")
     parser.add_argument(
         "--visits", type=int, default=100_000, help="mail: visits bound beforehand (at least 1000); day: of a day"
     )
@@ -127,6 +130,10 @@ def main() -> int:
                     memory.measure(place, relay)
             if wanted.part in ("all", "start"):
                 start.measure(report, place.directory, wanted.queued)
+            if wanted.part == "hours":
+                with Relay(place.directory / "hours", place.next_hop.port, place.webhook.port) as relay:
+                    mail.prepare(place, relay, mail.RECIPIENTS)
+                    hours.measure(place, relay, wanted.hours, wanted.rate or hours.RATE)
     except (LoadFailed, PostfixFailed, RelayFailed) as error:
         print(f"not measured: {error}", file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ from benchmarks.programs import Figures, run_client
 from benchmarks.relay import FIRST_VISIT, Relay, Totals
 from benchmarks.workplace import Workplace
 
-#: Seconds for one run of the load client, and for its last message to arrive after that.
+#: Seconds for one run of the load client beyond what its pace asks for, and for its last message to arrive after that.
 TIMEOUT = 120.0
 ARRIVAL = 60.0
 #: Seconds within which extraction, index and webhook are done after the last message, by the goal.
@@ -131,7 +131,7 @@ def run(place: Workplace, server: Relay | Postfix, workload: Workload, options: 
     with Watch(server.pid) as watch:
         load = run_client(
             place.program("smtpload"),
-            TIMEOUT,
+            TIMEOUT + (messages / options.rate if options.rate else 0.0),
             port=server.port,
             run=name,
             messages=messages,

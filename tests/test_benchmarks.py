@@ -13,18 +13,17 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import archive, binds, day, history, history_http, mail, processes
+from benchmarks import archive, binds, day, history, history_http, hours, mail, processes
 from benchmarks.programs import Figures, LoadFailed, Sink, compile_all, run_client
 from benchmarks.relay import Relay
 from benchmarks.report import Report
 from benchmarks.visitors import AGAIN, BEGIN, DAY, LEASE, Plan, plan
-from benchmarks.workplace import workplace
+from benchmarks.workplace import Workplace, workplace
 from relay.core.attribution import Delays
 from relay.core.model import Candidate
 from tests.smtp_sink import SmtpSink
@@ -158,25 +157,44 @@ def test_the_webhook_receiver_counts_posts_and_events(programs: Path) -> None:
         assert sink.figures() == {"posts": 0, "events": 0, "octets": 0}
 
 
-def test_the_relay_is_measured_and_verified(tmp_path: Path) -> None:
-    few = mail.Workload("a few", 4096, 50, 5, 10, 0.0)
-    with ExitStack() as stack:
-        place = stack.enter_context(workplace(Report(), tmp_path))
-        relay = stack.enter_context(Relay(place.directory / "relay", place.next_hop.port, place.webhook.port))
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    with workplace(Report(), tmp_path_factory.mktemp("place")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def measured(place: Workplace) -> Iterator[Relay]:
+    with Relay(place.directory / "relay", place.next_hop.port, place.webhook.port) as relay:
         mail.prepare(place, relay, mail.RECIPIENTS)
-        run = mail.run(place, relay, few, mail.Options(), few.messages)
+        yield relay
+
+
+def test_the_relay_is_measured_and_verified(place: Workplace, measured: Relay) -> None:
+    few = mail.Workload("a few", 4096, 50, 5, 10, 0.0)
+    run = mail.run(place, measured, few, mail.Options(), few.messages)
     assert run.faults == ()
     assert min(run.forwarded, run.accepted, run.finished or 0.0, run.cpu) > 0
     assert run.memory > 10_000_000
     assert run.drained is not None
 
 
-def test_binds_are_paced_timed_and_each_an_address_of_its_own(tmp_path: Path) -> None:
-    with ExitStack() as stack:
-        place = stack.enter_context(workplace(Report(), tmp_path))
-        relay = stack.enter_context(Relay(place.directory / "relay", place.next_hop.port, place.webhook.port))
-        paced = binds.bind(place, relay, 100, address=binds.UNIQUE_ADDRESS, rate=400.0)
-        assert relay.complaints() == []
+def test_hours_are_verified_and_their_memory_is_judged(
+    place: Workplace, measured: Relay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hours.measure(place, measured, 4 / 3600, 20.0, stretch=2.0)
+    assert place.report.figures["hours"]["letters"] >= 60
+    assert "PASS  hours: every message exactly once, unchanged, indexed, posted: verified" in capsys.readouterr().out
+
+
+def test_the_slope_leaves_out_the_first_quarter() -> None:
+    samples = [hours.Sample(at, 0 if at < 1 else 100_000_000 + 2_000_000 * at) for at in range(1 + 4)]
+    assert hours.slope(samples) == pytest.approx(2_000_000)
+
+
+def test_binds_are_paced_timed_and_each_an_address_of_its_own(place: Workplace, measured: Relay) -> None:
+    paced = binds.bind(place, measured, 100, address=binds.UNIQUE_ADDRESS, rate=400.0)
+    assert measured.complaints() == []
     assert (paced["bound"], paced["failed"]) == (100, 0)
     assert paced["seconds"] >= 99 / 400
     assert 0 < paced["latency_ms"]["p50"] <= paced["latency_ms"]["p99"]
