@@ -338,7 +338,13 @@ class Costs:
 
 @asynccontextmanager
 async def watched(what: str, cases: int) -> AsyncIterator[Costs]:
-    """A watchdog in the event loop that looks for its turn all the time."""
+    """A watchdog in the event loop that looks for its turn all the time.
+
+    As in the daemon, what was there before is out of the garbage collector's sight: to walk over all that the tests
+    have imported takes 0.1 s.
+    """
+    gc.collect()
+    gc.freeze()
     costs = Costs(what, cases)
 
     async def watch() -> None:
@@ -356,6 +362,7 @@ async def watched(what: str, cases: int) -> AsyncIterator[Costs]:
         yield costs
     finally:
         watchdog.cancel()
+        gc.unfreeze()
 
 
 async def each(costs: Costs, case: Callable[[int], object]) -> None:
