@@ -155,6 +155,22 @@ async def test_a_process_that_hangs_is_replaced(
         assert poster.pid not in (None, first)
 
 
+async def test_a_daemon_that_stood_still_reads_what_was_said_meanwhile_and_kills_nobody(
+    w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with posting(w, keys) as poster:
+        first, found = poster.pid, await jobs(w, 2, poster.claim)
+        monkeypatch.setattr(module, "PATIENCE", 2.0)
+        poster.submit(found[:1])  # from what it says of that on it has so long
+        await seen(lambda: poster.tally.outcomes == {"delivered": 1})
+        monkeypatch.setattr(module, "PATIENCE", PATIENCE)
+        poster.submit(found[1:])
+        time.sleep(2.5)  # nothing here goes on, as after SIGSTOP
+        await until_recorded(w, 2)
+        assert poster.pid == first
+    assert len(crm.posts) == 2
+
+
 async def test_its_state_is_told(w: World, keys: Keys, crm: Receiver) -> None:
     webhook = w.site().webhooks[0].id
     crm.script = 500
