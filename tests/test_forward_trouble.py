@@ -21,7 +21,7 @@ from relay.store.engine import StoreUnavailable, Verb
 from relay.store.post import CLAIM
 from tests.certificates import Certificate
 from tests.parts import DOMAIN, MAIL, SITE, running_parts
-from tests.smtp_sink import Slow, SmtpSink
+from tests.smtp_sink import Later, SmtpSink
 from tests.store_fixtures import fresh_keys, target_of
 
 WHO = ("sales@example.com", "dead@example.com")
@@ -238,14 +238,16 @@ async def test_a_target_that_is_not_let_in_stops_no_mail_of_another_to_the_same_
 
 
 async def test_a_leap_of_the_clock_begins_nothing_a_second_time_that_is_under_way(tmp_path: Path) -> None:
+    looked = asyncio.Event()
     async with (
-        SmtpSink(script={"dot": Slow(1.0, "250 2.0.0 taken")}) as sink,
+        SmtpSink(script={"dot": Later(looked, "250 2.0.0 taken")}) as sink,
         running_parts(tmp_path, f"smtp://{sink.address}") as parts,
     ):
         await parts.send()
         await sink.wait(lambda sink: sink.live > 0)
         parts.clock.ahead = CLAIM + 100
-        parts.forwarder.wake()
+        await parts.forwarder._claim()
+        looked.set()
         await parts.until(lambda rows: rows[0]["state"] == "forwarded")
         await parts.send(mail=MAIL + b"later\r\n")
         await parts.until(lambda rows: [row["state"] for row in rows] == ["forwarded"] * 2)

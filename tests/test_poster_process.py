@@ -178,10 +178,11 @@ async def test_its_state_is_told(w: World, keys: Keys, crm: Receiver) -> None:
         assert poster.standing(webhook) == Standing()
         await handed(w, poster, FAILING)
         await seen(lambda: poster.standing(webhook) == Standing(FAILING))
-        crm.script = Held()
+        crm.script = held = Held()
         await handed(w, poster, 1, "later")
         poster.submit([], {webhook})
         await seen(lambda: webhook in poster.backed_up())
+        held.open()
 
 
 async def test_a_copy_that_was_changed_since_is_read_again(w: World, keys: Keys, crm: Receiver) -> None:
