@@ -11,6 +11,7 @@
     Hang()                   nothing more is said until the client leaves
     Stall()                  nothing more is said or read until the sink is closed
     Slow(0.1, "250 ok")      the reply after some seconds
+    Later(event, "250 ok")   the reply when the event is set
     None                     the usual behaviour
     [step, step]             one for each time the stage is reached over all sessions, then the usual
     function(session, line)  called each time, returns one of the steps above
@@ -53,7 +54,13 @@ class Slow:
     reply: str
 
 
-Step = str | bytes | Close | Hang | Stall | Slow | None
+@dataclass(frozen=True)
+class Later:
+    event: asyncio.Event
+    reply: str
+
+
+Step = str | bytes | Close | Hang | Stall | Slow | Later | None
 Script = Step | list[Step] | Callable[["SinkSession", str], Step]
 
 
@@ -337,7 +344,7 @@ class SinkSession:
         """Answer as the script says, else as usual; the answer is noted in ``message`` before it is sent."""
         step = self.sink.step(stage, self, line)
         step = usual if step is None else step
-        if message is not None and isinstance(step, str | Close | Slow):
+        if message is not None and isinstance(step, str | Close | Slow | Later):
             message.answer = step if isinstance(step, str) else step.reply
         return await self._act(step)
 
@@ -353,6 +360,10 @@ class SinkSession:
                 return ""
             case Slow():
                 await asyncio.sleep(step.seconds)
+                await self._reply(step.reply)
+                return step.reply
+            case Later():
+                await step.event.wait()
                 await self._reply(step.reply)
                 return step.reply
             case Close():

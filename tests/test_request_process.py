@@ -28,6 +28,11 @@ from webapi.request_process import RequestProcess
 from webapi.requests import ANSWER, OURS, Answer, NoAnswer, Request
 
 
+@pytest.fixture(autouse=True)
+def _started_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_process, "PAUSE", 0.01)
+
+
 @asynccontextmanager
 async def requesting(*, allow_private: bool = True, connections: int = 5) -> AsyncIterator[RequestProcess]:
     process = RequestProcess(allow_private, connections)
@@ -139,8 +144,8 @@ async def test_it_ends_when_the_daemon_is_killed() -> None:
         theirs.close()
         assert await asyncio.to_thread(ours.recv, 100) == b"ready\n"
         process.send_signal(signal.SIGTERM)  # the daemon's, which has something to finish
-        time.sleep(0.2)
-        assert process.poll() is None
+        ours.sendall(pack_request(1, to("http://127.0.0.1:9/")))
+        assert ANSWERED.unpack(await asyncio.to_thread(ours.recv, ANSWERED.size))[0] == 1  # it goes on all the same
         ours.close()
         assert await asyncio.to_thread(process.wait, 10) == 0
 
@@ -170,6 +175,17 @@ async def test_one_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
         await until_replaced(process, pid)
         monkeypatch.setattr(request_process, "TIMEOUT", 15.0)
         assert await process.request(to(crm.url)) == Answer(200, b"")
+
+
+async def test_one_that_answered_while_we_stood_still_is_not_taken_to_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_process, "TIMEOUT", 1.0)
+    monkeypatch.setattr(request_process, "PATIENCE", 1.0)
+    async with Receiver() as crm, requesting() as process:
+        pid = process.pid
+        asked = asyncio.create_task(process.request(to(crm.url)))
+        await crm.wait_for(1)
+        time.sleep(2.2)  # nothing here goes on, as after SIGSTOP
+        assert (await asked, process.pid) == (Answer(200, b""), pid)
 
 
 async def test_one_that_lies_is_replaced() -> None:
