@@ -124,9 +124,13 @@ class DataReception(Reception):
 
     async def read(self, stream: Stream) -> None:
         """Take the data to their end, whatever is in them. Raises Over."""
-        while not self._reader.done:
-            await self._take(stream)
-        stream.unread(self._reader.rest)
+        reader = self._reader
+        try:
+            while not reader.done:
+                await self._take(stream)
+        finally:  # also where what came with the dot could not be kept: the commands behind it are still to be answered
+            if reader.done:
+                stream.unread(reader.rest)
 
 
 class ChunkReception(Reception):
