@@ -65,6 +65,22 @@ class Tally:
         self.refusals[command, str(answer.code)] += 1
 
 
+class Terms:
+    """What a session goes by from its greeting to its end, reloads or not: the settings, and what announces them.
+
+    Both are in one object, so that nobody is told in EHLO what is not done afterwards, or the reverse.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.greeting = reply.greeting(settings.hostname).wire
+        self.helo = reply.helo(settings.hostname)
+        size = f"SIZE {settings.max_message_size}"
+        words = ["PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING"]
+        self.ehlo = reply.ehlo(settings.hostname, words)
+        self.ehlo_starttls = reply.ehlo(settings.hostname, [*words, "STARTTLS"]) if settings.tls else self.ehlo
+
+
 class Service:
     """What all sessions share."""
 
@@ -78,14 +94,8 @@ class Service:
 
     def configure(self, settings: Settings) -> None:
         """What sessions that begin from now on go by; who is in goes on as before."""
-        self.settings = settings
+        self.terms = Terms(settings)
         self.turnstile.configure(settings.limits)
-        self.greeting = reply.greeting(settings.hostname).wire
-        self.helo = reply.helo(settings.hostname)
-        size = f"SIZE {settings.max_message_size}"
-        words = ["PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING"]
-        self.ehlo = reply.ehlo(settings.hostname, words)
-        self.ehlo_starttls = reply.ehlo(settings.hostname, [*words, "STARTTLS"]) if settings.tls else self.ehlo
 
 
 class Session(Stream):
@@ -101,11 +111,12 @@ class Session(Stream):
     _chunks: ChunkReception | None = None
 
     def __init__(self, service: Service) -> None:
-        limits = service.settings.limits
-        super().__init__(asyncio.get_running_loop(), limits.command_timeout)
+        terms = service.terms
+        super().__init__(asyncio.get_running_loop(), terms.settings.limits.command_timeout)
         self._service = service
-        self._settings = service.settings
-        self._limits = limits
+        self._terms = terms
+        self._settings = terms.settings
+        self._limits = terms.settings.limits
         self._began = self.loop.time()
         self._name = secrets.token_hex(4)
         self._ip = ""
@@ -140,7 +151,7 @@ class Session(Stream):
         try:
             if self._ticket.refusal is not None:
                 raise Over("too many connections", self._ticket.refusal)
-            self.send(self._service.greeting)
+            self.send(self._terms.greeting)
             while True:
                 await self._command(await self.line(self._limits.command_timeout, self._chunks is not None))
                 self._verb = "idle"
@@ -208,11 +219,11 @@ class Session(Stream):
 
     async def smtp_HELO(self, argument: str) -> None:
         if self._hello(argument, esmtp=False):
-            self._answer(self._service.helo)
+            self._answer(self._terms.helo)
 
     async def smtp_EHLO(self, argument: str) -> None:
         if self._hello(argument, esmtp=True):
-            self.send(self._service.ehlo if self.tls else self._service.ehlo_starttls)
+            self.send(self._terms.ehlo if self.tls else self._terms.ehlo_starttls)
 
     async def smtp_STARTTLS(self, argument: str) -> None:
         tls = self._settings.tls
