@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 #: What a refused message may bring, in multiples of the size limit, before its sender is cut off.
 DRAIN_FACTOR = 2
-#: Seconds it may take from its refusal on.
+#: Seconds it may take from the first octets behind its refusal on.
 DRAIN_TIME = 300.0
 
 
@@ -43,7 +43,7 @@ class Reception:
         self._judge = reader
         self._received = 0
         self._waited = 0.0
-        self._drain_until = 0.0
+        self._drain_until: float | None = None
 
     @property
     def head(self) -> bytes:
@@ -91,9 +91,11 @@ class Reception:
             raise Over("data too slow", reply.TIMED_OUT)
         octets = self._judge.feed(chunk)
         if self.refusal is None:
-            self._drain_until = now + DRAIN_TIME
             await self._keep(octets)
-        elif self._received > DRAIN_FACTOR * self._maximum or now > self._drain_until:
+            return len(chunk)
+        if self._drain_until is None:
+            self._drain_until = now + DRAIN_TIME
+        if self._received > DRAIN_FACTOR * self._maximum or now > self._drain_until:
             raise Over("endless message", self.refusal)
         return len(chunk)
 
@@ -154,10 +156,8 @@ class ChunkReception(Reception):
         if self.refusal is None and self._writer.size + size > self._maximum:
             self.refusal = reply.MESSAGE_TOO_BIG
             self.discard()
-        if self.refusal is not None:
-            if self._received + size > DRAIN_FACTOR * self._maximum:
-                raise Over("endless message", self.refusal)
-            self._drain_until = stream.loop.time() + DRAIN_TIME
+        if self.refusal is not None and self._received + size > DRAIN_FACTOR * self._maximum:
+            raise Over("endless message", self.refusal)
         self._left = size
         while self._left:
             self._left -= await self._take(stream, self._left)

@@ -109,6 +109,7 @@ class Session(Stream):
     _smtputf8: bool
     _recipients: dict[str | tuple[str, str], tuple[Recipient, object]]
     _chunks: ChunkReception | None = None
+    _refused_chunks: ChunkReception | None = None
 
     def __init__(self, service: Service) -> None:
         terms = service.terms
@@ -277,6 +278,7 @@ class Session(Stream):
             return self._answer(reply.MESSAGE_TOO_BIG)
         if not self._service.intake.room(mail.size):
             return self._answer(reply.INSUFFICIENT_STORAGE)
+        self._refused_chunks = None
         self._in_mail = True
         self._sender = mail.sender
         self._smtputf8 = mail.smtputf8
@@ -332,24 +334,30 @@ class Session(Stream):
         size, last = chunk
         if size >= LARGE_CHUNK:
             self._uncounted += 1
-        settings = self._settings
-        reception, self._chunks = self._chunks, None
+        reception, refused = self._chunks or self._refused_chunks, self._refused_chunks is not None
         if reception is None:
+            settings, not_ready = self._settings, self._not_ready()
             reception = ChunkReception(
-                self._service.bodies.writer(),
-                settings.max_message_size,
-                settings.bare_lf,
-                self._limits,
-                self._not_ready(),
+                self._service.bodies.writer(), settings.max_message_size, settings.bare_lf, self._limits, not_ready
             )
+        self._chunks = None
         answer = await self._receive(reception, reception.read(self, size), last)
         if answer is reply.CHUNK_OK:
             self._chunks = reception
-        self._answer(answer)
+        elif not last:
+            # The chunks behind it may be on their way already. They get the same answer, lest a client that looks at
+            # the last one takes "not now" for "never", and are no errors of their own.
+            reception.refusal = answer
+            self._refused_chunks = reception
+        if refused:
+            self.send(answer.wire)
+        else:
+            self._answer(answer)
 
     async def _receive(self, reception: DataReception | ChunkReception, reading: Awaitable[None], last: bool) -> Reply:
         """Read octets to their end and accept the message if they were its last. Unless all is well it is over."""
         answer = reply.INTERNAL_ERROR
+        told = reception.refusal is not None  # a refused message is told of once, and where there is none not at all
         sender, recipients, dot_at = self._sender, len(self._recipients), self.loop.time()
         try:
             await reading
@@ -366,7 +374,7 @@ class Session(Stream):
         finally:
             if answer is not reply.CHUNK_OK:
                 self._forget()
-        if answer is not reply.CHUNK_OK:
+        if answer is not reply.CHUNK_OK and not told:
             self._tell(answer, sender, recipients, reception.size, self.loop.time() - dot_at)
         return answer
 
@@ -449,6 +457,7 @@ class Session(Stream):
         self._sender = None
         self._smtputf8 = False
         self._recipients = {}
+        self._refused_chunks = None
         if self._chunks is not None:
             self._chunks.discard()
             self._chunks = None
