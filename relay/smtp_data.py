@@ -6,6 +6,7 @@ is refused halfway would take the reply for something else, and what it still se
 
 from __future__ import annotations
 
+import asyncio
 from errno import EDQUOT, ENOSPC
 
 import structlog
@@ -14,7 +15,7 @@ from relay.bodies import Body, BodyWriter
 from relay.core import reply
 from relay.core.reply import Reply
 from relay.core.wire import ChunkReader, DataReader
-from relay.smtp_limits import BareLf, Limits
+from relay.smtp_limits import SETTLED, BareLf, Limits
 from relay.smtp_stream import Over, Stream
 
 log = structlog.get_logger()
@@ -41,6 +42,7 @@ class Reception:
         self._policy = bare_lf
         self._limits = limits
         self._judge = reader
+        self._began = asyncio.get_running_loop().time()
         self._received = 0
         self._waited = 0.0
         self._drain_until: float | None = None
@@ -57,6 +59,15 @@ class Reception:
     @property
     def bare_lf(self) -> int:
         return self._judge.bare_lf
+
+    def keeps_up(self, now: float) -> bool:
+        """Whether the message has come at ``data_rate`` at least until loop time ``now``, but for its first moment.
+
+        Stricter than what ends a session: there is no grace, pauses between chunks count, what is refused is no
+        message, and where no rate is demanded none is kept.
+        """
+        rate = self._limits.data_rate
+        return self.refusal is None and rate > 0 and self._received >= rate * (now - self._began - SETTLED)
 
     async def body(self) -> Body | Reply:
         """The body, safe on disk or in memory; or why it is refused, and nothing is left of it."""

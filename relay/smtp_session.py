@@ -108,6 +108,7 @@ class Session(Stream):
     _sender: Address | None
     _smtputf8: bool
     _recipients: dict[str | tuple[str, str], tuple[Recipient, object]]
+    _reception: DataReception | ChunkReception | None
     _chunks: ChunkReception | None = None
     _refused_chunks: ChunkReception | None = None
 
@@ -141,7 +142,7 @@ class Session(Stream):
         peer = transport.get_extra_info("peername")
         if peer:  # None when the client is gone already
             self._ip, self._port = peer[0].removeprefix("::ffff:"), peer[1]
-        self._ticket = self._service.turnstile.enter(self._ip, self._give_way)
+        self._ticket = self._service.turnstile.enter(self._ip, self._give_way, self._in_message)
         self._exempt = self._ticket.exempt
         self._service.sessions.add(self)  # which keeps the task alive
         self.task = self.loop.create_task(self._handle_client())
@@ -357,6 +358,7 @@ class Session(Stream):
     async def _receive(self, reception: DataReception | ChunkReception, reading: Awaitable[None], last: bool) -> Reply:
         """Read octets to their end and accept the message if they were its last. Unless all is well it is over."""
         answer = reply.INTERNAL_ERROR
+        self._reception = reception
         told = reception.refusal is not None  # a refused message is told of once, and where there is none not at all
         sender, recipients, dot_at = self._sender, len(self._recipients), self.loop.time()
         try:
@@ -427,6 +429,10 @@ class Session(Stream):
     def _give_way(self) -> None:
         self.dismiss(Over("gave way", reply.GIVING_WAY))
 
+    def _in_message(self) -> bool:
+        """Whether a message is coming in, as fast as it must."""
+        return self._reception is not None and self._reception.keeps_up(self.loop.time())
+
     def _not_ready(self) -> Reply | None:
         """Why there is no message to be sent now."""
         if not self._helo:
@@ -457,6 +463,7 @@ class Session(Stream):
         self._sender = None
         self._smtputf8 = False
         self._recipients = {}
+        self._reception = None
         self._refused_chunks = None
         if self._chunks is not None:
             self._chunks.discard()
