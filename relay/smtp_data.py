@@ -6,6 +6,7 @@ is refused halfway would take the reply for something else, and what it still se
 
 from __future__ import annotations
 
+import asyncio
 from errno import EDQUOT, ENOSPC
 
 import structlog
@@ -14,14 +15,14 @@ from relay.bodies import Body, BodyWriter
 from relay.core import reply
 from relay.core.reply import Reply
 from relay.core.wire import ChunkReader, DataReader
-from relay.smtp_limits import BareLf, Limits
+from relay.smtp_limits import SETTLED, BareLf, Limits
 from relay.smtp_stream import Over, Stream
 
 log = structlog.get_logger()
 
 #: What a refused message may bring, in multiples of the size limit, before its sender is cut off.
 DRAIN_FACTOR = 2
-#: Seconds it may take from its refusal on.
+#: Seconds it may take from the first octets behind its refusal on.
 DRAIN_TIME = 300.0
 
 
@@ -41,9 +42,10 @@ class Reception:
         self._policy = bare_lf
         self._limits = limits
         self._judge = reader
+        self._began = asyncio.get_running_loop().time()
         self._received = 0
         self._waited = 0.0
-        self._drain_until = 0.0
+        self._drain_until: float | None = None
 
     @property
     def head(self) -> bytes:
@@ -57,6 +59,15 @@ class Reception:
     @property
     def bare_lf(self) -> int:
         return self._judge.bare_lf
+
+    def keeps_up(self, now: float) -> bool:
+        """Whether the message has come at ``data_rate`` at least until loop time ``now``, but for its first moment.
+
+        Stricter than what ends a session: there is no grace, pauses between chunks count, what is refused is no
+        message, and where no rate is demanded none is kept.
+        """
+        rate = self._limits.data_rate
+        return self.refusal is None and rate > 0 and self._received >= rate * (now - self._began - SETTLED)
 
     async def body(self) -> Body | Reply:
         """The body, safe on disk or in memory; or why it is refused, and nothing is left of it."""
@@ -91,9 +102,11 @@ class Reception:
             raise Over("data too slow", reply.TIMED_OUT)
         octets = self._judge.feed(chunk)
         if self.refusal is None:
-            self._drain_until = now + DRAIN_TIME
             await self._keep(octets)
-        elif self._received > DRAIN_FACTOR * self._maximum or now > self._drain_until:
+            return len(chunk)
+        if self._drain_until is None:
+            self._drain_until = now + DRAIN_TIME
+        if self._received > DRAIN_FACTOR * self._maximum or now > self._drain_until:
             raise Over("endless message", self.refusal)
         return len(chunk)
 
@@ -124,9 +137,13 @@ class DataReception(Reception):
 
     async def read(self, stream: Stream) -> None:
         """Take the data to their end, whatever is in them. Raises Over."""
-        while not self._reader.done:
-            await self._take(stream)
-        stream.unread(self._reader.rest)
+        reader = self._reader
+        try:
+            while not reader.done:
+                await self._take(stream)
+        finally:  # also where what came with the dot could not be kept: the commands behind it are still to be answered
+            if reader.done:
+                stream.unread(reader.rest)
 
 
 class ChunkReception(Reception):
@@ -150,10 +167,8 @@ class ChunkReception(Reception):
         if self.refusal is None and self._writer.size + size > self._maximum:
             self.refusal = reply.MESSAGE_TOO_BIG
             self.discard()
-        if self.refusal is not None:
-            if self._received + size > DRAIN_FACTOR * self._maximum:
-                raise Over("endless message", self.refusal)
-            self._drain_until = stream.loop.time() + DRAIN_TIME
+        if self.refusal is not None and self._received + size > DRAIN_FACTOR * self._maximum:
+            raise Over("endless message", self.refusal)
         self._left = size
         while self._left:
             self._left -= await self._take(stream, self._left)

@@ -2,7 +2,9 @@
 
 start   bind, or take the sockets handed over by systemd; from then on mail is accepted
 stop    1. no new connections   2. who is between messages gets 421 4.3.2   3. messages in transit may end
-        4. after the grace the rest is cut off; what was past its final dot is still accepted, to its end
+        4. after the grace the rest gets 421 4.3.2, too, in the middle of its message: the client knows that it is to
+           come again; what was past its final dot is still accepted, to its end, and answered first
+        5. whoever is left then is cut off
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import structlog
 
 from relay.accepting import Listen, serve
 from relay.bodies import Bodies
+from relay.core import reply
 from relay.smtp_limits import Settings
 from relay.smtp_session import Service, Session, Tally
+from relay.smtp_stream import Over
 from relay.smtp_transaction import Intake
 
 log = structlog.get_logger()
 
-#: Seconds that ``stop`` waits for acceptances under way after everything else has been cut off.
+#: Seconds that ``stop`` waits for acceptances under way after everything else has been sent away.
 LAST_ACCEPTANCES = 10.0
 
 
@@ -55,9 +59,11 @@ class SmtpServer:
             session.stop()
         await self._wait(grace)
         for session in list(self._service.sessions):
-            session.abort()
+            session.dismiss(Over("daemon stopping", reply.SHUTTING_DOWN))
         if await self._wait(LAST_ACCEPTANCES):
             log.error("SMTP sessions left behind at the stop", sessions=len(self._service.sessions))
+            for session in list(self._service.sessions):
+                session.abort()
 
     @property
     def sockets(self) -> list[socket.socket]:

@@ -20,7 +20,7 @@ IPV6_PREFIX = 64
 #: look-up takes as a rule, so that the time says nothing about what was found, and no sender's undoing.
 UNKNOWN_TIME = 0.1
 #: Seconds for which a client that has brought a message gives way to nobody, and one that has just come and is the only
-#: one of its address: an ordinary session is over by then.
+#: one of its address, or whose message has just begun: an ordinary session is over by then.
 KEPT = 60.0
 SETTLED = 2.0
 
@@ -80,7 +80,8 @@ def unknown_delay(count: int, limits: Limits) -> float:
 class Ticket:
     """What the turnstile says of a new connection: the reply that refuses it or None, and whether it is exempt.
 
-    ``since``: seconds of the turnstile's clock. ``give_way`` ends its session.
+    ``since``: seconds of the turnstile's clock. ``give_way`` ends its session. ``busy`` says whether that would cost a
+    message which comes in as fast as is demanded.
     """
 
     key: str
@@ -88,6 +89,11 @@ class Ticket:
     refusal: Reply | None
     since: float
     give_way: Callable[[], None]
+    busy: Callable[[], bool]
+
+
+def _never() -> bool:
+    return False
 
 
 class Turnstile:
@@ -96,6 +102,16 @@ class Turnstile:
     When it is full somebody has to give way, or whoever opens connections and does nothing would shut everybody out.
     It is the longest inside of the address that has most here, if that has more than the address of who knocks. Who
     has brought a message gives way to nobody for a while, who is alone has a moment, and the exempt never do.
+
+    Of those whose turn it would be, who is in the middle of a message that keeps up with ``data_rate`` goes last, or a
+    first large message over a slow line would never arrive while it is full. But he goes:
+
+    - Addresses are compared first, messages only among those that have most here. So an address has one message spared
+      for it, whatever it opens, and twenty addresses with fifty messages each outlive nobody.
+    - Where nobody else is left the oldest message gives way. So there is always room for somebody new.
+    - The rate is demanded without the grace (relay/smtp_data.py, keeps_up): but for its first moment, every second of
+      a message that is to be spared costs ``data_rate`` octets. A drop now and then spares nobody, and ends after the
+      grace.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -111,16 +127,16 @@ class Turnstile:
         self._limits = limits
         self._who = lru_cache(maxsize=4096)(self._classify)
 
-    def enter(self, ip: str, give_way: Callable[[], None]) -> Ticket:
+    def enter(self, ip: str, give_way: Callable[[], None], busy: Callable[[], bool] = _never) -> Ticket:
         """Admit or refuse; only who is admitted is counted, and must leave()."""
         key, exempt = self._who(ip)
         now = self._clock()
         if not exempt:
             if self._by_key[key] >= self._limits.connections_per_address:
-                return Ticket(key, exempt, reply.TOO_MANY_FROM_ADDRESS, now, give_way)
+                return Ticket(key, exempt, reply.TOO_MANY_FROM_ADDRESS, now, give_way, busy)
             if len(self._inside) >= self._limits.connections and not self._make_room(key, now):
-                return Ticket(key, exempt, reply.TOO_MANY_CONNECTIONS, now, give_way)
-        ticket = Ticket(key, exempt, None, now, give_way)
+                return Ticket(key, exempt, reply.TOO_MANY_CONNECTIONS, now, give_way, busy)
+        ticket = Ticket(key, exempt, None, now, give_way, busy)
         self._inside.add(ticket)
         self._by_key[key] += 1
         if not exempt:
@@ -148,15 +164,36 @@ class Turnstile:
         while self._known and (first := next(iter(self._known.items())))[1] <= now - KEPT:
             self._forget(first[0])
             self._strangers.setdefault(first[0].key, {})[first[0]] = None
-        crowd = max(self._strangers.values(), key=lambda crowd: (len(crowd), -next(iter(crowd)).since), default={})
-        if len(crowd) <= len(self._strangers.get(key, ())):
+        crowds = self._strangers.values()
+        most = max(map(len, crowds), default=0)
+        if most <= len(self._strangers.get(key, ())):
             return False
-        ticket = next(iter(crowd))
-        if len(crowd) == 1 and ticket.since > now - SETTLED:
+        ticket = self._whose_turn(most, now - SETTLED if most == 1 else now)
+        if ticket is None:
             return False
         self.leave(ticket)
         ticket.give_way()
         return True
+
+    def _whose_turn(self, most: int, latest: float) -> Ticket | None:
+        """Of the addresses with ``most`` strangers, the longest inside of the idle ones, or else of the busy ones.
+
+        Who has come after ``latest`` is left out. Few are asked whether they are busy: this is done at every connection
+        of a flood.
+        """
+        idle = busy = None
+        for crowd in self._strangers.values():
+            if len(crowd) != most:
+                continue
+            for ticket in crowd:
+                if ticket.since > latest or (idle is not None and ticket.since >= idle.since):
+                    break
+                if not ticket.busy():
+                    idle = ticket
+                    break
+                if busy is None or ticket.since < busy.since:
+                    busy = ticket
+        return idle or busy
 
     def _forget(self, ticket: Ticket) -> None:
         self._known.pop(ticket, None)

@@ -65,6 +65,22 @@ class Tally:
         self.refusals[command, str(answer.code)] += 1
 
 
+class Terms:
+    """What a session goes by from its greeting to its end, reloads or not: the settings, and what announces them.
+
+    Both are in one object, so that nobody is told in EHLO what is not done afterwards, or the reverse.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.greeting = reply.greeting(settings.hostname).wire
+        self.helo = reply.helo(settings.hostname)
+        size = f"SIZE {settings.max_message_size}"
+        words = ["PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING"]
+        self.ehlo = reply.ehlo(settings.hostname, words)
+        self.ehlo_starttls = reply.ehlo(settings.hostname, [*words, "STARTTLS"]) if settings.tls else self.ehlo
+
+
 class Service:
     """What all sessions share."""
 
@@ -78,14 +94,8 @@ class Service:
 
     def configure(self, settings: Settings) -> None:
         """What sessions that begin from now on go by; who is in goes on as before."""
-        self.settings = settings
+        self.terms = Terms(settings)
         self.turnstile.configure(settings.limits)
-        self.greeting = reply.greeting(settings.hostname).wire
-        self.helo = reply.helo(settings.hostname)
-        size = f"SIZE {settings.max_message_size}"
-        words = ["PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING"]
-        self.ehlo = reply.ehlo(settings.hostname, words)
-        self.ehlo_starttls = reply.ehlo(settings.hostname, [*words, "STARTTLS"]) if settings.tls else self.ehlo
 
 
 class Session(Stream):
@@ -98,14 +108,17 @@ class Session(Stream):
     _sender: Address | None
     _smtputf8: bool
     _recipients: dict[str | tuple[str, str], tuple[Recipient, object]]
+    _reception: DataReception | ChunkReception | None
     _chunks: ChunkReception | None = None
+    _refused_chunks: ChunkReception | None = None
 
     def __init__(self, service: Service) -> None:
-        limits = service.settings.limits
-        super().__init__(asyncio.get_running_loop(), limits.command_timeout)
+        terms = service.terms
+        super().__init__(asyncio.get_running_loop(), terms.settings.limits.command_timeout)
         self._service = service
-        self._settings = service.settings
-        self._limits = limits
+        self._terms = terms
+        self._settings = terms.settings
+        self._limits = terms.settings.limits
         self._began = self.loop.time()
         self._name = secrets.token_hex(4)
         self._ip = ""
@@ -129,7 +142,7 @@ class Session(Stream):
         peer = transport.get_extra_info("peername")
         if peer:  # None when the client is gone already
             self._ip, self._port = peer[0].removeprefix("::ffff:"), peer[1]
-        self._ticket = self._service.turnstile.enter(self._ip, self._give_way)
+        self._ticket = self._service.turnstile.enter(self._ip, self._give_way, self._in_message)
         self._exempt = self._ticket.exempt
         self._service.sessions.add(self)  # which keeps the task alive
         self.task = self.loop.create_task(self._handle_client())
@@ -140,7 +153,7 @@ class Session(Stream):
         try:
             if self._ticket.refusal is not None:
                 raise Over("too many connections", self._ticket.refusal)
-            self.send(self._service.greeting)
+            self.send(self._terms.greeting)
             while True:
                 await self._command(await self.line(self._limits.command_timeout, self._chunks is not None))
                 self._verb = "idle"
@@ -208,11 +221,11 @@ class Session(Stream):
 
     async def smtp_HELO(self, argument: str) -> None:
         if self._hello(argument, esmtp=False):
-            self._answer(self._service.helo)
+            self._answer(self._terms.helo)
 
     async def smtp_EHLO(self, argument: str) -> None:
         if self._hello(argument, esmtp=True):
-            self.send(self._service.ehlo if self.tls else self._service.ehlo_starttls)
+            self.send(self._terms.ehlo if self.tls else self._terms.ehlo_starttls)
 
     async def smtp_STARTTLS(self, argument: str) -> None:
         tls = self._settings.tls
@@ -266,6 +279,7 @@ class Session(Stream):
             return self._answer(reply.MESSAGE_TOO_BIG)
         if not self._service.intake.room(mail.size):
             return self._answer(reply.INSUFFICIENT_STORAGE)
+        self._refused_chunks = None
         self._in_mail = True
         self._sender = mail.sender
         self._smtputf8 = mail.smtputf8
@@ -321,24 +335,31 @@ class Session(Stream):
         size, last = chunk
         if size >= LARGE_CHUNK:
             self._uncounted += 1
-        settings = self._settings
-        reception, self._chunks = self._chunks, None
+        reception, refused = self._chunks or self._refused_chunks, self._refused_chunks is not None
         if reception is None:
+            settings, not_ready = self._settings, self._not_ready()
             reception = ChunkReception(
-                self._service.bodies.writer(),
-                settings.max_message_size,
-                settings.bare_lf,
-                self._limits,
-                self._not_ready(),
+                self._service.bodies.writer(), settings.max_message_size, settings.bare_lf, self._limits, not_ready
             )
+        self._chunks = None
         answer = await self._receive(reception, reception.read(self, size), last)
         if answer is reply.CHUNK_OK:
             self._chunks = reception
-        self._answer(answer)
+        elif not last:
+            # The chunks behind it may be on their way already. They get the same answer, lest a client that looks at
+            # the last one takes "not now" for "never", and are no errors of their own.
+            reception.refusal = answer
+            self._refused_chunks = reception
+        if refused:
+            self.send(answer.wire)
+        else:
+            self._answer(answer)
 
     async def _receive(self, reception: DataReception | ChunkReception, reading: Awaitable[None], last: bool) -> Reply:
         """Read octets to their end and accept the message if they were its last. Unless all is well it is over."""
         answer = reply.INTERNAL_ERROR
+        self._reception = reception
+        told = reception.refusal is not None  # a refused message is told of once, and where there is none not at all
         sender, recipients, dot_at = self._sender, len(self._recipients), self.loop.time()
         try:
             await reading
@@ -355,7 +376,7 @@ class Session(Stream):
         finally:
             if answer is not reply.CHUNK_OK:
                 self._forget()
-        if answer is not reply.CHUNK_OK:
+        if answer is not reply.CHUNK_OK and not told:
             self._tell(answer, sender, recipients, reception.size, self.loop.time() - dot_at)
         return answer
 
@@ -408,6 +429,10 @@ class Session(Stream):
     def _give_way(self) -> None:
         self.dismiss(Over("gave way", reply.GIVING_WAY))
 
+    def _in_message(self) -> bool:
+        """Whether a message is coming in, as fast as it must."""
+        return self._reception is not None and self._reception.keeps_up(self.loop.time())
+
     def _not_ready(self) -> Reply | None:
         """Why there is no message to be sent now."""
         if not self._helo:
@@ -438,6 +463,8 @@ class Session(Stream):
         self._sender = None
         self._smtputf8 = False
         self._recipients = {}
+        self._reception = None
+        self._refused_chunks = None
         if self._chunks is not None:
             self._chunks.discard()
             self._chunks = None

@@ -113,10 +113,13 @@ class Stream(SMTP):
     def dismiss(self, over: Over) -> None:
         """End the session where it next waits for its client; what it does for itself meanwhile is done to its end.
 
-        A client that has not read its replies, or not ended its handshake, gets no last one: that could take minutes.
+        Nothing more is read, or a client that sends faster than the disk writes would never be waited for. One that has
+        not read its replies, or not ended its handshake, gets no last one: that could take minutes.
         """
         self._write_timeout = LINGER
         self._over = self._dismissed = over
+        if self.transport is not None:
+            self.transport.pause_reading()
         self._wake()
         if self._writable is not None or self._securing:
             self.abort()

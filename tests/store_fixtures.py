@@ -28,13 +28,14 @@ from relay.core.model import Address, DeliveryState, Method, Outcome, OutcomeKin
 from relay.core.source import parse_page
 from relay.secrets import Keys
 from relay.sources import referrers
-from relay.store import bindings, events, messages, queue
+from relay.store import bindings, events, messages, queue, retention
 from relay.store.bindings import Asked, BindRequest, Bound
 from relay.store.directory import SiteView, TargetView
 from relay.store.messages import Accepted, Evidence, Incoming, Job, Recipient
 from relay.store.migrate import migrate
 from relay.store.post import PostJob
 from relay.store.queue import Finish
+from relay.store.retention import Cut, Swept
 from relay.store.schema import metadata, routes
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, declare_all
 from relay.store.store import DATABASE, Store
@@ -97,6 +98,8 @@ OTHER = site(
     webhooks=(hook("https://crm.other.example/hook"),),
 )
 
+#: Nothing is old enough to go.
+NEVER = Cut(raw=0.0, messages=0.0, visits=0.0, routes=0.0, visitor_ip=0.0)
 #: The index of a letter is as good a body as any other.
 BODY = b"From: Ann <ann@example.org>\r\nSubject: Hi\r\n\r\nHello\r\n"
 
@@ -238,6 +241,10 @@ class World:
     async def finish(self, job: Job, kind: OutcomeKind = OutcomeKind.DELIVERED, **changes: Any) -> bool:
         end = ending(job, kind, self.now, **changes)
         return await self.store.write(lambda tx: queue.finish(tx, end))
+
+    async def sweep(self, **cut: float) -> Swept:
+        """One bite of what is older than these times."""
+        return await self.store.write(lambda tx: retention.sweep(tx, replace(NEVER, **cut), self.now))
 
     async def rows(self, query: Executable) -> list[tuple[Any, ...]]:
         return await self.store.reader.all(query)

@@ -216,8 +216,67 @@ async def test_a_chunk_that_is_too_large_is_read_off_and_the_rest_of_its_message
         await client.envelope()
         await client.send(bdat(HEAD) + bdat(COMMANDS * 20) + bdat(b"end\r\n", last=True) + b"NOOP\r\n")
         answers = [(await client.answer()).short for _ in range(4)]
-        assert answers == ["250 2.0.0", "552 5.3.4", "503 5.5.1", "250 2.0.0"]
+        assert answers == ["250 2.0.0", "552 5.3.4", "552 5.3.4", "250 2.0.0"]
         assert served.recorder.transactions == []
+
+
+@pytest.mark.parametrize("refusal", ["disk", "size", "no transaction"])
+async def test_refused_chunks_of_one_message_are_one_refusal_however_many_there_are(
+    refusal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(writer: BodyWriter, data: list[bytes]) -> None:
+        raise OSError(28, "full")
+
+    first, answer, counted = {
+        "disk": (lines(2 * INLINE), "452 4.3.1", {"4xx": 1}),
+        "size": (lines(1_000_100), "552 5.3.4", {"5xx": 1}),
+        "no transaction": (COMMANDS, "503 5.5.1", {}),
+    }[refusal]
+    chunks = [HEAD, *pieces(first, INLINE), *[COMMANDS] * (STRICT.errors + 10)]
+    async with (
+        serving(tmp_path, STRICT, max_message_size=1_000_000) as served,
+        await SmtpClient.hello(served.port) as client,
+    ):
+        tally = served.server.tally
+        if refusal != "no transaction":
+            await client.envelope()
+        with monkeypatch.context() as patch, capture_logs() as entries:
+            if refusal == "disk":
+                patch.setattr(BodyWriter, "_append", fail)
+            await client.send(b"".join(bdat(chunk) for chunk in chunks) + bdat(b"end\r\n", last=True))
+            answers = [(await client.answer()).short for _ in range(len(chunks) + 1)]
+        assert answers == ["250 2.0.0"] * answers.count("250 2.0.0") + [answer] * answers.count(answer)
+        assert answers.count(answer) > STRICT.errors
+        assert tally.refusals == {("BDAT", answer[:3]): 1}
+        assert tally.messages == counted
+        assert [entry["event"] for entry in entries].count("message refused") == sum(counted.values())
+        assert (await client.chunk(b"of no message", last=True)).short == "503 5.5.1"
+        assert tally.refusals.total() == 2
+        assert (await client.mail_in_chunks(HEAD)).code == 250
+
+
+@pytest.mark.parametrize("command", ["RSET", "EHLO c.test", "MAIL FROM:<b@ext.test>"])
+async def test_a_new_transaction_is_none_of_the_refused_message_whose_last_chunk_never_came(
+    command: str, tmp_path: Path
+) -> None:
+    async with serving(tmp_path, max_message_size=1000) as served, await SmtpClient.hello(served.port) as client:
+        await client.envelope()
+        assert [(await client.chunk(octets)).short for octets in (lines(1100), b"more")] == ["552 5.3.4"] * 2
+        assert (await client.command(command)).code == 250
+        assert (await client.chunk(b"too early")).short == "503 5.5.1"
+        await client.command("RSET")
+        assert (await client.mail_in_chunks(HEAD, b"end\r\n")).code == 250
+        assert served.recorder.wires == [HEAD + b"end\r\n"]
+
+
+async def test_what_is_thrown_away_of_a_refused_message_is_bounded_over_all_its_chunks(tmp_path: Path) -> None:
+    async with serving(tmp_path, max_message_size=1000) as served, await SmtpClient.hello(served.port) as client:
+        await client.envelope()
+        assert [(await client.chunk(b"x" * 600)).short for _ in range(3)] == ["250 2.0.0", *["552 5.3.4"] * 2]
+        await client.send(bdat(b"x" * 600))
+        assert (await client.answer()).short == "552 5.3.4"
+        client.writer.write_eof()
+        assert await client.at_end()
 
 
 @pytest.mark.parametrize("size", [2001, 10**9, 10**20 - 1])

@@ -206,6 +206,23 @@ async def test_an_unknown_error_after_the_end_of_data_is_451_and_the_session_goe
         assert (await client.mail(HEAD + DOT)).code == 250
 
 
+async def test_a_command_behind_a_message_that_we_failed_to_write_is_answered_in_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(writer: BodyWriter) -> None:
+        raise RuntimeError("secret")
+
+    async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
+        with monkeypatch.context() as patch, capture_logs() as entries:
+            patch.setattr("relay.bodies.INLINE", 0)
+            patch.setattr(BodyWriter, "flush", fail)
+            assert (await client.start()).code == 354
+            await client.send(HEAD + DOT + b"VRFY ann\r\nNOOP\r\n")
+            assert [(await client.answer()).short for _ in range(3)] == ["451 4.3.0", "252 2.5.0", "250 2.0.0"]
+        assert [entry["event"] for entry in entries] == ["message not received", "message refused"]
+        assert (await client.mail(HEAD + DOT)).code == 250
+
+
 async def test_data_that_stop_coming_are_421(tmp_path: Path) -> None:
     async with serving(tmp_path, Limits(data_timeout=0.05)) as served, await SmtpClient.hello(served.port) as client:
         assert (await client.start()).code == 354

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from relay.bodies import Bodies
+from relay.bodies import Bodies, BodyWriter
 from relay.smtp_in import SmtpServer
 from relay.smtp_limits import Settings
-from tests.smtp_client import SmtpClient
+from relay.tls import TlsFiles
+from tests.certificates import Certificate
+from tests.smtp_client import PATIENCE, SmtpClient
 from tests.smtp_harness import Recorder, serving
 
 BODY = b"Subject: hi\r\n\r\nhello\r\n.\r\n"
@@ -98,24 +100,79 @@ async def test_a_message_in_transit_may_end_within_the_grace(tmp_path: Path) -> 
         assert len(served.recorder.transactions) == 1
 
 
-async def test_a_message_that_does_not_end_within_the_grace_is_cut_off_and_leaves_nothing(tmp_path: Path) -> None:
-    async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "TLS"])
+async def test_a_message_that_does_not_end_within_the_grace_is_421_and_leaves_nothing(
+    secured: bool, tmp_path: Path
+) -> None:
+    certificate = Certificate.make(tmp_path, "mx.test")
+    async with (
+        serving(tmp_path, tls=TlsFiles(certificate.cert, certificate.key)) as served,
+        await SmtpClient.hello(served.port) as client,
+    ):
+        if secured:
+            await client.starttls(certificate.client_context())
+            await client.command("EHLO c.test")
         assert (await client.start()).code == 354
         await client.send(b"x" * 1_000_000)
-        await served.server.stop(0.02)
+        with capture_logs() as entries:
+            await served.server.stop(0.02)
+        assert (await client.answer()).short == "421 4.3.2"
         assert await client.at_end()
+        assert [entry["end"] for entry in entries] == ["daemon stopping"]
         assert (served.server.connections, served.files(), served.recorder.transactions) == (0, [], [])
 
 
-async def test_an_acceptance_under_way_runs_to_its_end_after_the_grace(tmp_path: Path) -> None:
+async def test_a_message_in_chunks_that_does_not_end_within_the_grace_is_421(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
+        await client.envelope()
+        assert (await client.chunk(BODY)).code == 250
+        await served.server.stop(0.02)
+        assert (await client.answer()).short == "421 4.3.2"
+        assert await client.at_end()
+        assert (served.server.connections, served.recorder.transactions) == (0, [])
+
+
+async def test_who_always_has_sent_more_when_a_piece_is_written_is_421_after_the_grace_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(writer: BodyWriter) -> None:
+        for _ in range(50):
+            await asyncio.sleep(0.001)  # the slowness is what is tested
+            if session.waiting():
+                break
+
+    monkeypatch.setattr("relay.bodies.INLINE", 0)
+    monkeypatch.setattr(BodyWriter, "flush", slow)
+    async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
+        (session,) = served.server._service.sessions
+        assert (await client.start()).code == 354
+        flood = asyncio.create_task(_flood(client))
+        with capture_logs() as entries:
+            await served.server.stop(0.05)
+        await asyncio.gather(flood, return_exceptions=True)
+        assert [entry["end"] for entry in entries] == ["daemon stopping"]
+
+
+async def _flood(client: SmtpClient) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            await client.send(b"x")
+            await asyncio.sleep(0)
+
+
+async def test_an_acceptance_under_way_runs_to_its_end_after_the_grace_and_is_answered(tmp_path: Path) -> None:
     async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
         served.recorder.go.clear()
         assert (await client.start()).code == 354
         await client.send(BODY)
         await served.recorder.entered.wait()
         stop = asyncio.create_task(served.server.stop(0))
-        assert await client.at_end()  # cut off
+        async with asyncio.timeout(PATIENCE):
+            while not all(session._dismissed for session in served.server._service.sessions):
+                await asyncio.sleep(0)  # until the grace is over
         served.recorder.go.set()
+        assert [(await client.answer()).short for _ in range(2)] == ["250 2.0.0", "421 4.3.2"]
+        assert await client.at_end()
         await stop
         assert len(served.recorder.transactions) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -94,11 +95,12 @@ def test_loopback_is_exempt_by_default() -> None:
 
 
 class Guest:
-    """Somebody inside, who notes that he was asked to give way."""
+    """Somebody inside, who notes that he was asked to give way. ``busy``: in the middle of a message."""
 
-    def __init__(self, turnstile: Turnstile, ip: str) -> None:
+    def __init__(self, turnstile: Turnstile, ip: str, busy: bool = False) -> None:
         self.gone = False
-        self.ticket = turnstile.enter(ip, self._give_way)
+        self.busy = busy
+        self.ticket = turnstile.enter(ip, self._give_way, lambda: self.busy)
 
     @property
     def inside(self) -> bool:
@@ -178,6 +180,115 @@ def test_who_gave_way_and_goes_is_not_counted_twice() -> None:
     assert Guest(turnstile, "192.0.2.1").ticket.refusal is reply.TOO_MANY_FROM_ADDRESS
 
 
+def test_who_is_in_the_middle_of_a_message_gives_way_after_the_idle_of_his_address() -> None:
+    turnstile = Turnstile(Limits(connections=4, exempt=()))
+    message = Guest(turnstile, "192.0.2.1", busy=True)
+    idle = [Guest(turnstile, "192.0.2.1") for _ in range(2)]
+    one = Guest(turnstile, "192.0.2.2")
+    assert Guest(turnstile, "192.0.2.3").inside
+    assert [guest.inside for guest in (message, *idle, one)] == [True, False, True, True]
+
+
+def test_of_addresses_with_equally_many_connections_one_that_has_an_idle_one_gives_way() -> None:
+    now = [0.0]
+    turnstile = Turnstile(Limits(connections=3, exempt=()), lambda: now[0])
+    message, idle, late = (Guest(turnstile, f"192.0.2.{number}", busy=number == 1) for number in (1, 2, 3))
+    for expected in ([True, False, True], [True, False, False], [False, False, False]):
+        now[0] += SETTLED
+        assert Guest(turnstile, f"198.51.100.{now[0]}", busy=True).inside
+        assert [guest.inside for guest in (message, idle, late)] == expected
+
+
+def test_one_message_of_an_address_is_spared_and_not_as_many_as_it_likes_to_send() -> None:
+    turnstile = Turnstile(Limits(connections=4, exempt=()))
+    trickles = [Guest(turnstile, "192.0.2.1", busy=True) for _ in range(3)]
+    honest = Guest(turnstile, "192.0.2.2")
+    new = [Guest(turnstile, f"192.0.2.{number}") for number in (3, 4)]
+    assert [guest.inside for guest in (*trickles, honest, *new)] == [False, False, True, True, True, True]
+
+
+def test_nobody_is_in_the_middle_of_a_message_for_good() -> None:
+    """All are, and still there is room for somebody new: of the one who is longest inside."""
+    now = [0.0]
+    turnstile = Turnstile(Limits(connections=2, exempt=()), lambda: now[0])
+    first = Guest(turnstile, "192.0.2.1", busy=True)
+    now[0] = SETTLED
+    new = Guest(turnstile, "192.0.2.2")
+    assert Guest(turnstile, "192.0.2.3").inside  # and the one who has just come has his moment
+    assert (first.inside, new.inside) == (False, True)
+
+
+SENDING: dict[str, Callable[[SmtpClient], Awaitable[object]]] = {
+    "DATA": lambda client: client.start(),
+    "BDAT": lambda client: _open_chunk(client),
+    "between chunks": lambda client: _first_chunk(client, 250),
+}
+
+
+async def _open_chunk(client: SmtpClient) -> None:
+    await client.envelope()
+    await client.send(b"BDAT 1000 LAST\r\n" + BODY[:10])
+
+
+async def _first_chunk(client: SmtpClient, answer: int) -> None:
+    await client.envelope()
+    assert (await client.chunk(BODY[:10])).code == answer
+
+
+@pytest.mark.parametrize("stage", SENDING)
+@pytest.mark.parametrize("alone", [False, True], ids=["two of an address", "one of each"])
+async def test_who_does_nothing_gives_way_before_an_older_message_that_is_coming_in(
+    stage: str, alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.smtp_limits.SETTLED", 0.0)
+    async with (
+        serving(tmp_path, replace(STRICT, connections=2)) as served,
+        await SmtpClient.hello(served.port) as first,
+        await SmtpClient.hello(served.port, source="127.0.0.3" if alone else None) as idle,
+    ):
+        await SENDING[stage](first)
+        async with await SmtpClient.hello(served.port, source="127.0.0.2"):
+            assert (await idle.answer()).short == "421 4.7.0"
+            rest = {
+                "DATA": BODY,
+                "BDAT": b"x" * 990,
+                "between chunks": b"BDAT 5 LAST\r\nend\r\n",
+            }[stage]
+            await first.send(rest)
+            assert (await first.answer()).short == "250 2.0.0"
+        assert len(served.recorder.transactions) == 1
+
+
+@pytest.mark.parametrize("stage", SENDING)
+@pytest.mark.parametrize("rate", [10**9, 0], ids=["too slow", "no rate demanded"])
+async def test_a_message_that_does_not_keep_up_is_not_spared(
+    stage: str, rate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.smtp_data.SETTLED", 0.0)
+    async with (
+        serving(tmp_path, replace(STRICT, connections=2, data_rate=rate)) as served,
+        await SmtpClient.hello(served.port) as first,
+        await SmtpClient.hello(served.port) as idle,
+    ):
+        await SENDING[stage](first)
+        async with await SmtpClient.hello(served.port, source="127.0.0.2"):
+            assert (await first.answer()).short == "421 4.7.0"
+            assert (await idle.command("NOOP")).code == 250
+
+
+async def test_what_is_read_off_of_a_refused_message_is_not_spared(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, replace(STRICT, connections=2), max_message_size=9) as served,
+        await SmtpClient.hello(served.port) as first,
+        await SmtpClient.hello(served.port) as idle,
+    ):
+        await _first_chunk(first, 552)
+        await first.send(b"BDAT 5\r\nx")
+        async with await SmtpClient.hello(served.port, source="127.0.0.2"):
+            assert (await first.answer()).short == "421 4.7.0"
+            assert (await idle.command("NOOP")).code == 250
+
+
 async def test_who_gives_way_is_told_so_and_the_new_one_is_served(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, replace(STRICT, connections=2)) as served,
@@ -195,11 +306,13 @@ async def test_who_gives_way_is_told_so_and_the_new_one_is_served(tmp_path: Path
         assert next(entry["end"] for entry in entries if entry["event"] == "SMTP session") == "gave way"
 
 
-async def test_who_gives_way_while_his_message_is_accepted_reads_250_first(tmp_path: Path) -> None:
+async def test_who_gives_way_while_his_message_is_accepted_reads_250_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.smtp_limits.SETTLED", 0.0)
     async with (
-        serving(tmp_path, replace(STRICT, connections=2)) as served,
+        serving(tmp_path, replace(STRICT, connections=1)) as served,
         await SmtpClient.hello(served.port) as first,
-        await SmtpClient.hello(served.port),
     ):
         served.recorder.go.clear()
         assert (await first.start()).code == 354

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from relay.core import reply
 from relay.core.model import Address
+from relay.smtp_limits import Settings
 from relay.smtp_stream import LINE_LIMIT, SKIP_LIMIT, Stream
 from relay.smtp_transaction import Client, Refused
 from relay.store.engine import StoreUnavailable
@@ -351,6 +352,33 @@ async def test_starttls_forgets_everything_and_needs_a_new_ehlo(tmp_path: Path) 
         assert transaction.client.helo == "after.test"
         assert transaction.client.tls is not None
         assert transaction.client.tls.startswith("TLSv1.3 TLS_")
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["withdrawn", "added"])
+async def test_a_session_does_what_it_announced_though_the_settings_change_under_it(
+    announced: bool, tmp_path: Path
+) -> None:
+    certificate = Certificate.make(tmp_path, "mx.test")
+    tls = TlsFiles(certificate.cert, certificate.key)
+    small = Settings("mx.test", 1000, tls=tls if announced else None)
+    large = Settings("mx.test", 2000, tls=None if announced else tls)
+    extensions = EXTENSIONS | ({"STARTTLS"} if announced else set())
+    async with serving(tmp_path, max_message_size=1000, tls=small.tls) as served:
+        async with await SmtpClient.connect(served.port) as before:
+            await before.answer()
+            served.server.configure(large)
+            assert set((await before.command("EHLO c.test")).lines[1:]) == extensions
+            if announced:
+                await before.starttls(certificate.client_context())
+                assert set((await before.command("EHLO c.test")).lines[1:]) == EXTENSIONS
+            else:
+                assert (await before.command("STARTTLS")).short == "502 5.5.1"
+            assert (await before.command("MAIL FROM:<> SIZE=1001")).short == "552 5.3.4"
+        async with await SmtpClient.connect(served.port) as after:
+            await after.answer()
+            lines = (await after.command("EHLO c.test")).lines
+            assert ("SIZE 2000" in lines, "STARTTLS" in lines) == (True, not announced)
+            assert (await after.command("MAIL FROM:<> SIZE=1001")).code == 250
 
 
 async def test_plain_text_behind_starttls_is_refused_and_never_carried_out(tmp_path: Path) -> None:

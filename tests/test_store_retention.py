@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from relay.store import history, queue, reports, retention, search
 from relay.store.engine import Statement
 from relay.store.post import PostResult
 from relay.store.posts import finish_post
-from relay.store.retention import BITE, Cut, StillOpen, Swept
+from relay.store.retention import BITE, StillOpen, Swept
 from relay.store.schema import (
     attempts,
     bindings,
@@ -35,7 +34,6 @@ from relay.store.visits import Visitor
 from tests.store_fixtures import DAY, LEASE, NOW, OTHER, SHOP, TRACK, World, part, pool_target, site, target_of, world
 
 CARD = f"card@{TRACK}"
-NEVER = Cut(raw=0.0, messages=0.0, visits=0.0, routes=0.0, visitor_ip=0.0)
 OF_A_MESSAGE = (messages, bodies, deliveries, paths, attempts, events, posts, post_attempts, texts)
 
 
@@ -43,10 +41,6 @@ OF_A_MESSAGE = (messages, bodies, deliveries, paths, attempts, events, posts, po
 async def w(tmp_path: Path) -> AsyncIterator[World]:
     async with world(tmp_path, SHOP, OTHER) as found:
         yield found
-
-
-async def sweep(w: World, **changes: float) -> Swept:
-    return await w.store.write(lambda tx: retention.sweep(tx, replace(NEVER, **changes), w.now))
 
 
 async def whole_life(w: World, *addresses: str, **changes: Any) -> int:
@@ -83,18 +77,18 @@ class TestByAge:
     async def test_bytes_go_first_and_the_message_stays(self, w: World) -> None:
         await whole_life(w)
         await whole_life(w, data=None, file="abc", digest=b"x")
-        assert await sweep(w, raw=NOW) == Swept((), False, False)  # not older than that
-        assert await sweep(w, raw=NOW + 1) == Swept(("abc",), False, False)
+        assert await w.sweep(raw=NOW) == Swept((), False, False)  # not older than that
+        assert await w.sweep(raw=NOW + 1) == Swept(("abc",), False, False)
         assert await w.rows(select(messages.c.body_file, messages.c.raw_removed_at)) == [(None, NOW), (None, NOW)]
         assert await count(w, bodies) == 0
         assert await count(w, messages) == 2
-        assert await sweep(w, raw=NOW + 1) == Swept((), False, False)
+        assert await w.sweep(raw=NOW + 1) == Swept((), False, False)
 
     async def test_the_message_goes_with_everything_about_it(self, w: World) -> None:
         await whole_life(w)
         for table in OF_A_MESSAGE:
             assert await count(w, table) == 1, table.name
-        assert await sweep(w, messages=NOW + 1) == Swept((), False, False)
+        assert await w.sweep(messages=NOW + 1) == Swept((), False, False)
         for table in OF_A_MESSAGE:
             assert await count(w, table) == 0, table.name
 
@@ -103,7 +97,7 @@ class TestByAge:
         w.pass_time(DAY)
         new = await whole_life(w, body=b"new")
         assert await found_by_search(w, "hello") == [old, new]
-        await sweep(w, messages=NOW + 1)
+        await w.sweep(messages=NOW + 1)
         assert await found_by_search(w, "hello") == [new]
         await index_is_sound(w)
 
@@ -111,13 +105,13 @@ class TestByAge:
         accepted = await w.accept(CARD)
         await w.finish(accepted.jobs[0])
         await w.extract(accepted.message_id)
-        await sweep(w, messages=NOW + 1)
+        await w.sweep(messages=NOW + 1)
         assert await w.store.write(search.index) == 0
         await index_is_sound(w)
 
     async def test_its_body_file_is_named_once(self, w: World) -> None:
         await whole_life(w, data=None, file="abc")
-        assert await sweep(w, raw=NOW + 1, messages=NOW + 1) == Swept(("abc",), False, False)
+        assert await w.sweep(raw=NOW + 1, messages=NOW + 1) == Swept(("abc",), False, False)
 
     @pytest.mark.parametrize("kind", [None, OutcomeKind.TEMPORARY, OutcomeKind.PERMANENT])
     async def test_what_waits_or_is_held_is_never_deleted_by_age(self, w: World, kind: OutcomeKind | None) -> None:
@@ -126,13 +120,13 @@ class TestByAge:
         await w.finish(accepted.jobs[0])
         if kind is not None:
             await w.finish(accepted.jobs[1], kind)
-        await sweep(w, raw=NOW + 1, messages=NOW + 1)
+        await w.sweep(raw=NOW + 1, messages=NOW + 1)
         assert (await count(w, messages), await count(w, bodies)) == (1, 1)
 
     async def test_what_is_not_read_yet_is_not_deleted(self, w: World) -> None:
         accepted = await w.accept(CARD)
         await w.finish(accepted.jobs[0])
-        await sweep(w, raw=NOW + 1, messages=NOW + 1)
+        await w.sweep(raw=NOW + 1, messages=NOW + 1)
         assert (await count(w, messages), await count(w, bodies)) == (1, 1)
 
     async def test_what_was_dropped_or_looped_goes(self, w: World) -> None:
@@ -142,16 +136,16 @@ class TestByAge:
         looped = await w.accept(CARD, body=b"loop", looped=True)
         for message_id in (accepted.message_id, looped.message_id):
             await w.extract(message_id)
-        await sweep(w, messages=NOW + 1)
+        await w.sweep(messages=NOW + 1)
         assert await count(w, messages) == 0
 
     async def test_a_bite_is_bounded_and_says_that_there_is_more(self, w: World) -> None:
         many = BITE + 1
         for i in range(many):
             await w.bind("shop", "help@example.com", number=str(i + 1))
-        assert (await sweep(w, visits=NOW + 1)).more
+        assert (await w.sweep(visits=NOW + 1)).more
         assert await count(w, visits) == 1
-        assert not (await sweep(w, visits=NOW + 1)).more
+        assert not (await w.sweep(visits=NOW + 1)).more
         assert await count(w, visits) == 0
 
 
@@ -160,16 +154,16 @@ class TestVisits:
         visit, _ = await w.shown()
         w.pass_time(DAY)
         await w.shown(number=visit)
-        assert not (await sweep(w, visits=NOW + 1)).routes
+        assert not (await w.sweep(visits=NOW + 1)).routes
         assert await count(w, visits) == 1
-        await sweep(w, visits=w.now + 1)
+        await w.sweep(visits=w.now + 1)
         assert (await count(w, visits), await count(w, bindings)) == (0, 0)
 
     async def test_its_unique_address_goes_on_forwarding_without_attribution(self, w: World) -> None:
         _, address = await w.shown("jobs@example.com")
         (job,) = (await w.accept(address)).jobs
         assert job.visit is not None
-        swept = await sweep(w, visits=NOW + 1)
+        swept = await w.sweep(visits=NOW + 1)
         assert swept.routes  # whoever caches routes has to forget them
         w.store.routes.forget_all()
         (job,) = (await w.accept(address, body=b"late")).jobs
@@ -178,12 +172,12 @@ class TestVisits:
     async def test_messages_outlive_their_visit(self, w: World) -> None:
         _, leased = await w.shown()
         await w.accept(leased)
-        await sweep(w, visits=NOW + 1)
+        await w.sweep(visits=NOW + 1)
         assert await w.rows(select(deliveries.c.attribution, deliveries.c.visit_id)) == [("exact", None)]
 
     async def test_its_pool_address_can_be_given_to_the_next(self, w: World) -> None:
         await w.shown()
-        await sweep(w, visits=NOW + 1)
+        await w.sweep(visits=NOW + 1)
         w.pass_time(10 * DAY)
         for _ in range(2):
             _, leased = await w.shown()
@@ -212,27 +206,27 @@ class TestVisitorIp:
     async def test_ip_and_user_agent_go_and_nothing_else(self, w: World) -> None:
         await w.bind(asked=(), **FULL)
         before = await all_of(w, 1)
-        assert not (await sweep(w, visitor_ip=NOW + 1)).more
+        assert not (await w.sweep(visitor_ip=NOW + 1)).more
         assert await all_of(w, 1) == before | {"ip": None, "user_agent": None}
 
     async def test_a_visit_that_was_seen_since_keeps_its_own(self, w: World) -> None:
         visit = (await w.bind(asked=())).visit
         w.pass_time(DAY)
         await w.bind(asked=(), number=visit)
-        await sweep(w, visitor_ip=NOW + 1)
+        await w.sweep(visitor_ip=NOW + 1)
         assert (await all_of(w, 1))["ip"] == "192.0.2.7"
 
     async def test_where_no_ip_is_kept_the_user_agent_goes_all_the_same(self, w: World) -> None:
         """[privacy] visitor_ip = "none"."""
         await w.bind(asked=(), visitor=Visitor(user_agent="Mozilla/5.0"))
-        await sweep(w, visitor_ip=NOW + 1)
+        await w.sweep(visitor_ip=NOW + 1)
         assert (await all_of(w, 1))["user_agent"] is None
 
     async def test_a_bite_is_bounded_and_says_that_there_is_more(self, w: World) -> None:
         for i in range(BITE + 1):
             await w.bind(asked=(), number=str(i + 1))
-        assert (await sweep(w, visitor_ip=NOW + 1)).more
-        assert not (await sweep(w, visitor_ip=NOW + 1)).more
+        assert (await w.sweep(visitor_ip=NOW + 1)).more
+        assert not (await w.sweep(visitor_ip=NOW + 1)).more
         assert await w.rows(select(visits.c.id).where(visits.c.ip.is_not(None))) == []
 
 
@@ -420,7 +414,7 @@ class TestErasingVisits:
         visit, _ = await w.shown(**FULL)
         await self.erase(w, visit)
         assert await reports.sources(w.store.reports, reports.Wanted({w.site().id}, 0, NOW + DAY)) == []
-        await sweep(w, visits=NOW + 1)
+        await w.sweep(visits=NOW + 1)
         assert (await count(w, visits), await count(w, bindings)) == (0, 0)
 
 
@@ -430,8 +424,8 @@ class TestRoutes:
         await w.accept(leased)
         await w.declare(site("shop", target_of(SHOP.targets[1].method, "help@example.com")))
         w.pass_time(400 * DAY)
-        assert not (await sweep(w, routes=NOW)).routes
-        assert (await sweep(w, routes=NOW + 1)).routes
+        assert not (await w.sweep(routes=NOW)).routes
+        assert (await w.sweep(routes=NOW + 1)).routes
         assert await w.rows(select(routes.c.id).where(routes.c.retired_at.is_not(None))) == []
         w.store.routes.forget_all()
         assert (await w.recipient(leased)).route is None
@@ -439,7 +433,7 @@ class TestRoutes:
 
     async def test_live_routes_never_end(self, w: World) -> None:
         before = await count(w, routes)
-        await sweep(w, routes=NOW + 1e9)
+        await w.sweep(routes=NOW + 1e9)
         assert await count(w, routes) == before
 
 
@@ -547,6 +541,6 @@ async def test_a_swept_pool_with_no_domain_still_answers(tmp_path: Path) -> None
         await w.shown()
         gone = Statement(update(visits).values(last_seen_at=0.0, started_at=0.0))
         await w.store.write(lambda tx: tx.run(gone))
-        await sweep(w, visits=1.0)
+        await w.sweep(visits=1.0)
         w.pass_time(DAY)
         assert (await w.shown())[1] == CARD
