@@ -29,6 +29,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 #: Seconds for anything the daemon should do soon. Reached only when a test fails.
 PATIENCE = 30.0
+#: Seconds for a start: the first one compiles every module, which has taken half a minute where others want the cores.
+START = 90.0
 
 Settings = Mapping[str, Any]
 Entry = dict[str, Any]
@@ -102,7 +104,7 @@ class Daemon:
         self._reader = threading.Thread(target=self._collect, daemon=True)
         self._reader.start()
         try:
-            ready = self.wait_for("ready", since=first)
+            ready = self.wait_for("ready", since=first, timeout=START)
         except BaseException:
             self.kill()
             raise
