@@ -1,7 +1,11 @@
-"""Fixtures for tests that post: the instance's keys, a CRM, and a store whose shop has one webhook, the CRM's."""
+"""Fixtures for tests that post: the instance's keys, a CRM, and a store whose shop has one webhook, the CRM's.
+
+And Ctrl-C as programs know it: a shell starts what is to run behind it with SIGINT ignored, and that is handed on.
+"""
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,6 +17,11 @@ from relay.secrets import Keys
 from tests.poster_fixtures import SECRET
 from tests.store_fixtures import SHOP, World, hook, world
 from tests.webhook_receiver import Receiver
+
+
+def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
