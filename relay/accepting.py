@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 Listen = tuple[str, int] | socket.socket
 
@@ -18,6 +19,9 @@ Listen = tuple[str, int] | socket.socket
 BACKLOG = 512
 #: Connections accepted in one turn.
 A_TURN = 8
+#: Seconds in which a client must have agreed upon TLS, and in which it must answer that we end it.
+HANDSHAKE = 10.0
+SHUTDOWN = 5.0
 
 
 async def serve(
@@ -25,10 +29,17 @@ async def serve(
 ) -> asyncio.Server:
     """Listen on (host, port), port 0 for any free one, or on a bound socket, which becomes ours. Raises OSError."""
     loop = asyncio.get_running_loop()
-    if isinstance(where, socket.socket):
-        server = await loop.create_server(protocol, sock=where, backlog=A_TURN, ssl=tls)
-    else:
-        server = await loop.create_server(protocol, *where, backlog=A_TURN, ssl=tls)
+    place: dict[str, Any] = (
+        {"sock": where} if isinstance(where, socket.socket) else {"host": where[0], "port": where[1]}
+    )
+    server: asyncio.Server = await loop.create_server(
+        protocol,
+        **place,
+        backlog=A_TURN,
+        ssl=tls,
+        ssl_handshake_timeout=HANDSHAKE if tls else None,
+        ssl_shutdown_timeout=SHUTDOWN if tls else None,
+    )
     for listening in server.sockets:
         with socket.socket(fileno=os.dup(listening.fileno())) as same:
             same.listen(BACKLOG)

@@ -8,11 +8,38 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 #: Seconds that a process may take to import what it needs.
 START = 30.0
+#: Parts in which patience is counted.
+_PARTS = 10
+
+
+@contextlib.asynccontextmanager
+async def patience(seconds: float) -> AsyncIterator[None]:
+    """As asyncio.timeout, for what another process is to say: time in which we stood still ourselves does not count.
+
+    After a SIGSTOP, a suspended machine or a while of swapping the clock has gone on, and what the other one has said
+    meanwhile is still to be read. However long that was, it counts as a tenth of ``seconds`` at most.
+    """
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def count(left: int) -> None:
+        nonlocal timer
+        if left:
+            timer = loop.call_later(seconds / _PARTS, count, left - 1)
+        else:
+            limit.reschedule(loop.time())
+
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_later(seconds / _PARTS, count, _PARTS - 1)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class Child:
@@ -42,7 +69,7 @@ class Child:
                 raise
         closing: Callable[[], None] = ours.close
         try:
-            async with asyncio.timeout(START):
+            async with patience(START):
                 reader, writer = await asyncio.open_connection(sock=ours, limit=buffer)
                 closing = writer.transport.abort
                 await reader.readexactly(len(ready))

@@ -32,7 +32,7 @@ from typing import Any
 import structlog
 
 from relay import background
-from relay.child import Child, popen
+from relay.child import Child, patience, popen
 from relay.core.letter import Letter
 from relay.core.mime import MAX_HEADER, Extracted
 from relay.core.mimetext import headers_only
@@ -143,7 +143,7 @@ class Extractor:
                 if worker.gone or worker.served > _LIFE:
                     worker = await self._replace(worker)
                 try:
-                    async with asyncio.timeout(self._attempt):
+                    async with patience(self._attempt):
                         answers = await worker.ask(batch)
                     await self._deliver(batch, answers)
                 except Exception as error:  # it was killed, died, or answered what no worker of ours answers

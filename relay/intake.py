@@ -105,7 +105,7 @@ class Intake:
         self._bodies = bodies
         self.space = Space(data_dir, clock)
         self._clock = clock
-        self._configured = _host_and_port(policy.next_hop) if policy.next_hop else None
+        self._configured = self._name(policy.next_hop) if policy.next_hop else None
         self._destinations: dict[str, str] = {}  # by the sealed next hop of a target
         self._evidence = policy.evidence
 
@@ -219,12 +219,15 @@ class Intake:
         return Recipient(address, None, None, "", None, "")
 
     def _destination(self, sealed: str | None, real_address: str) -> str:
-        """What shares connections and back-off: host and port of the next hop, or the domain."""
+        """What shares limits and back-off: the next hop with its login, or the domain."""
         if sealed is None:
             return self._configured or real_address.rpartition("@")[2]
         if sealed not in self._destinations:
-            self._destinations[sealed] = _host_and_port(self._keys.unseal(sealed))
+            self._destinations[sealed] = self._name(self._keys.unseal(sealed))
         return self._destinations[sealed]
+
+    def _name(self, next_hop: str) -> str:
+        return parse_next_hop(next_hop).name(self._keys.current("loop"))
 
     def _log(self, transaction: Transaction, accepted: messages.Accepted, looped: bool) -> None:
         if looped:
@@ -240,11 +243,6 @@ class Intake:
             ip=transaction.client.ip,
             resent=accepted.repeated,
         )
-
-
-def _host_and_port(next_hop: str) -> str:
-    hop = parse_next_hop(next_hop)
-    return f"{hop.host}:{hop.port}"
 
 
 def _incoming(transaction: Transaction, headers: message.Headers, now: float) -> Incoming:

@@ -169,6 +169,19 @@ async def test_a_worker_that_is_stopped_is_killed_and_its_message_read_by_the_ne
     assert extractor.pids != (pid,)
 
 
+async def test_a_worker_that_answered_while_we_stood_still_is_not_killed(start: Start) -> None:
+    extractor = await start(timeout=3.0)
+    pids = extractor.pids
+    reading = [asyncio.create_task(extractor.extract(mail(str(n)))) for n in range(5)]
+    while not extractor._waiting:
+        await asyncio.sleep(0)
+    while extractor._waiting:
+        await asyncio.sleep(0)
+    time.sleep(1.2)  # more than an attempt may take, and nothing here goes on, as after SIGSTOP
+    assert [(await call).subject for call in reading] == ["0", "1", "2", "3", "4"]
+    assert extractor.pids == pids
+
+
 @pytest.mark.parametrize("busy", [True, False])
 async def test_a_worker_killed_from_outside_is_replaced_and_nothing_is_lost(start: Start, busy: bool) -> None:
     extractor = await start()

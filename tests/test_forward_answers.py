@@ -91,7 +91,7 @@ async def test_refused_starttls_defers_only_where_tls_is_required(answer: str, t
                 await parts.send()
                 (row,) = await parts.until(lambda rows: rows[0]["state"] != "queued")
                 assert row["state"] == state
-                assert is_down(parts, sink.address) is (state == "deferred")
+                assert is_down(parts, row["destination"]) is (state == "deferred")
                 if state == "deferred":
                     assert row["answer"] == f"TLS: {answer}"
         (message,) = sink.accepted

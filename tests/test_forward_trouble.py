@@ -19,6 +19,7 @@ from relay.store import queue
 from relay.store.clock import TOLERANCE
 from relay.store.engine import StoreUnavailable, Verb
 from relay.store.post import CLAIM
+from tests.certificates import Certificate
 from tests.parts import DOMAIN, MAIL, SITE, running_parts
 from tests.smtp_sink import Slow, SmtpSink
 from tests.store_fixtures import fresh_keys, target_of
@@ -207,6 +208,33 @@ async def test_a_dead_destination_with_a_long_queue_costs_the_others_no_attempt_
         assert set(made["dead@example.com"]) == {0, 1}
         assert parts.forwarder._flights == {}
         assert await parts.forwarder._claim() == POLL
+
+
+#: What does not get in at a next hop, and what does at the same one, for "info:secret".
+WAYS = {
+    "password": ("smtp://info:wrong@", "smtp://info:secret@"),
+    "user": ("smtp://nobody:wrong@", "smtp://info:secret@"),
+    "certificate": ("smtp+starttls://info:secret@", "smtp://info:secret@"),
+}
+
+
+@pytest.mark.parametrize(("bad", "good"), WAYS.values(), ids=list(WAYS))
+async def test_a_target_that_is_not_let_in_stops_no_mail_of_another_to_the_same_host(
+    bad: str, good: str, tmp_path: Path
+) -> None:
+    keys = fresh_keys(tmp_path / "keys")
+    certificate = Certificate.make(tmp_path, "127.0.0.1")  # of an authority that nobody knows
+    async with SmtpSink(logins={"info": "secret"}, tls=certificate) as sink:
+        hops = {f"{name}@example.com": keys.seal(way + sink.address) for name, way in (("bad", bad), ("good", good))}
+        targets = tuple(target_of(Method.PLUS, address, DOMAIN, next_hop=hop) for address, hop in hops.items())
+        async with running_parts(tmp_path, None, sites=(replace(SITE, targets=targets),)) as parts:
+            await parts.send(f"bad@{DOMAIN}")
+            (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
+            assert row["answer"].startswith(("AUTH: 535", "TLS: "))
+            assert not parts.forwarder.takes(row["destination"], len(MAIL))
+            await parts.send(f"good@{DOMAIN}")
+            _, row = await parts.until(lambda rows: rows[-1]["attempts"] == 1 and rows[-1]["claim"] is None)
+            assert (row["state"], row["forward_to"]) == ("forwarded", "good@example.com")
 
 
 async def test_a_leap_of_the_clock_begins_nothing_a_second_time_that_is_under_way(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -17,12 +18,14 @@ from aiohttp import web
 
 import webapi.context
 import webapi.door
+from relay import accepting
 from relay.clockwatch import ClockWatch
 from relay.core.message import scan
 from relay.extract import Extractor
 from relay.extraction import Extraction
 from relay.store.engine import StoreUnavailable, Turn
 from relay.sweep import DISTRUST, Ages, Sweeper
+from tests.certificates import Certificate
 from tests.daemon import PATIENCE, toml
 from tests.parts import Parts, running_parts
 from tests.scenarios.world import DOMAIN, LOOK, SITE, World, letter, site, target, unique_letter, world
@@ -233,7 +236,9 @@ REQUEST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2
 
 
 @contextlib.asynccontextmanager
-async def served(most: int, app: web.Application | None = None, **bounds: Any) -> AsyncIterator[int]:
+async def served(
+    most: int, app: web.Application | None = None, tls: ssl.SSLContext | None = None, **bounds: Any
+) -> AsyncIterator[int]:
     async def echo(request: web.Request) -> web.Response:
         return web.Response(body=await webapi.context.read_body(request, 1000))
 
@@ -245,7 +250,7 @@ async def served(most: int, app: web.Application | None = None, **bounds: Any) -
     app.router.add_get("/large", large)
     runner = web.AppRunner(app)
     await runner.setup()
-    server = await asyncio.get_running_loop().create_server(webapi.door.door(runner, most, **bounds), "127.0.0.1", 0)
+    server = await accepting.serve(webapi.door.door(runner, most, **bounds), ("127.0.0.1", 0), tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -273,6 +278,28 @@ async def test_one_connection_too_many_is_closed_and_there_is_room_again_later()
                 answer = await reader.read()
             writer.close()
         assert answer.endswith(b"ok")
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01\x00"], ids=["nothing", "half a hello"])
+async def test_a_handshake_that_does_not_end_is_cut_and_holds_nobody_up(
+    sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(accepting, "HANDSHAKE", 1.0)
+    certificate = Certificate.make(tmp_path, "127.0.0.1")
+    async with served(2, tls=certificate.server_context()) as port, asyncio.timeout(PATIENCE):
+        hanging = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+        for _, writer in hanging:
+            writer.write(sent)
+        trusted = certificate.client_context()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusted)
+        writer.write(REQUEST)
+        assert (await reader.read()).endswith(b"ok")
+        writer.close()
+        for reader, writer in hanging:
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+    assert caplog.records == []  # it is no failure of ours
 
 
 async def test_a_body_that_does_not_come_is_answered_408(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
@@ -114,3 +115,28 @@ def test_any_text_is_read_or_refused_with_value_error(text: str) -> None:
             continue
         assert 1 <= hop.port <= 65535
         assert hop.host.isascii()
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("smtp://mail.example.com", "mail.example.com:25"),
+        ("smtp+starttls://mail.example.com:25", "smtp+starttls://mail.example.com:25"),
+        ("smtps://a%40b.example:secret@mail.example.com", "smtps://a@b.example@mail.example.com:465#"),
+        ("smtps://%E2%80%AEu:secret@mail.example.com", "smtps://%E2%80%AEu@mail.example.com:465#"),
+        ("smtp://u:secret@localhost", "smtp://u@localhost:25#"),
+    ],
+)
+def test_the_name_says_how_a_host_is_reached_and_never_the_password(url: str, name: str) -> None:
+    found = parse_next_hop(url).name(b"key")
+    assert found.rpartition("#")[0] + "#" == name if name.endswith("#") else found == name
+    assert "secret" not in found
+
+
+def test_logins_are_told_apart_by_a_digest_that_needs_our_key() -> None:
+    hop = parse_next_hop("smtps://user:right@mail.example.com")
+    others = [replace(hop, password="wrong"), replace(hop, user="other"), replace(hop, user="userr", password="ight")]
+    assert len({hop.name(b"key"), *(other.name(b"key") for other in others)}) == 4
+    assert hop.name(b"key") == hop.name(b"key") != hop.name(b"other")
+    longest = replace(hop, host="a" * 253, port=65535, tls="starttls", user="ü" * 1000)
+    assert len(longest.name(b"key")) <= 320

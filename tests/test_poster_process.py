@@ -12,20 +12,23 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import structlog
 from sqlalchemy import select
 
 from relay.child import popen
+from relay.core.backoff import WEBHOOK_DELAYS
 from relay.pace import Pace
 from relay.secrets import Keys
 from relay.store.edition import Edition
 from relay.store.engine import StoreUnavailable
+from relay.store.posts import UNREADABLE
 from relay.store.schema import posts
-from tests.poster_fixtures import Held, jobs, until, until_recorded
+from tests.poster_fixtures import SECRET, Held, jobs, until, until_recorded
 from tests.poster_fixtures import posting as here
-from tests.store_fixtures import DAY, World
+from tests.store_fixtures import DAY, SHOP, World, hook
 from tests.webhook_receiver import Receiver
 from webapi import poster_process as module
 from webapi.breaker import FAILING, Standing
@@ -150,6 +153,22 @@ async def test_a_process_that_hangs_is_replaced(
         monkeypatch.setattr(module, "PATIENCE", PATIENCE)
         await until_recorded(w, 2)
         assert poster.pid not in (None, first)
+
+
+async def test_a_daemon_that_stood_still_reads_what_was_said_meanwhile_and_kills_nobody(
+    w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with posting(w, keys) as poster:
+        first, found = poster.pid, await jobs(w, 2, poster.claim)
+        monkeypatch.setattr(module, "PATIENCE", 2.0)
+        poster.submit(found[:1])  # from what it says of that on it has so long
+        await seen(lambda: poster.tally.outcomes == {"delivered": 1})
+        monkeypatch.setattr(module, "PATIENCE", PATIENCE)
+        poster.submit(found[1:])
+        time.sleep(2.5)  # nothing here goes on, as after SIGSTOP
+        await until_recorded(w, 2)
+        assert poster.pid == first
+    assert len(crm.posts) == 2
 
 
 async def test_its_state_is_told(w: World, keys: Keys, crm: Receiver) -> None:
@@ -414,6 +433,48 @@ async def test_its_log_goes_by_the_level_that_is_set(
         await until_recorded(w, 2)
     assert capfd.readouterr().err.count('"event": "post"') == 1
     assert poster._settings.log == ("info", "json")  # for the next process
+
+
+async def test_a_letter_that_cannot_be_read_fails_by_its_schedule_and_holds_no_other_up(
+    w: World, keys: Keys, crm: Receiver
+) -> None:
+    await jobs(w, 3)
+    await w.store.write(lambda tx: tx.sql("UPDATE messages SET attachments = '[{' WHERE id = 1"))
+    await w.store.write(lambda tx: tx.sql("UPDATE texts SET head = CAST(x'ff' AS TEXT) WHERE message_id = 2"))
+    with structlog.testing.capture_logs() as logs:
+        async with posting(w, keys):
+            rows = await until_recorded(w, 3)
+    assert [(state, status) for state, status, _ in rows] == [("waiting", None)] * 2 + [("delivered", 200)]
+    assert rows[0][2] == "what it says cannot be read: JSONDecodeError"
+    assert [post.json["text"] for post in crm.posts] == ["2"]
+    assert [(entry["event"], entry["post"]) for entry in logs if "read" in entry["event"]] == [
+        ("post can't be read", 1),
+        ("post can't be read", 2),
+    ]
+    assert not [entry for entry in logs if "vain" in entry["event"]]
+    while rows[0][0] == "waiting":  # to the end of its schedule
+        ((w.now,),) = await w.rows(select(posts.c.next_at).where(posts.c.id == 1))
+        await StoredPosts(w.store).take({w.site().webhooks[0].id: 1}, w.now, ())
+        rows = await w.rows(select(posts.c.state, posts.c.attempts).where(posts.c.id == 1))
+    assert rows == [("failed", len(WEBHOOK_DELAYS))]
+
+
+async def test_a_webhook_that_cannot_be_read_waits_and_the_others_go_on(w: World, keys: Keys, crm: Receiver) -> None:
+    secret = keys.seal(SECRET)
+    await w.declare(replace(SHOP, webhooks=(hook(crm.at("/ill"), secret=secret), hook(crm.url, secret=secret))))
+    await jobs(w, 2)
+    (ill,) = (webhook.id for webhook in w.site().webhooks if webhook.url == crm.at("/ill"))
+    damage = "UPDATE webhooks SET settings = '{' WHERE id = ?"
+    await w.store.write(lambda tx: tx.sql(damage, (ill,)))
+    with structlog.testing.capture_logs() as logs:
+        async with posting(w, keys):
+            await until_recorded(w, 2)
+            waiting = select(posts.c.next_at, posts.c.attempts, posts.c.claim).where(posts.c.webhook_id == ill)
+            rows = await w.rows(waiting)
+    assert all(next_at > time.time() + UNREADABLE / 2 for next_at, _, _ in rows)
+    assert [row[1:] for row in rows] == [(0, None)] * 2  # it keeps its schedule for when it is mended
+    assert [entry["event"] for entry in logs if "read" in entry["event"]] == ["webhook can't be read"]
+    assert [post.path for post in crm.posts] == [urlsplit(crm.url).path] * 2
 
 
 async def test_what_cannot_be_read_at_the_start_keeps_nobody_from_posting(

@@ -172,6 +172,17 @@ async def test_one_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
         assert await process.request(to(crm.url)) == Answer(200, b"")
 
 
+async def test_one_that_answered_while_we_stood_still_is_not_taken_to_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_process, "TIMEOUT", 1.0)
+    monkeypatch.setattr(request_process, "PATIENCE", 1.0)
+    async with Receiver() as crm, requesting() as process:
+        pid = process.pid
+        asked = asyncio.create_task(process.request(to(crm.url)))
+        await crm.wait_for(1)
+        time.sleep(2.2)  # nothing here goes on, as after SIGSTOP
+        assert (await asked, process.pid) == (Answer(200, b""), pid)
+
+
 async def test_one_that_lies_is_replaced() -> None:
     async with Receiver() as crm, requesting() as process:
         worker = process._worker

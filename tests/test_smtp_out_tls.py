@@ -213,6 +213,16 @@ async def test_login_is_done_inside_tls_once_a_session(
         assert sum(command.startswith("AUTH") for command in sink.commands) == 1
 
 
+async def test_a_kept_session_is_for_its_own_login_only(certificate: Certificate, sender: Sender) -> None:
+    logins = {"one": "first", "two": "second"}
+    async with SmtpSink(tls=certificate, implicit=True, logins=logins) as sink:
+        for login in [*logins.items()] * 2:
+            assert (await send(sender, sink, "implicit", login=login)).kind is OutcomeKind.DELIVERED
+        assert (await send(sender, sink, "implicit", login=("one", "wrong"))).text == "AUTH: 535 5.7.8 bad login"
+        assert [message.user for message in sink.accepted] == ["one", "two"] * 2
+        assert sink.sessions == 3
+
+
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
 async def test_a_refused_login_is_temporary(certificate: Certificate, sender: Sender, mechanism: str) -> None:
     async with SmtpSink(tls=certificate, implicit=True, logins={"user": "right"}, mechanisms=[mechanism]) as sink:

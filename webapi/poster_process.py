@@ -21,7 +21,7 @@ from typing import Protocol
 import structlog
 
 from relay import background
-from relay.child import Child, popen
+from relay.child import Child, patience, popen
 from relay.pace import Pace
 from relay.store import posts
 from relay.store.engine import StoreUnavailable
@@ -207,7 +207,7 @@ class PosterProcess:
     async def _listen(self, child: Child, claim: str) -> None:
         store = StoredPosts(self._store, claim, lambda: self._pace.lull(self._clock))
         while True:
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 message = await read(child.reader)
             if isinstance(message, Ask):
                 task = asyncio.create_task(self._answer(child, store, message))

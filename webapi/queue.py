@@ -50,7 +50,7 @@ Cursor = Annotated[
     Field(description="`next` of the answer before."),
 ]
 Destination = Annotated[
-    Text, Field(max_length=320, description="Domain, or host and port of a next hop, as the list shows it.")
+    Text, Field(max_length=320, description="Domain, or next hop without its password, as the list shows it.")
 ]
 
 

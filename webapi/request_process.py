@@ -15,7 +15,7 @@ import subprocess
 import structlog
 
 from relay import background
-from relay.child import START, Child, popen
+from relay.child import START, Child, patience, popen
 from webapi.request_frames import ANSWERED, READY, check_lengths, pack_request, read_answer
 from webapi.requests import OURS, TIMEOUT, Answer, NoAnswer, Request
 
@@ -58,14 +58,14 @@ class RequestProcess:
         number = self._number
         answer: asyncio.Future[Answer | NoAnswer] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(START):
+            async with patience(START):
                 await self._ready.wait()
         except TimeoutError:
             return NoAnswer(OURS)  # _keep says why there is none
         worker = self._worker
         assert worker is not None
         try:
-            async with asyncio.timeout(TIMEOUT + PATIENCE):
+            async with patience(TIMEOUT + PATIENCE):
                 self._waiting[number] = answer
                 worker.writer.write(pack_request(number, request))
                 await worker.writer.drain()

@@ -3,6 +3,9 @@
     reached          failures = 0, all may go
     not reached      failures + 1, nothing before the back-off is over, then one message alone
 
+A destination is a domain, or a next hop with its login and kind of TLS (core/nexthop.py): a password that is refused
+or a certificate that is not trusted says nothing about who comes to the same host in another way.
+
 No destination takes more than a share of what it leaves free. So many that hang leave the next one room, in deliveries
 as in memory: forty of them still some.
 """

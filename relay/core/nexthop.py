@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from typing import Literal
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 import idna
 
@@ -19,6 +20,8 @@ _SCHEMES: dict[str, tuple[Tls, int]] = {
     "smtp+starttls": ("starttls", 587),
 }
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
+#: Characters of a user that a name shows: it stays shorter than 320, with which lists are filtered.
+_SHOWN = 32
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -36,6 +39,22 @@ class NextHop:
     tls: Tls
     user: str | None = None
     password: str | None = field(default=None, repr=False)
+
+    def name(self, key: bytes) -> str:
+        """What deliveries are counted by, and back off by: whoever gets in, or not, in the same way.
+
+        ``mail.example.com:25``; where TLS is required or there is a login, ``smtps://user@mail.example.com:465#1f2e3d4c``.
+        The digits tell logins apart, and without the secret ``key`` they say nothing about the password.
+        """
+        place = f"{self.host}:{self.port}"
+        if self.user is None and self.tls in ("none", "opportunistic"):
+            return place
+        scheme = next((scheme for scheme, (tls, _) in _SCHEMES.items() if tls == self.tls), "smtp")
+        if self.user is None:
+            return f"{scheme}://{place}"
+        login = f"visit-relay login\0{self.user}\0{self.password}".encode()
+        shown = quote(self.user, safe="@")[:_SHOWN]
+        return f"{scheme}://{shown}@{place}#{hmac.digest(key, login, 'sha256').hex()[:8]}"
 
 
 def parse_next_hop(url: str) -> NextHop:

@@ -327,7 +327,7 @@ class Writer:
             try:
                 job.result = job.verb(tx)
             except BaseException as error:
-                if _is_fatal(error):
+                if is_fatal(error):
                     raise
                 connection.execute("ROLLBACK")
                 job.error = error
@@ -346,7 +346,7 @@ class Writer:
             try:
                 job.result = job.verb(tx)
             except BaseException as error:
-                if _is_fatal(error):
+                if is_fatal(error):
                     raise
                 job.error = error
                 connection.execute("ROLLBACK TO verb")
@@ -380,7 +380,8 @@ class Writer:
                 pass  # the loop is closed: nobody waits any more, the work is done all the same
 
 
-def _is_fatal(error: BaseException) -> bool:
+def is_fatal(error: BaseException) -> bool:
+    """Whether it ends the transaction: then it is no fault of the verb, and not for the verb to catch."""
     return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _FATAL
 
 

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+import structlog
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy import insert as insert_into
 
-from relay.core.backoff import JITTER, WEBHOOK_DELAYS
+from relay.core.backoff import JITTER, WEBHOOK_DELAYS, webhook_delay
 from relay.store import deals
-from relay.store.engine import Statement, Tx
+from relay.store.engine import Statement, Tx, is_fatal
 from relay.store.post import ANSWER_KEPT, CLAIM, PACE, PostJob, PostResult
-from relay.store.post_jobs import post_job
+from relay.store.post_jobs import HOOK_COLUMNS, post_job, read_hook
 from relay.store.schema import events, post_attempts, posts, webhooks
 
+log = structlog.get_logger()
+
+#: Seconds that the posts of a webhook are put off whose own row cannot be read, and how many of them at a time.
+UNREADABLE = 600.0
+MOST_UNREADABLE = 2000
 #: Posts over whose turns at PACE those are spread that were planned while the clock was wrong.
 SPREAD = 3000
 #: Posts of a webhook that are tried at once when it answers again; what is left waits as planned.
@@ -116,6 +122,8 @@ _OF_EVENT = Statement(
 _EVENT_WITHHELD = Statement(
     update(events).where(events.c.id == bindparam("event")).values(state="withheld", reason=bindparam("why"))
 )
+_HOOK = Statement(select(*HOOK_COLUMNS).where(webhooks.c.id == bindparam("webhook")))
+_ATTEMPTS = Statement(select(posts.c.attempts).where(posts.c.id == bindparam("post")))
 _LOG = Statement(insert_into(post_attempts), "post_id started_at duration status answer digest size")
 _HAS_MOVED = Statement(
     select(webhooks.c.id).where(webhooks.c.id == bindparam("webhook"), webhooks.c.url != bindparam("asked"))
@@ -125,6 +133,23 @@ _OUT_OF_USE = Statement(
     select(webhooks.c.disabled_reason).where(webhooks.c.id == bindparam("webhook"), webhooks.c.enabled == 0)
 )
 _WAITING = posts.alias()
+_PUT_OFF = Statement(
+    update(posts)
+    .where(
+        posts.c.id.in_(
+            select(_WAITING.c.id)
+            .where(
+                _WAITING.c.webhook_id == bindparam("webhook"),
+                _WAITING.c.state == "waiting",
+                _WAITING.c.next_at <= bindparam("now"),
+                _WAITING.c.claimed_until < bindparam("now"),
+            )
+            .order_by(_WAITING.c.next_at)
+            .limit(MOST_UNREADABLE)
+        )
+    )
+    .values(next_at=bindparam("until"))
+)
 _GIVE_UP = Statement(
     update(posts)
     .where(
@@ -180,6 +205,7 @@ def claim_posts(
     """Claim what is due, at most ``capacity[webhook id]`` each, in the order it became due.
 
     ``held`` are posts that the caller has in hand: their claims seem to have ended when the clock leaps ahead.
+    What cannot be read is put aside, with a line in the log, for the sake of all that can.
     """
     jobs = []
     for webhook_id, most in capacity.items():
@@ -187,12 +213,55 @@ def claim_posts(
         if row is not None:
             give_up(tx, webhook_id, row[0] or "the webhook is switched off", now)
             continue
+        if not _is_readable(tx, webhook_id, now):
+            continue
         for (post_id,) in tx.all(_DUE_POSTS, webhook=webhook_id, now=now, most=most):
             if post_id in held:
                 continue
             tx.run(_CLAIM, post=post_id, by=claim, until=now + CLAIM)
-            jobs.append(post_job(tx, post_id, claim))
+            try:
+                jobs.append(post_job(tx, post_id, claim))
+            except Exception as error:
+                if is_fatal(error):
+                    raise
+                _put_aside(tx, webhook_id, post_id, claim, now, type(error).__name__)
     return jobs
+
+
+def _is_readable(tx: Tx, webhook_id: int, now: float) -> bool:
+    """False when no post can be made with this webhook: what is due for it waits until it may have been mended."""
+    try:
+        row = tx.one(_HOOK, webhook=webhook_id)
+        assert row is not None
+        read_hook(row)
+    except Exception as error:
+        if is_fatal(error):
+            raise
+        tx.run(_PUT_OFF, webhook=webhook_id, now=now, until=now + UNREADABLE)
+        # Never the error's text: SQLite quotes what it cannot decode.
+        log.error("webhook can't be read", webhook=webhook_id, reason=type(error).__name__, seconds=UNREADABLE)
+        return False
+    return True
+
+
+def _put_aside(tx: Tx, webhook_id: int, post_id: int, claim: str, now: float, reason: str) -> None:
+    """A post that is claimed and cannot be read has failed once more: its schedule goes on, and comes to its end."""
+    row = tx.one(_ATTEMPTS, post=post_id)
+    assert row is not None
+    delay = webhook_delay(row[0], 0.5)
+    state, answer = "waiting" if delay is not None else "failed", f"what it says cannot be read: {reason}"
+    tx.run(
+        _FINISH,
+        post=post_id,
+        by=claim,
+        to_state=state,
+        at=now + (delay or 0.0),
+        http_status=None,
+        reply=answer,
+        finished=None if delay is not None else now,
+    )
+    tx.insert(_LOG, post_id=post_id, started_at=now, duration=0.0, status=None, answer=answer, digest=None, size=None)
+    log.error("post can't be read", post=post_id, webhook=webhook_id, reason=reason, state=state)
 
 
 def void_post_claims(tx: Tx, now: float) -> int:

@@ -54,6 +54,25 @@ async def test_a_target_that_appears_while_the_answer_is_on_its_way_is_asked_for
         assert [body["addresses"] for body in site.binds] == [[SALES], [SALES, HELP]]
 
 
+async def test_a_refresh_while_the_answer_is_on_its_way_is_a_bind_of_its_own(browser: Browser) -> None:
+    async with serving(f"<p>{SALES}</p>") as site, visiting(browser, site) as page:
+        refreshed = asyncio.Event()
+
+        async def answer(body: Any) -> Any:
+            await refreshed.wait()
+            return web.json_response(BOUND)
+
+        site.answer = answer
+        await page.goto("/")
+        await site.bound()
+        await page.evaluate("mailtrack.params = {1: 'changed'}; mailtrack.refresh(); mailtrack.refresh()")
+        await quiet(page)
+        refreshed.set()
+        await site.bound(2)
+        await page.wait_for_function(f"document.querySelector('p').textContent === '{SHOWN}'")
+        assert [body.get("params") for body in site.binds] == [None, {"1": "changed"}]
+
+
 async def test_what_was_out_of_the_page_is_not_edited_behind_the_back_of_what_keeps_it(browser: Browser) -> None:
     """Editors put an element into the page, measure it, and put it where it belongs later."""
     body = f"<p>{SALES}</p><div contenteditable></div><section data-mailtrack-ignore></section>"

@@ -44,8 +44,10 @@ export function refresh() {
 
 /** Puts back what has run out, and plans the next bind. Called whenever something may have changed, `person` by one. */
 export function check(person?: boolean) {
-  if (person) interacted = true;
-  if (person && reserved) due = reserved = 0;
+  if (person) {
+    interacted = true;
+    if (reserved) reserved = due = 0;
+  }
   if (lapsed()) scan();
   clearTimeout(timer);
   const early = document.readyState === "loading" || (SETTINGS.lazy && !interacted);
@@ -92,11 +94,11 @@ async function bind() {
       reserved = answer.reserved;
       lease(asked, answer.addresses, end);
       soonest = now + Milliseconds.AtMostEvery;
-      due = now + seconds * 500;
+      due &&= now + seconds * 500; // 0: refreshed meanwhile
       const renewed = visit === api.visit;
       const before = renewed ? mails : Infinity; // of a visit that is new to us no mail is new
-      mails = answer.mails || 0;
       api.visit = visit;
+      mails = answer.mails || 0;
       keep({ visit, mails, shown: api.addresses, end }, answer.first_visit, renewed);
       tell("bind", answer);
       if (mails > before) tell("mail", mails, "emailtracking");
