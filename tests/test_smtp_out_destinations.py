@@ -173,6 +173,25 @@ async def test_only_hosts_preferred_to_ourselves_are_tried(dns: DnsServer) -> No
     assert not any(name == "backup.test" for name, _, _ in dns.queries)
 
 
+@many_addresses
+@pytest.mark.parametrize(("other", "kind"), [("takes it", DELIVERED), ("is away", TEMPORARY), ("neither", PERMANENT)])
+async def test_an_address_beyond_ascii_is_refused_for_good_only_where_no_host_may_take_it(
+    dns: DnsServer, other: str, kind: OutcomeKind
+) -> None:
+    dns.table[("example.com", "MX")] = ["10 one.test.", "20 two.test."]
+    dns.table[("one.test", "A")], dns.table[("two.test", "A")] = ["127.0.0.2"], ["127.0.0.3"]
+    extensions = ["SMTPUTF8"] if other == "takes it" else []
+    async with (
+        SmtpSink(host="127.0.0.2") as first,
+        SmtpSink(host="127.0.0.3", port=first.port, extensions=extensions) as second,
+        sending(dns, mx_port=first.port) as sender,
+    ):
+        if other == "is away":
+            second.script["connect"] = "421 4.3.2 later"
+        outcome = await send(sender, "example.com", recipient="büro@example.com")
+        assert (outcome.kind, outcome.reached) == (kind, True)
+
+
 async def test_an_address_literal_needs_no_dns() -> None:
     async with SmtpSink() as sink, sending(mx_port=sink.port) as sender:
         outcome = await send(sender, "[127.0.0.1]", recipient="sales@[127.0.0.1]")

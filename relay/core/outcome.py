@@ -13,6 +13,9 @@ recipient refused, 554 "no valid recipients" merely repeats RCPT's answer, which
 recipient accepted it speaks of the session (503, RFC 5321 §4.3.2) or of a policy that has seen nothing of the message,
 and neither says that the mailbox will never take it. Retrying costs little, holding an enquiry costs a person.
 
+One thing before RCPT is permanent all the same, when it is so with each host of the destination, for it is the letter's
+own and stays as it is: an address that needs SMTPUTF8 where the next hop does not announce it (RFC 6531 §3.2).
+
 Why an unintelligible answer to the final dot is ambiguous: the message is out of our hands, and a reply that is not a
 refusal does not say that it was refused.
 """
@@ -40,15 +43,16 @@ class Stage(StrEnum):
     FINAL = "end of data"
 
 
-def classify(stage: Stage, code: int | None) -> OutcomeKind:
+def classify(stage: Stage, code: int | None, is_lasting: bool = False) -> OutcomeKind:
     """The outcome of an attempt that ended at ``stage`` with reply ``code``; None where no usable reply came.
 
+    ``is_lasting``: the trouble is this letter's with this next hop, so that no retry would end otherwise.
     Only for replies that end the attempt: what lets it go on to the next stage is no outcome.
     """
     family = 0 if code is None else code // 100
     if stage is Stage.FINAL:
         return _AFTER_THE_DOT.get(family, OutcomeKind.AMBIGUOUS)
-    if family == 5 and stage in (Stage.RCPT, Stage.CONTENT):
+    if is_lasting or (family == 5 and stage in (Stage.RCPT, Stage.CONTENT)):
         return OutcomeKind.PERMANENT
     return OutcomeKind.TEMPORARY
 

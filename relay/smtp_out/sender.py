@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -105,7 +106,7 @@ class Sender:
         """One attempt to hand one message to one recipient; raises nothing but CancelledError.
 
         ``next_hop`` None: the MX of ``domain`` (A-labels, or an address literal). ``mail_from`` (empty: the null
-        reverse-path) and ``recipient`` are ASCII, as they stand between the angle brackets. ``on_final_dot`` is
+        reverse-path) and ``recipient`` are as they stand between the angle brackets. ``on_final_dot`` is
         awaited just before the dot that ends the message may leave.
 
         Hosts and addresses are tried in turn until one has answered RCPT; its answer stands. A kept session that no
@@ -175,7 +176,7 @@ class Sender:
         session = self._take(destination)
         if session is not None:
             verdict = await self._transact(destination, session, mail)
-            if not verdict.is_unanswered:
+            if not verdict.is_unanswered or (verdict.is_lasting and destination.next_hop is not None):
                 return _outcome(verdict, session.host)
         return await self._try_hosts(destination, mail)
 
@@ -204,7 +205,7 @@ class Sender:
                 if not verdict.is_unanswered:
                     return _outcome(verdict, target.label)
                 failures.append((verdict, target.label))
-        return _outcome(*max(failures, key=_progress))
+        return _told(failures)
 
     async def _hosts(self, destination: _Destination) -> list[str]:
         """:raises DnsError: there is no host to try, with the reason."""
@@ -328,8 +329,14 @@ def _no_address(host: str) -> list[str]:
     raise DnsError(f"{host} has no address")
 
 
-def _progress(failure: tuple[Verdict, str]) -> int:
-    return _STAGES.index(failure[0].stage)
+def _told(failures: list[tuple[Verdict, str]]) -> Outcome:
+    """Of those that may end otherwise the failure that came furthest. Reached is who had a session with any host."""
+
+    def weight(failure: tuple[Verdict, str]) -> tuple[bool, int]:
+        return not failure[0].is_lasting, _STAGES.index(failure[0].stage)
+
+    reached = any(verdict.stage not in _NO_SESSION for verdict, _ in failures)
+    return replace(_outcome(*max(failures, key=weight)), reached=reached)
 
 
 def _outcome(verdict: Verdict, host: str) -> Outcome:
@@ -337,4 +344,5 @@ def _outcome(verdict: Verdict, host: str) -> Outcome:
     code = "" if verdict.code is None else f"{verdict.code} "
     text = f"{verdict.stage.value}: {code}{verdict.text}".rstrip()
     reached = verdict.stage not in _NO_SESSION
-    return Outcome(classify(verdict.stage, verdict.code), verdict.code, text, host, reached)
+    kind = classify(verdict.stage, verdict.code, verdict.is_lasting)
+    return Outcome(kind, verdict.code, text, host, reached)
