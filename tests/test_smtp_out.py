@@ -233,3 +233,12 @@ async def test_an_address_beyond_ascii_is_refused_for_good_where_smtputf8_is_not
             assert "does not announce SMTPUTF8" in outcome.text
             assert (await send(sender, sink)).kind is DELIVERED
         assert not any("büro" in command for command in sink.commands)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"), [("552 5.3.4 Message size exceeds fixed limit", PERMANENT), ("552 5.2.2 full", TEMPORARY)]
+)
+async def test_a_letter_that_is_too_large_is_refused_for_good_before_it_is_sent(reply: str, kind: OutcomeKind) -> None:
+    async with SmtpSink(script={"mail": [reply, reply]}) as sink, sending() as sender:
+        outcome = await send(sender, sink)
+        assert (outcome.kind, outcome.code, outcome.text) == (kind, 552, f"MAIL: {reply}")

@@ -13,8 +13,10 @@ recipient refused, 554 "no valid recipients" merely repeats RCPT's answer, which
 recipient accepted it speaks of the session (503, RFC 5321 §4.3.2) or of a policy that has seen nothing of the message,
 and neither says that the mailbox will never take it. Retrying costs little, holding an enquiry costs a person.
 
-One thing before RCPT is permanent all the same, when it is so with each host of the destination, for it is the letter's
-own and stays as it is: an address that needs SMTPUTF8 where the next hop does not announce it (RFC 6531 §3.2).
+Two things before RCPT are permanent all the same, when they are so with each host of the destination, for they are the
+letter's own and stay as they are: an address that needs SMTPUTF8 where the next hop does not announce it (RFC 6531
+§3.2), and a letter that is too large for it, which 5.3.4 to MAIL says (RFC 1870 §6.1, RFC 3463 §3.4). 552 alone can be
+a full disk.
 
 Why an unintelligible answer to the final dot is ambiguous: the message is out of our hands, and a reply that is not a
 refusal does not say that it was refused.
@@ -22,6 +24,7 @@ refusal does not say that it was refused.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 from relay.core.model import OutcomeKind
@@ -57,4 +60,10 @@ def classify(stage: Stage, code: int | None, is_lasting: bool = False) -> Outcom
     return OutcomeKind.TEMPORARY
 
 
+def is_too_large(code: int, text: str) -> bool:
+    """Whether the reply to MAIL says that the next hop takes no letter of this size."""
+    return code // 100 == 5 and _TOO_LARGE.match(text) is not None
+
+
+_TOO_LARGE = re.compile(r"5\.3\.4(?![0-9])")
 _AFTER_THE_DOT = {2: OutcomeKind.DELIVERED, 4: OutcomeKind.TEMPORARY, 5: OutcomeKind.PERMANENT}

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from relay.core.outcome import Stage
+from relay.core.outcome import Stage, is_too_large
 from relay.smtp_out.connection import Connection, NoReply
 from relay.smtp_out.replies import Reply, printable
 
@@ -289,4 +289,4 @@ def _ending(last: bytes) -> bytes:
 
 
 def _verdict(stage: Stage, reply: Reply) -> Verdict:
-    return Verdict(stage, reply.code, reply.text)
+    return Verdict(stage, reply.code, reply.text, stage is Stage.MAIL and is_too_large(reply.code, reply.text))
