@@ -18,7 +18,7 @@ from relay.core.nexthop import NextHop
 from relay.dns import DnsError, Resolver
 from relay.smtp_out.connection import QUIT_TIME, NoReply
 from relay.smtp_out.handshake import Handshake, NoSession, Target
-from relay.smtp_out.session import Session, Timeouts
+from relay.smtp_out.session import NO_SMTPUTF8, Session, Timeouts
 from webapi.guard import ForbiddenAddress, guarded_connector
 
 #: Next hops or domains, recipients at each, and webhooks that are tried.
@@ -131,12 +131,18 @@ async def _ask(session: Session, what: str, recipients: Sequence[Address]) -> li
     """MAIL and RCPT for each, then RSET. Raises NoReply."""
     connection, found = session.connection, []
     spoken = connection.encryption or "in clear"
-    connection.write(b"MAIL FROM:<>\r\n")
+    chosen = sorted(recipients, key=str)[:MOST_RECIPIENTS]
+    is_international = any(not str(recipient).isascii() and session.takes(str(recipient)) for recipient in chosen)
+    connection.write(b"MAIL FROM:<> SMTPUTF8\r\n" if is_international else b"MAIL FROM:<>\r\n")
     reply = await connection.reply(TIMEOUTS.mail)
     if reply.code // 100 != 2:
         hint = "it must take mail from this host, returns (the null sender) too"
         return [Finding(FAIL, what, f"{session.host}: MAIL: {reply.code} {reply.text}", hint)]
-    for recipient in sorted(recipients, key=str)[:MOST_RECIPIENTS]:
+    for recipient in chosen:
+        if not session.takes(str(recipient)):
+            text = f"{session.host}: {recipient}: {NO_SMTPUTF8}"
+            found.append(Finding(FAIL, what, text, "switch it on there, or forward to an address in ASCII"))
+            continue
         connection.write(f"RCPT TO:<{recipient}>\r\n".encode())
         reply = await connection.reply(TIMEOUTS.rcpt)
         text = f"{session.host}: RCPT {recipient}: {reply.code} {reply.text}"

@@ -30,10 +30,11 @@ from relay.core.message import loop_token, received_field, visit_fields, without
 from relay.core.metrics import LONG_SECONDS, Histogram
 from relay.core.model import DeliveryState, Outcome, OutcomeKind
 from relay.core.nexthop import NextHop, parse_next_hop
+from relay.destination import Naming
 from relay.envelope import return_path
-from relay.secrets import Keys
+from relay.secrets import Keys, SealError
 from relay.smtp_out import Content, Sender
-from relay.store import queue
+from relay.store import moves, queue
 from relay.store.engine import StoreUnavailable
 from relay.store.messages import Job
 from relay.store.post import CLAIM
@@ -139,7 +140,9 @@ class Forwarder:
         self._keys = keys
         self._hostname = hostname
         self._next_hop = parse_next_hop(next_hop) if next_hop else None
+        self._naming = Naming(keys, next_hop)
         self._hops: dict[str, NextHop] = {}
+        self._defined: object = None  # the sites as they were when what waits was last named
         self._clock = clock
         self._clock_is_doubtful = clock_is_doubtful
         self.claim = secrets.token_hex(8)
@@ -224,6 +227,7 @@ class Forwarder:
                 if time.monotonic() >= renew_at:
                     renew_at = time.monotonic() + CLAIM / 3
                     await self._renew()
+                await self._move()
                 wait = await self._claim()
             except StoreUnavailable as error:
                 log.error("forwarding waits for the store", error=str(error))
@@ -242,7 +246,8 @@ class Forwarder:
         capacity = self._destinations.capacity(due, now)
         if capacity:
             _, memory = self._destinations.free
-            jobs = await self._store.write(lambda tx: queue.claim_due(tx, capacity, self.claim, now, memory))
+            down = {name for name in capacity if self._destinations.is_down(name)}
+            jobs = await self._store.write(lambda tx: queue.claim_due(tx, capacity, self.claim, now, memory, down))
             self.submit(jobs)
             self._destinations.filled({job.destination for job in jobs})
             if jobs:
@@ -251,6 +256,23 @@ class Forwarder:
         times = [next_at for _, _, next_at in waiting if next_at is not None] + self._destinations.next_tries(due)
         soon = min((time for time in times if time > now), default=now + POLL)
         return min(POLL, max(PAUSE, soon - now))
+
+    async def _move(self) -> None:
+        """After sites were defined anew, what waits goes the way that its target has now, without the old back-off."""
+        defined = self._store.sites.by_id
+        if defined is self._defined:
+            return
+        for before, target, forward_to, sealed in await self._store.reader.run(moves.WAYS):
+            try:
+                after = self._naming.of(sealed, forward_to)
+            except SealError:
+                continue  # the attempt says so
+            if after != before:
+                move = moves.Move(target, forward_to, before, after)
+                log.info("what waits goes another way", to=forward_to, destination=after)
+                while await self._store.write(partial(moves.move, wanted=move, now=self._clock())):
+                    pass
+        self._defined = defined
 
     async def _renew(self) -> None:
         claims = [(flight.job.delivery_id, flight.job.claim) for flight in self._flights.values()]

@@ -14,7 +14,7 @@ from relay.core import message, reply, substitute
 from relay.core.address import lookup_keys
 from relay.core.attribution import Delays, written_at
 from relay.core.model import Address, fold
-from relay.core.nexthop import parse_next_hop
+from relay.destination import Naming
 from relay.envelope import Return, read_return
 from relay.pace import Pace
 from relay.secrets import Keys
@@ -105,8 +105,7 @@ class Intake:
         self._bodies = bodies
         self.space = Space(data_dir, clock)
         self._clock = clock
-        self._configured = self._name(policy.next_hop) if policy.next_hop else None
-        self._destinations: dict[str, str] = {}  # by the sealed next hop of a target
+        self._naming = Naming(keys, policy.next_hop)
         self._evidence = policy.evidence
 
     def configure(self, policy: Policy) -> None:
@@ -212,22 +211,11 @@ class Intake:
                 route.tag,
                 target.real_address,
                 next_hop,
-                self._destination(next_hop, target.real_address),
+                self._naming.of(next_hop, target.real_address),
             )
         if isinstance(route, ToOperator):
-            return Recipient(address, None, None, route.address, None, self._destination(None, route.address))
+            return Recipient(address, None, None, route.address, None, self._naming.of(None, route.address))
         return Recipient(address, None, None, "", None, "")
-
-    def _destination(self, sealed: str | None, real_address: str) -> str:
-        """What shares limits and back-off: the next hop with its login, or the domain."""
-        if sealed is None:
-            return self._configured or real_address.rpartition("@")[2]
-        if sealed not in self._destinations:
-            self._destinations[sealed] = self._name(self._keys.unseal(sealed))
-        return self._destinations[sealed]
-
-    def _name(self, next_hop: str) -> str:
-        return parse_next_hop(next_hop).name(self._keys.current("loop"))
 
     def _log(self, transaction: Transaction, accepted: messages.Accepted, looped: bool) -> None:
         if looped:

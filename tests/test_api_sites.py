@@ -225,6 +225,28 @@ class TestChanging:
         assert "secret" not in stored
         assert api.context.keys.unseal(stored) == hop
 
+    async def test_only_who_has_all_sites_sets_a_next_hop(self, api: Api, admin: str) -> None:
+        hop = "smtps://user:secret@mail.example:465"
+        answer = await created(api, admin, targets=[target(next_hop=hop), SITE["targets"][1]], statics=[])
+        shown = {key: value for key, value in answer.items() if key != "declared"}
+        sealed = api.w.target("sales@garden.example", "garden").next_hop
+        own = await api.token("admin", "garden")
+
+        async def given(first: Any, second: Any) -> tuple[int, Any]:
+            targets = [one | {"next_hop": hop} for one, hop in zip(shown["targets"], (first, second), strict=True)]
+            return await api.call("PUT", "/v1/sites/garden", shown | {"targets": targets}, token=own)
+
+        masked = shown["targets"][0]["next_hop"]
+        for new in ("smtp://127.0.0.1:6379", "smtp://mail.example", hop, masked.replace("mail", "elsewhere")):
+            status, problem = await given(new, None)
+            assert (status, fields(problem)) == (403, ["targets[0].next_hop"]), new
+        status, problem = await given(masked, masked)
+        assert (status, fields(problem)) == (403, ["targets[1].next_hop"])
+        assert (await given(masked, None))[0] == 200
+        assert api.w.target("sales@garden.example", "garden").next_hop == sealed
+        assert (await given(None, None))[0] == 200
+        assert api.w.target("sales@garden.example", "garden").next_hop is None
+
     async def test_a_declared_site_is_changed_in_relay_toml(self, api: Api, admin: str) -> None:
         for method, path, body in (
             ("PUT", "/v1/sites/shop", {"origins": ["https://www.shop.example"]}),

@@ -119,6 +119,16 @@ class TestNextHops:
         said = next(iter(script.values()))
         assert not isinstance(said, str) or all(said in finding.text for finding in found)
 
+    @pytest.mark.parametrize("level", [OK, FAIL])
+    async def test_an_address_beyond_ascii_needs_smtputf8(self, tmp_path: Path, level: str) -> None:
+        site = example_site()
+        site["target"][0]["forward_to"] = "büro@example.test"
+        async with SmtpSink(extensions=["SMTPUTF8"] if level == OK else []) as sink:
+            found = await self.asked(tmp_path, f"smtp://{sink.address}", site=[site])
+        (finding,) = [finding for finding in found if "büro" in finding.text]
+        assert (finding.level, "SMTPUTF8" in finding.text) == (level, level == FAIL)
+        assert {finding.level for finding in found if "büro" not in finding.text} == {OK}
+
     async def test_one_that_does_not_answer_has_failed(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as sock:
             port = sock.getsockname()[1]

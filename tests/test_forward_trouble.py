@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import bindparam, update
 from structlog.testing import capture_logs
 
 from relay import background
@@ -17,8 +18,10 @@ from relay.core.model import Method
 from relay.forward import AHEAD, POLL
 from relay.store import queue
 from relay.store.clock import TOLERANCE
-from relay.store.engine import StoreUnavailable, Verb
+from relay.store.engine import Statement, StoreUnavailable, Verb
 from relay.store.post import CLAIM
+from relay.store.schema import deliveries
+from relay.store.sites import SiteDefinition, declare_all
 from tests.certificates import Certificate
 from tests.parts import DOMAIN, MAIL, SITE, running_parts
 from tests.smtp_sink import Later, SmtpSink
@@ -26,6 +29,7 @@ from tests.store_fixtures import fresh_keys, target_of
 
 WHO = ("sales@example.com", "dead@example.com")
 YEAR = 365 * 86_400.0
+_RENAME = Statement(update(deliveries).values(destination=bindparam("name")))
 
 
 @pytest.fixture
@@ -235,6 +239,41 @@ async def test_a_target_that_is_not_let_in_stops_no_mail_of_another_to_the_same_
             await parts.send(f"good@{DOMAIN}")
             _, row = await parts.until(lambda rows: rows[-1]["attempts"] == 1 and rows[-1]["claim"] is None)
             assert (row["state"], row["forward_to"]) == ("forwarded", "good@example.com")
+
+
+async def test_a_next_hop_that_is_redefined_takes_what_waits_along_at_once(tmp_path: Path) -> None:
+    keys = fresh_keys(tmp_path / "keys")
+    async with SmtpSink(logins={"info": "secret"}) as sink:
+
+        def by(password: str) -> SiteDefinition:
+            hop = keys.seal(f"smtp://info:{password}@{sink.address}")
+            return replace(
+                SITE, targets=(target_of(Method.PLUS, "sales@example.com", DOMAIN, next_hop=hop),), statics=()
+            )
+
+        async with running_parts(tmp_path, None, sites=(by("wrong"),)) as parts:
+            await parts.send()
+            (waits,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
+            await parts.store.redefine(lambda tx: declare_all(tx, [by("secret")], parts.clock()))
+            parts.forwarder.wake()
+            (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
+            assert row["destination"] != waits["destination"]
+
+
+async def test_what_was_named_otherwise_by_an_older_version_goes_the_way_of_its_target(tmp_path: Path) -> None:
+    keys = fresh_keys(tmp_path / "keys")
+    async with SmtpSink(logins={"info": "secret"}) as sink:
+        hop = keys.seal(f"smtp://info:secret@{sink.address}")
+        targets = (target_of(Method.PLUS, "sales@example.com", DOMAIN, next_hop=hop),)
+        shop = replace(SITE, targets=targets, statics=())
+        async with running_parts(tmp_path, None, sites=(shop,), start_forwarding=False) as parts:
+            parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
+            await parts.send()
+            await parts.store.write(lambda tx: tx.run(_RENAME, name=sink.address))
+            del parts.forwarder.submit
+            await parts.forwarder.start()
+            (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
+            assert row["destination"].startswith("smtp://info@")
 
 
 async def test_a_leap_of_the_clock_begins_nothing_a_second_time_that_is_under_way(tmp_path: Path) -> None:

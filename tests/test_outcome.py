@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.core.model import OutcomeKind
-from relay.core.outcome import Stage, classify
+from relay.core.outcome import Stage, classify, is_too_large
 
 BEFORE_RCPT = [Stage.DNS, Stage.CONNECT, Stage.GREETING, Stage.EHLO, Stage.TLS, Stage.AUTH, Stage.MAIL]
 
@@ -60,3 +60,24 @@ def test_the_answer_to_the_final_dot_decides(code: int, kind: OutcomeKind) -> No
 
 def test_stages_are_listed_in_the_order_of_a_session() -> None:
     assert [*BEFORE_RCPT, Stage.RCPT, Stage.DATA, Stage.CONTENT, Stage.FINAL] == list(Stage)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "said"),
+    [
+        (552, "5.3.4 Message size exceeds fixed limit", True),
+        (554, "5.3.4 too big", True),
+        (552, "5.3.45 what is that", False),
+        (552, "Message size exceeds maximum permitted", False),
+        (552, "5.2.2 mailbox full", False),
+        (452, "4.3.4 not now", False),
+        (452, "5.3.4 a server that mixes them up", False),
+    ],
+)
+def test_a_letter_is_too_large_where_the_enhanced_code_says_so(code: int, text: str, said: bool) -> None:
+    assert is_too_large(code, text) is said
+
+
+def test_what_lasts_is_permanent_at_any_stage() -> None:
+    assert classify(Stage.MAIL, 552, is_lasting=True) is OutcomeKind.PERMANENT
+    assert classify(Stage.MAIL, None, is_lasting=True) is OutcomeKind.PERMANENT

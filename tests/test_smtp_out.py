@@ -36,6 +36,7 @@ async def test_the_null_reverse_path_is_sent_empty() -> None:
     assert sink.accepted[0].mail_from == ""
 
 
+INTERNATIONAL = ["PIPELINING", "SIZE 1000000", "8BITMIME", "SMTPUTF8"]
 STAGES = {"connect": "greeting", "ehlo": "EHLO", "mail": "MAIL", "rcpt": "RCPT", "data": "DATA", "dot": "end of data"}
 TIMEOUTS = {"connect": "greeting", "dot": "final"}
 ANSWERS: dict[str, Step] = {
@@ -206,10 +207,38 @@ async def test_an_answer_too_many_after_the_dot_is_not_read_as_that_to_the_next_
         assert sink.sessions == 2
 
 
-@pytest.mark.parametrize("recipient", ["a@b\r\nRCPT TO:<c@d", "a\0@b", "ж@b", "a@b\udc80"])
-async def test_an_envelope_that_is_not_printable_ascii_is_not_sent(recipient: str) -> None:
-    async with SmtpSink() as sink, sending() as sender:
+@pytest.mark.parametrize("recipient", ["a@b\r\nRCPT TO:<c@d", "a\0@b", "ж\n@b", "a@b\udc80"])
+async def test_an_envelope_that_is_not_printable_is_not_sent(recipient: str) -> None:
+    async with SmtpSink(extensions=INTERNATIONAL) as sink, sending() as sender:
         outcome = await send(sender, sink, recipient=recipient)
         assert outcome.kind is TEMPORARY
         assert outcome.text.isprintable()
         assert not any("MAIL" in command or "RCPT" in command for command in sink.commands)
+
+
+@pytest.mark.parametrize("recipient", ["büro@example.com", "sales@example.com"])
+async def test_an_address_beyond_ascii_goes_with_smtputf8_and_others_without(recipient: str) -> None:
+    async with SmtpSink(extensions=INTERNATIONAL) as sink, sending() as sender:
+        assert (await send(sender, sink, recipient=recipient)).kind is DELIVERED
+    (message,) = sink.accepted
+    assert message.recipients == [recipient]
+    assert ("SMTPUTF8" in message.mail_parameters) is not recipient.isascii()
+
+
+async def test_an_address_beyond_ascii_is_refused_for_good_where_smtputf8_is_not_announced() -> None:
+    async with SmtpSink() as sink, sending() as sender:
+        for _ in ("new", "kept"):
+            outcome = await send(sender, sink, recipient="büro@example.com")
+            assert (outcome.kind, outcome.code, outcome.reached) == (PERMANENT, None, True)
+            assert "does not announce SMTPUTF8" in outcome.text
+            assert (await send(sender, sink)).kind is DELIVERED
+        assert not any("büro" in command for command in sink.commands)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"), [("552 5.3.4 Message size exceeds fixed limit", PERMANENT), ("552 5.2.2 full", TEMPORARY)]
+)
+async def test_a_letter_that_is_too_large_is_refused_for_good_before_it_is_sent(reply: str, kind: OutcomeKind) -> None:
+    async with SmtpSink(script={"mail": [reply, reply]}) as sink, sending() as sender:
+        outcome = await send(sender, sink)
+        assert (outcome.kind, outcome.code, outcome.text) == (kind, 552, f"MAIL: {reply}")

@@ -173,6 +173,25 @@ async def test_only_hosts_preferred_to_ourselves_are_tried(dns: DnsServer) -> No
     assert not any(name == "backup.test" for name, _, _ in dns.queries)
 
 
+@many_addresses
+@pytest.mark.parametrize(("other", "kind"), [("takes it", DELIVERED), ("is away", TEMPORARY), ("neither", PERMANENT)])
+async def test_an_address_beyond_ascii_is_refused_for_good_only_where_no_host_may_take_it(
+    dns: DnsServer, other: str, kind: OutcomeKind
+) -> None:
+    dns.table[("example.com", "MX")] = ["10 one.test.", "20 two.test."]
+    dns.table[("one.test", "A")], dns.table[("two.test", "A")] = ["127.0.0.2"], ["127.0.0.3"]
+    extensions = ["SMTPUTF8"] if other == "takes it" else []
+    async with (
+        SmtpSink(host="127.0.0.2") as first,
+        SmtpSink(host="127.0.0.3", port=first.port, extensions=extensions) as second,
+        sending(dns, mx_port=first.port) as sender,
+    ):
+        if other == "is away":
+            second.script["connect"] = "421 4.3.2 later"
+        outcome = await send(sender, "example.com", recipient="büro@example.com")
+        assert (outcome.kind, outcome.reached) == (kind, True)
+
+
 async def test_an_address_literal_needs_no_dns() -> None:
     async with SmtpSink() as sink, sending(mx_port=sink.port) as sender:
         outcome = await send(sender, "[127.0.0.1]", recipient="sales@[127.0.0.1]")
@@ -307,6 +326,75 @@ async def test_connections_to_one_destination_are_limited_and_served_in_order() 
         assert (sink.peak, sink.sessions) == (3, 3)
         order = [int(message.recipients[0][1:].partition("@")[0]) for message in sink.accepted]
         assert all(abs(place - n) < 3 for place, n in enumerate(order))
+
+
+def no_more_than(most: int) -> Callable[[SinkSession, str], Step]:
+    def connect(session: SinkSession, _: str) -> Step:
+        return Close("421 4.7.0 too many connections from your host") if session.sink.live > most else None
+
+    return connect
+
+
+@pytest.mark.parametrize("most", [1, 3])
+async def test_mail_waits_for_the_sessions_that_a_next_hop_takes_where_it_refuses_more(most: int) -> None:
+    async with (
+        SmtpSink(script={"connect": no_more_than(most), "dot": lambda *_: Slow(0.01, "250 ok")}) as sink,
+        sending(per_destination=10) as sender,
+    ):
+        outcomes = await asyncio.gather(*[send(sender, sink) for _ in range(40)])
+        assert {outcome.kind for outcome in outcomes} == {DELIVERED}
+        before = sink.sessions
+        outcomes = await asyncio.gather(*[send(sender, sink) for _ in range(40)])
+        assert {outcome.kind for outcome in outcomes} == {DELIVERED}
+        assert sink.sessions == before  # it remembers how many are taken
+
+
+async def test_after_some_minutes_all_connections_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.smtp_out.slots.FEWER_FOR", 0.05)
+    async with (
+        SmtpSink(script={"connect": no_more_than(1), "dot": lambda *_: Slow(0.01, "250 ok")}) as sink,
+        sending(per_destination=3) as sender,
+    ):
+        await asyncio.gather(*[send(sender, sink) for _ in range(3)])
+        sink.script["connect"] = None
+        await asyncio.sleep(0.06)
+        outcomes = await asyncio.gather(*[send(sender, sink) for _ in range(30)])
+        assert {outcome.kind for outcome in outcomes} == {DELIVERED}
+        assert sink.peak == 3
+
+
+async def test_a_next_hop_that_refuses_every_connection_is_not_reached_and_keeps_nobody_waiting() -> None:
+    async with (
+        SmtpSink(script={"connect": lambda *_: Close("421 4.3.2 shutting down")}) as sink,
+        sending(per_destination=5) as sender,
+    ):
+        outcomes = await asyncio.gather(*[send(sender, sink) for _ in range(12)])
+        assert {(outcome.kind, outcome.code, outcome.reached) for outcome in outcomes} == {(TEMPORARY, 421, False)}
+        assert sink.sessions == 12
+        sink.script["connect"] = None
+        assert (await send(sender, sink)).kind is DELIVERED
+
+
+async def test_a_place_is_free_when_the_session_before_has_said_quit() -> None:
+    script: dict[str, Script] = {"connect": no_more_than(1), "quit": [Slow(0.05, "221 bye")]}
+    async with SmtpSink(script=script) as sink, sending() as sender:
+        await send(sender, sink)
+        (session,) = sender._kept
+        sender._retire(session)
+        assert (await send(sender, sink)).kind is DELIVERED
+
+
+async def test_who_was_refused_and_is_cancelled_leaves_the_others_their_turn() -> None:
+    async with (
+        SmtpSink(script={"connect": no_more_than(1), "dot": [Slow(0.2, "250 ok")]}) as sink,
+        sending(per_destination=3) as sender,
+    ):
+        first = asyncio.create_task(send(sender, sink))
+        await sink.wait(lambda sink: "DATA" in sink.commands)
+        second, third = (asyncio.create_task(send(sender, sink)) for _ in range(2))
+        await sink.wait(lambda sink: sink.sessions == 3 and sink.live == 1)
+        second.cancel()
+        assert [(await task).kind for task in (first, third)] == [DELIVERED, DELIVERED]
 
 
 async def test_a_destination_that_hangs_does_not_hold_up_another() -> None:

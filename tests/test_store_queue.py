@@ -93,6 +93,20 @@ class TestClaim:
         assert [job.data for job in await claim(w, most=3)] == [b"3"]
         assert await claim(w) == []
 
+    async def test_to_one_that_is_down_goes_what_was_tried_least(self, w: World) -> None:
+        for body in (b"oldest", b"second", b"third"):
+            await w.accept(CARD, claim=None, body=body)
+            w.pass_time(1)
+        tried = []
+        for _ in range(4):
+            (job,) = await w.store.write(
+                lambda tx: queue.claim_due(tx, {"example.com": 1}, "me", w.now, down={"example.com"})
+            )
+            tried.append(job.data)
+            await w.finish(job, OutcomeKind.TEMPORARY)
+            w.pass_time(3600)
+        assert tried == [b"oldest", b"second", b"third", b"oldest"]
+
     async def test_each_destination_has_its_own_capacity(self, w: World) -> None:
         await w.accept(CARD, claim=None)
         await w.accept(f"postmaster@{TRACK}", claim=None)

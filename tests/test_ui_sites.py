@@ -357,6 +357,11 @@ class TestTargets:
         shown = values(page.text)["next_hop"]
         assert (await p.post(SALES, await current(p, **form | {"next_hop": shown, "lease": "2h"}))).status == 303
         assert p.world.target("sales@garden.example", "garden").next_hop == sealed
+        own = await p.user("admin", "garden")
+        assert (await own.post(SALES, await current(p, **form | {"next_hop": shown, "lease": "3h"}))).status == 303
+        answer = await own.post(SALES, await current(p, **form | {"next_hop": "smtp://127.0.0.1:25"}))
+        assert (answer.status, 'id="wrong-next_hop"' in answer.text) == (403, True)
+        assert p.world.target("sales@garden.example", "garden").next_hop == sealed
 
     async def test_another_method_retires_the_pool(self, p: Pages) -> None:
         form = await current(p, method="unique", domain="t.garden.example", lease="15m")

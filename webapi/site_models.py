@@ -85,7 +85,9 @@ class TargetShown(BaseModel):
     lease: str
     additional: bool
     forward_to: str | None
-    next_hop: str | None = Field(description="With *** for the password; given back so, it keeps it.")
+    next_hop: str | None = Field(
+        description="With *** for the password; given back so, it keeps it. Set by who has all sites."
+    )
 
 
 class StaticShown(BaseModel):
@@ -263,10 +265,15 @@ def definition(name: str, key: str, body: SiteBody, before: SiteView | None, key
 def _sealed_next_hop(target: Target, before: SiteView | None, keys: Keys) -> str | None:
     if target.next_hop is None:
         return None
-    known = before.by_address.get(target.address.key) if before else None
-    if known is not None and target.next_hop == shown_next_hop(known, keys):
-        return known.next_hop
+    if before is not None and keeps_next_hop(target, before, keys):
+        return before.by_address[target.address.key].next_hop
     return keys.seal(target.next_hop)
+
+
+def keeps_next_hop(target: Target, before: SiteView | None, keys: Keys) -> bool:
+    """Whether a target has its next hop as it was shown."""
+    known = before.by_address.get(target.address.key) if before else None
+    return known is not None and target.next_hop == shown_next_hop(known, keys)
 
 
 def broken(body: SiteBody, next_hop: str | None, public_url: str) -> tuple[tuple[str, str], ...]:

@@ -230,7 +230,8 @@ async def _shown(call: Call, site: SiteView) -> SiteShown:
 
 
 async def _judge(call: Call, body: SiteBody, site: SiteView | None) -> None:
-    """Raise Problem 400 for a definition that relay.toml could not hold either, or that would send mail in a circle."""
+    """Raise Problem for a definition that relay.toml could not hold either, or that would send mail in a circle."""
+    _refuse_next_hops(call, body, site)
     next_hop = call.context.forward.next_hop
     problems = models.broken(body, next_hop, call.context.public_url)
     if problems:
@@ -250,6 +251,19 @@ async def _judge(call: Call, body: SiteBody, site: SiteView | None) -> None:
                 field=f"targets[{index}].next_hop",
             )
     await _refuse_destinations(call, tuple(address for target in body.targets for address in target.pool))
+
+
+def _refuse_next_hops(call: Call, body: SiteBody, site: SiteView | None) -> None:
+    """Raise Problem 403: who has some sites only would reach every port of the inside, and read what it answers.
+
+    What stands there already may stay. By the address it could not be told: a name may lead elsewhere later.
+    """
+    if call.caller.sites is None:
+        return
+    for index, target in enumerate(body.targets):
+        if target.next_hop is not None and not models.keeps_next_hop(target, site, call.context.keys):
+            detail = "only who administers all sites may set a next hop: leave it as it is or empty"
+            raise Problem(403, detail, field=f"targets[{index}].next_hop")
 
 
 async def _refuse_destinations(call: Call, addresses: tuple[Address, ...]) -> None:

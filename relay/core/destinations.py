@@ -53,6 +53,10 @@ class Destinations:
         """Those with something under way or a back-off."""
         return len(self._known)
 
+    def is_down(self, name: str) -> bool:
+        """Whether the next message to it goes alone, to see whether it is reached again."""
+        return (self._known.get(name) or _UNKNOWN).down_until > 0
+
     def takes(self, name: str, size: int) -> bool:
         """Whether one more delivery of ``size`` octets may begin at once."""
         known = self._known.get(name) or _UNKNOWN

@@ -167,5 +167,10 @@ def _extensions(reply: Reply) -> Extensions:
             if words[0] == "AUTH":
                 auth |= frozenset(words[1:])
     return Extensions(
-        "PIPELINING" in keywords, "SIZE" in keywords, "8BITMIME" in keywords, "STARTTLS" in keywords, auth
+        "PIPELINING" in keywords,
+        "SIZE" in keywords,
+        "8BITMIME" in keywords,
+        "STARTTLS" in keywords,
+        "SMTPUTF8" in keywords,
+        auth,
     )

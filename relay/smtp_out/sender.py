@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -12,10 +14,11 @@ from relay.core.model import Outcome, OutcomeKind
 from relay.core.nexthop import NextHop
 from relay.core.outcome import Stage, classify
 from relay.dns import DnsError, Resolver
-from relay.smtp_out.connection import QUIT_TIME
+from relay.smtp_out.connection import QUIT_TIME, Connection
 from relay.smtp_out.handshake import Handshake, NoSession, Target
 from relay.smtp_out.replies import printable
 from relay.smtp_out.session import Content, OnFinalDot, Session, Timeouts, Verdict
+from relay.smtp_out.slots import Slots
 
 #: Addresses tried in one attempt (RFC 5321 §5.1: at least two).
 MAX_ADDRESSES = 8
@@ -34,14 +37,20 @@ class _Mail(NamedTuple):
 
 
 class _Destination:
-    """One next hop, or the hosts of one domain. ``idle``: its kept sessions, the one used last at the end."""
+    """One next hop, or the hosts of one domain. ``idle``: its kept sessions, the one used last at the end.
 
-    def __init__(self, next_hop: NextHop | None, domain: str, connections: int) -> None:
+    ``open``: every connection that became a session, until it is closed.
+    """
+
+    def __init__(
+        self, next_hop: NextHop | None, domain: str, connections: int, on_all: Callable[[_Destination], None]
+    ) -> None:
         self.next_hop = next_hop
         self.domain = domain
-        self.slots = asyncio.Semaphore(connections)
+        self.slots = Slots(connections, partial(on_all, self))
         self.users = 0
         self.idle: list[Session] = []
+        self.open: set[Connection] = set()
 
     @property
     def key(self) -> NextHop | str:
@@ -52,7 +61,8 @@ class Sender:
     """Sends mail to next hops and to the MX of domains.
 
     ``hostname``: ours, for EHLO and to recognise ourselves among MX hosts. ``mx_port``: where MX hosts listen.
-    ``per_destination``: connections to one next hop or domain at a time; who comes later waits in turn.
+    ``per_destination``: connections to one next hop or domain at a time; who comes later waits in turn. Where it
+    refuses one (4xx) while others are open, no more than these are tried for some minutes, and the mail waits for them.
     ``idle_timeout``: seconds a connection is kept unused; ``max_kept``: unused connections kept in all.
     ``verified`` and ``opportunistic``: TLS contexts; by default the system's authorities, and no verification.
     """
@@ -96,7 +106,7 @@ class Sender:
         """One attempt to hand one message to one recipient; raises nothing but CancelledError.
 
         ``next_hop`` None: the MX of ``domain`` (A-labels, or an address literal). ``mail_from`` (empty: the null
-        reverse-path) and ``recipient`` are ASCII, as they stand between the angle brackets. ``on_final_dot`` is
+        reverse-path) and ``recipient`` are as they stand between the angle brackets. ``on_final_dot`` is
         awaited just before the dot that ends the message may leave.
 
         Hosts and addresses are tried in turn until one has answered RCPT; its answer stands. A kept session that no
@@ -105,14 +115,7 @@ class Sender:
         destination = self._destination(next_hop, domain)
         destination.users += 1
         try:
-            async with destination.slots:
-                mail = _Mail(mail_from, recipient, content, on_final_dot)
-                session = self._take(destination)
-                if session is not None:
-                    verdict = await self._transact(destination, session, mail)
-                    if not verdict.is_unanswered:
-                        return _outcome(verdict, session.host)
-                return await self._try_hosts(destination, mail)
+            return await self._in_turn(destination, _Mail(mail_from, recipient, content, on_final_dot))
         except Exception as error:
             text = printable(f"{type(error).__name__}: {error}".encode(errors="replace")[:300])
             return Outcome(OutcomeKind.TEMPORARY, None, text, next_hop.host if next_hop else domain, reached=None)
@@ -140,6 +143,43 @@ class Sender:
         """``open``: connections, ``idle``: those of them that are kept unused."""
         return {"open": len(self._handshake.connections), "idle": len(self._kept)}
 
+    # turns
+
+    async def _in_turn(self, destination: _Destination, mail: _Mail) -> Outcome:
+        """One connection too many is no failure: the mail waits for one of the sessions that work."""
+        slots = destination.slots
+        refused: Outcome | None = None
+        has_waited = False
+        while await slots.take(was_refused=refused is not None):
+            try:
+                outcome = await self._attempt(destination, mail)
+                if outcome.reached is not False:
+                    return outcome
+                others = slots.taken - 1 + len(destination.idle)
+                is_limit = outcome.code is not None and outcome.code // 100 == 4
+                if others and is_limit:
+                    slots.lower(others)
+                elif not others and is_limit and destination.open and not has_waited:
+                    has_waited = True  # it may still count one that is saying QUIT
+                    await asyncio.wait([connection.closed for connection in destination.open], timeout=2 * QUIT_TIME)
+                else:
+                    if not others:
+                        slots.fail_refused()
+                    return outcome
+                refused = outcome
+            finally:
+                slots.give()
+        assert refused is not None
+        return refused
+
+    async def _attempt(self, destination: _Destination, mail: _Mail) -> Outcome:
+        session = self._take(destination)
+        if session is not None:
+            verdict = await self._transact(destination, session, mail)
+            if not verdict.is_unanswered or (verdict.is_lasting and destination.next_hop is not None):
+                return _outcome(verdict, session.host)
+        return await self._try_hosts(destination, mail)
+
     # hosts and addresses
 
     async def _try_hosts(self, destination: _Destination, mail: _Mail) -> Outcome:
@@ -165,7 +205,7 @@ class Sender:
                 if not verdict.is_unanswered:
                     return _outcome(verdict, target.label)
                 failures.append((verdict, target.label))
-        return _outcome(*max(failures, key=_progress))
+        return _told(failures)
 
     async def _hosts(self, destination: _Destination) -> list[str]:
         """:raises DnsError: there is no host to try, with the reason."""
@@ -193,7 +233,10 @@ class Sender:
             session = await self._handshake.open(target)
         except NoSession as error:
             return Verdict(error.stage, error.code, error.text)
-        session.connection.on_idle_event = partial(self._on_idle_event, session)
+        connection = session.connection
+        connection.on_idle_event = partial(self._on_idle_event, session)
+        destination.open.add(connection)
+        connection.closed.add_done_callback(lambda _: self._closed(destination, connection))
         return await self._transact(destination, session, mail)
 
     async def _transact(self, destination: _Destination, session: Session, mail: _Mail) -> Verdict:
@@ -212,12 +255,18 @@ class Sender:
         key = next_hop or domain
         destination = self._destinations.get(key)
         if destination is None:
-            destination = self._destinations[key] = _Destination(next_hop, domain, self._per_destination)
+            destination = self._destinations[key] = _Destination(
+                next_hop, domain, self._per_destination, self._drop_if_unused
+            )
         return destination
 
     def _drop_if_unused(self, destination: _Destination) -> None:
-        if not destination.users and not destination.idle:
+        if not destination.users and not destination.open and not destination.slots.are_fewer:
             self._destinations.pop(destination.key, None)
+
+    def _closed(self, destination: _Destination, connection: Connection) -> None:
+        destination.open.discard(connection)
+        self._drop_if_unused(destination)
 
     def _keep(self, destination: _Destination, session: Session) -> None:
         now = asyncio.get_running_loop().time()
@@ -244,9 +293,7 @@ class Sender:
     def _forget(self, session: Session) -> None:
         """The session is kept no longer."""
         session.connection.is_idle = False
-        destination = self._kept.pop(session)
-        destination.idle.remove(session)
-        self._drop_if_unused(destination)
+        self._kept.pop(session).idle.remove(session)
 
     def _retire(self, session: Session) -> None:
         self._forget(session)
@@ -282,8 +329,14 @@ def _no_address(host: str) -> list[str]:
     raise DnsError(f"{host} has no address")
 
 
-def _progress(failure: tuple[Verdict, str]) -> int:
-    return _STAGES.index(failure[0].stage)
+def _told(failures: list[tuple[Verdict, str]]) -> Outcome:
+    """Of those that may end otherwise the failure that came furthest. Reached is who had a session with any host."""
+
+    def weight(failure: tuple[Verdict, str]) -> tuple[bool, int]:
+        return not failure[0].is_lasting, _STAGES.index(failure[0].stage)
+
+    reached = any(verdict.stage not in _NO_SESSION for verdict, _ in failures)
+    return replace(_outcome(*max(failures, key=weight)), reached=reached)
 
 
 def _outcome(verdict: Verdict, host: str) -> Outcome:
@@ -291,4 +344,5 @@ def _outcome(verdict: Verdict, host: str) -> Outcome:
     code = "" if verdict.code is None else f"{verdict.code} "
     text = f"{verdict.stage.value}: {code}{verdict.text}".rstrip()
     reached = verdict.stage not in _NO_SESSION
-    return Outcome(classify(verdict.stage, verdict.code), verdict.code, text, host, reached)
+    kind = classify(verdict.stage, verdict.code, verdict.is_lasting)
+    return Outcome(kind, verdict.code, text, host, reached)

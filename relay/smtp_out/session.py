@@ -11,10 +11,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from relay.core.outcome import Stage
+from relay.core.outcome import Stage, is_too_large
 from relay.smtp_out.connection import Connection, NoReply
 from relay.smtp_out.replies import Reply, printable
 
+#: What becomes of an address beyond ASCII where the next hop takes none.
+NO_SMTPUTF8 = "the next hop does not announce SMTPUTF8, which an address with letters outside ASCII needs"
 #: Octets up to which prefix, content and dot are joined into one write.
 _ONE_WRITE = 131072
 
@@ -62,6 +64,7 @@ class Extensions:
     size: bool = False
     eightbitmime: bool = False
     starttls: bool = False
+    smtputf8: bool = False
     auth: frozenset[str] = frozenset()
 
 
@@ -69,11 +72,12 @@ _BEFORE_RCPT = frozenset([Stage.DNS, Stage.CONNECT, Stage.GREETING, Stage.EHLO, 
 
 
 class Verdict(NamedTuple):
-    """Where a transaction ended: ``code`` is None when no usable reply came."""
+    """Where a transaction ended: ``code`` is None when no usable reply came. ``is_lasting``: see core/outcome.py."""
 
     stage: Stage
     code: int | None
     text: str
+    is_lasting: bool = False
 
     @property
     def is_unanswered(self) -> bool:
@@ -119,7 +123,8 @@ class Session:
         except BaseException:
             self.discard()
             raise
-        if verdict.code is None or verdict.code == 421 or verdict.code // 100 == 3 or not self.connection.is_quiet:
+        is_understood = verdict.is_lasting if verdict.code is None else verdict.code != 421 and verdict.code // 100 != 3
+        if not is_understood or not self.connection.is_quiet:
             self.is_usable = False
         return verdict
 
@@ -127,9 +132,15 @@ class Session:
         self.is_usable = False
         self.connection.abort()
 
+    def takes(self, address: str) -> bool:
+        """Whether an envelope may hold it: beyond ASCII only where SMTPUTF8 is announced (RFC 6531 §3.1)."""
+        return address.isascii() or self._extensions.smtputf8
+
     async def _transact(
         self, mail_from: str, recipient: str, content: Content, on_final_dot: OnFinalDot | None
     ) -> Verdict:
+        if not self.takes(mail_from + recipient):
+            return Verdict(Stage.MAIL, None, NO_SMTPUTF8, is_lasting=True)
         mail, rcpt = self._envelope(mail_from, recipient, content)
         refused = await (self._pipelined(mail, rcpt) if self._extensions.pipelining else self._stepwise(mail, rcpt))
         if refused is not None:
@@ -147,7 +158,9 @@ class Session:
             mail += f" SIZE={len(content.prefix) + content.size}"
         if self._extensions.eightbitmime:
             mail += " BODY=8BITMIME"
-        return f"{mail}\r\n".encode("ascii"), f"RCPT TO:<{recipient}>\r\n".encode("ascii")
+        if not (mail_from + recipient).isascii():
+            mail += " SMTPUTF8"
+        return f"{mail}\r\n".encode(), f"RCPT TO:<{recipient}>\r\n".encode()
 
     async def _pipelined(self, mail: bytes, rcpt: bytes) -> Verdict | None:
         """The envelope in one write; None when the content may follow."""
@@ -276,4 +289,4 @@ def _ending(last: bytes) -> bytes:
 
 
 def _verdict(stage: Stage, reply: Reply) -> Verdict:
-    return Verdict(stage, reply.code, reply.text)
+    return Verdict(stage, reply.code, reply.text, stage is Stage.MAIL and is_too_large(reply.code, reply.text))

@@ -22,6 +22,9 @@ from relay.store.messages import Job
 from relay.store.post import CLAIM
 from relay.store.schema import attempts, bodies, deliveries, messages, routes, targets, visits
 
+#: Of so many that are due for a destination that is down, the one tried least goes first.
+PROBES = 1000
+
 _OPEN = deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value])
 _DUE = (
     _OPEN,
@@ -52,7 +55,7 @@ def _waiting() -> Select[tuple[str, bool, float | None]]:
 #: By destination: its name, whether something is due, and when the next after that will be (None: nothing more). What
 #: this costs grows with the destinations and with what is claimed, not with what waits.
 WAITING = Statement(_waiting())
-_DUE_AT = Statement(
+_JOBS = (
     select(
         deliveries.c.id,
         deliveries.c.message_id,
@@ -82,10 +85,19 @@ _DUE_AT = Statement(
     .outerjoin(targets, targets.c.id == deliveries.c.target_id)
     .outerjoin(visits, visits.c.id == deliveries.c.visit_id)
     .outerjoin(routes, routes.c.id == deliveries.c.route_id)
-    .where(deliveries.c.destination == bindparam("destination"), *_DUE)
-    .order_by(deliveries.c.next_at)
-    .limit(bindparam("most"))
 )
+_OF_DESTINATION = (deliveries.c.destination == bindparam("destination"), *_DUE)
+_DUE_AT = Statement(_JOBS.where(*_OF_DESTINATION).order_by(deliveries.c.next_at).limit(bindparam("most")))
+_FIRST_DUE = (
+    select(deliveries.c.id, deliveries.c.attempts, deliveries.c.next_at)
+    .where(*_OF_DESTINATION)
+    .order_by(deliveries.c.next_at)
+    .limit(PROBES)
+    .subquery()
+)
+_LEAST_TRIED = select(_FIRST_DUE.c.id).order_by(_FIRST_DUE.c.attempts, _FIRST_DUE.c.next_at).limit(1)
+#: The one that goes alone to a destination that is down: not always the oldest, which may be what is not taken.
+_PROBE = Statement(_JOBS.where(deliveries.c.id == _LEAST_TRIED.scalar_subquery()))
 #: Deliveries to a destination that nobody works on and whose time is over, at most so many.
 EXPIRED = Statement(
     select(deliveries.c.id)
@@ -182,8 +194,15 @@ class Finish:
     possibly_repeated: bool = False
 
 
-def claim_due(tx: Tx, capacity: Mapping[str, int], claim: str, now: float, memory: float = math.inf) -> list[Job]:
-    """Claim what is due, at most ``capacity[destination]`` each, oldest first.
+def claim_due(
+    tx: Tx,
+    capacity: Mapping[str, int],
+    claim: str,
+    now: float,
+    memory: float = math.inf,
+    down: Collection[str] = (),
+) -> list[Job]:
+    """Claim what is due, at most ``capacity[destination]`` each, oldest first; of those ``down`` the one tried least.
 
     Ends with the first destination after which the bodies take ``memory`` octets.
     """
@@ -191,7 +210,11 @@ def claim_due(tx: Tx, capacity: Mapping[str, int], claim: str, now: float, memor
     for destination, most in capacity.items():
         if jobs and sum(len(job.data or b"") for job in jobs) >= memory:
             break
-        for row in tx.all(_DUE_AT, destination=destination, now=now, most=most):
+        if destination in down:
+            rows = tx.all(_PROBE, destination=destination, now=now) if most else []
+        else:
+            rows = tx.all(_DUE_AT, destination=destination, now=now, most=most)
+        for row in rows:
             tx.run(_CLAIM, delivery=row[0], claim=claim, until=now + CLAIM)
             jobs.append(_job(row, claim))
     return jobs

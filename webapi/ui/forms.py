@@ -205,7 +205,7 @@ def errors_of(
     ``prefix`` is where the form's part lies in ``document``, the body that was refused. Raises the problem itself when
     no form is to blame for it.
     """
-    if problem.status not in (400, 409):
+    if problem.status not in (400, 409) and not (problem.status == 403 and problem.errors):  # of one field of it
         raise problem
     fields = sorted(names, key=len, reverse=True)
     found: dict[str, list[str]] = {}
