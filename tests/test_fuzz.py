@@ -53,7 +53,7 @@ class Taker:
         self.sound = False
         self.taken = 0
 
-    async def route(self, recipient: Recipient) -> object | None:
+    async def route(self, recipient: Recipient, mail_from: Address | None) -> object | None:
         if isinstance(recipient, Address):
             assert len(lookup_keys(recipient)) < 12
             substitute.normalise(recipient.local)
