@@ -273,4 +273,5 @@ def _incoming(transaction: Transaction, headers: message.Headers, now: float) ->
         automatic=headers.auto,
         bounce=headers.bounce,
         bare_lf=transaction.bare_lf,
+        identified=headers.date is not None or headers.message_id is not None,
     )

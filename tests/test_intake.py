@@ -135,6 +135,24 @@ async def test_a_mail_resent_after_a_lost_answer_is_recorded_and_not_sent_again(
     assert len(list((tmp_path / "bodies").iterdir())) == (1 if size > 300_000 else 0)
 
 
+@pytest.mark.parametrize(
+    ("field", "kinds"),
+    [
+        ("", ["first", "first"]),
+        ("Date: Mon, 23 Nov 2026 12:00:00 +0000\r\n", ["first", "repeat"]),
+        ("Message-ID: <1@example.org>\r\n", ["first", "repeat"]),
+    ],
+    ids=["neither", "date", "message-id"],
+)
+async def test_equal_letters_with_neither_date_nor_message_id_are_two_after_some_minutes(
+    parts: Parts, field: str, kinds: list[str]
+) -> None:
+    for _ in range(2):
+        assert await mail(parts, field + MAIL, "<sales@track.example.com>") == "250 2.0.0"
+        parts.clock.ahead += 601
+    assert [row[0] for row in await parts.store.reader.all(select(paths.c.kind))] == kinds
+
+
 async def test_mail_is_answered_452_while_the_disk_is_nearly_full(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
