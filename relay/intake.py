@@ -122,12 +122,14 @@ class Intake:
         """From now on earlier holders of a pool address weigh by these delays."""
         self._evidence = replace(self._evidence, delays=delays)
 
-    async def route(self, recipient: Addressee) -> object | None:
+    async def route(self, recipient: Addressee, mail_from: Address | None) -> object | None:
         """ToTarget, ToOperator or Return; None for an address that is not ours. Raises Refused (451)."""
         try:
             found = await self._route(recipient)
         except StoreUnavailable:
             raise Refused(reply.STORE_UNAVAILABLE) from None
+        if isinstance(found, Return) and mail_from is not None:  # reports alone go back, and they have no sender
+            return None
         if found is not None:  # who guesses addresses holds nothing up
             self._pace.hurry(self._clock())
         return found
@@ -167,9 +169,6 @@ class Intake:
             raise Refused(reply.HEADERS_TOO_BIG)
         if headers.received > policy.received_limit:
             raise Refused(reply.LOOP)
-        null_sender = transaction.mail_from is None
-        if not null_sender and any(isinstance(route, Return) for _, route in transaction.recipients):
-            raise Refused(reply.NO_SUCH_USER)
         now = self._clock()
         looped = any(message.is_own_token(token, self._keys.all("loop")) for token in headers.loop_tokens)
         incoming = _incoming(transaction, headers, now)
@@ -260,4 +259,5 @@ def _incoming(transaction: Transaction, headers: message.Headers, now: float) ->
         automatic=headers.auto,
         bounce=headers.bounce,
         bare_lf=transaction.bare_lf,
+        identified=headers.date is not None or headers.message_id is not None,
     )

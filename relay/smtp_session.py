@@ -303,7 +303,7 @@ class Session(Stream):
                 raise Over("too many recipients", reply.TOO_MANY_COMMANDS)
             return self._answer(reply.TOO_MANY_RECIPIENTS)
         began = self.loop.time()
-        route = await self._service.intake.route(recipient)
+        route = await self._service.intake.route(recipient, self._sender)
         if route is None:
             self._unknown += 1
             if not self._exempt:

@@ -60,8 +60,11 @@ class Refused(Exception):
 class Intake(Protocol):
     """What the rest of the daemon does for a session. An unexpected exception is answered with 451."""
 
-    async def route(self, recipient: Recipient) -> object | None:
-        """Where mail for ``recipient`` goes; None when nobody is there (550). Raises Refused."""
+    async def route(self, recipient: Recipient, mail_from: Address | None) -> object | None:
+        """Where mail from ``mail_from`` (None: ``<>``) for ``recipient`` goes; None when nobody is there for it (550).
+
+        Raises Refused.
+        """
 
     def room(self, size: int) -> bool:
         """Whether the disk has room for a message of ``size`` octets (0: not said), asked at MAIL; False is 452."""

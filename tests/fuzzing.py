@@ -155,8 +155,9 @@ def entity(rng: Random, depth: int = 0) -> bytes:
 _COMMANDS = (b"EHLO c.test", b"HELO c.test", b"EHLO", b"NOOP", b"RSET", b"VRFY x", b"HELP", b"EXPN x", b"STARTTLS",
              b"QUIT", b"AUTH PLAIN", b"MAIL FROM:<>", b"RCPT TO:<unknown@track.test>", b"DATA", b"BDAT", b"BDAT x",
              b"BDAT 5 LAST", b"BDAT 99999999999999999999", b"GET / HTTP/1.1", b"", b" ", b"\xff")  # fmt: skip
-SESSION_PIECES = (b"\r\n", b"\n.\n", b".\r\n", b"\r\n.\r\n", b"BDAT 3 LAST\r\n", b"BDAT 0\r\n", b"BDAT ", b"DATA\r\n",
-                  b"RSET\r\n", b"QUIT\r\n", b" LAST", b"x" * 3000, b"<" * 300, *ADDRESS_PIECES)  # fmt: skip
+SESSION_PIECES = (b"\r\n", b"\n.\n", b"\r\n.", b".\r\n", b"\r\n.\r\n", b"BDAT 3 LAST\r\n", b"BDAT 0\r\n", b"BDAT ",
+                  b"DATA\r\n", b"RSET\r\n", b"QUIT\r\n", b" LAST", b"x" * 3000, b"<" * 300,
+                  *ADDRESS_PIECES)  # fmt: skip
 _SENDERS = (b"MAIL FROM:<ann@ext.test>\r\n", b"MAIL FROM:<> SIZE=100 BODY=8BITMIME\r\n")
 _RECIPIENTS = (b"RCPT TO:<u1@track.test>\r\n", b"RCPT TO:<unknown@track.test>\r\n")
 _BAIT = b"\r\nRSET\r\nMAIL FROM:<" + CANARY + b">\r\nRCPT TO:<u1@track.test>\r\nDATA\r\nx\r\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.bodies import Bodies
+from relay.core.model import Address
 from relay.smtp_in import SmtpServer
 from relay.smtp_limits import Limits, Settings
 from relay.smtp_session import Session
@@ -40,7 +41,7 @@ class Recorder:
     def __post_init__(self) -> None:
         self.go.set()
 
-    async def route(self, recipient: Recipient) -> object | None:
+    async def route(self, recipient: Recipient, mail_from: Address | None) -> object | None:
         self.asked.append(recipient)
         if self.route_error is not None:
             raise self.route_error

@@ -83,6 +83,58 @@ async def test_an_mbox_line_with_a_continuation_does_not_reach_into_our_fields(r
     assert b"\r\nX-Visit-Source: google_7\r\n\r\n folded\r\n" in relay.sink.messages[-1].content
 
 
+# Dots that the next hop takes away (RFC 5321 §4.5.2)
+
+FORGED = b".X-Visit-Id: 999\r\n.X-Visit-Source: forged\r\n.Authentication-Results: mx.track.test; dkim=pass\r\n"
+
+
+@pytest.mark.scenario
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("wire", "content", "sender"),
+    [
+        (
+            FORGED + b".From: b@x.test\r\nFrom: a@x.test\r\n\r\n1\r\n",
+            b"From: b@x.test\r\nFrom: a@x.test\r\n\r\n1\r\n",
+            "b",
+        ),
+        (b". forged\r\nFrom: a@x.test\r\n\r\n2\r\n", b"\r\n forged\r\nFrom: a@x.test\r\n\r\n2\r\n", "ann"),
+        (b"From: a@x.test\r\n.\tb\r\n" + FORGED + b"\r\n3\r\n", b"From: a@x.test\r\n\tb\r\n\r\n3\r\n", "a"),
+        (b"From: a@x.test\r\n..\tb\r\n..X: y\r\n4\r\n", b"From: a@x.test\r\n.\tb\r\n.X: y\r\n4\r\n", "a"),
+        (
+            FORGED + b"From: a@x.test\r\n\r\n5\r\n" + b".a line of a body in a file\r\n" * 20_000,
+            b"From: a@x.test\r\n\r\n5\r\n" + b"a line of a body in a file\r\n" * 20_000,
+            "a",
+        ),
+    ],
+    ids=["fields", "first line", "folds", "dots that are meant", "in a file"],
+)
+async def test_a_spare_dot_hides_no_field_from_us(wire: bytes, content: bytes, sender: str, relay: World) -> None:
+    async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+        answer = await client.mail(wire + b".\r\n", f"<card@{DOMAIN}>", sender="<ann@x.test>")
+    message = int(answer.text.rpartition(" ")[2])
+    await relay.forwarded(message)
+    forwarded = relay.sink.messages[-1].content
+    ours, _, theirs = forwarded.partition(b"X-Visit-Source: business%20card\r\n")
+    assert theirs == content
+    assert ours.count(b"X-Visit-") == 1
+    assert await relay.row("SELECT sender FROM messages WHERE id = ?", message) == (f"{sender}@x.test",)
+
+
+@pytest.mark.scenario
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_spare_dot_hides_neither_a_loop_nor_our_own_copy(relay: World) -> None:
+    await relay.forwarded(await relay.mail(f"card@{DOMAIN}", unique_letter()))
+    copy = relay.sink.messages[-1].content
+    token = copy[copy.index(b"X-Visit-Relay: ") :].partition(b"\r\n")[0]
+    async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+        dotted = b".Received: from a by b; x\r\n" * 51 + b"\r\nx\r\n.\r\n"
+        assert (await client.mail(dotted, f"<card@{DOMAIN}>")).short == "554 5.4.6"
+        answer = await client.mail(b"." + token + b"\r\nSubject: again\r\n\r\nx\r\n.\r\n", f"<card@{DOMAIN}>")
+    message = int(answer.text.rpartition(" ")[2])
+    assert await relay.row("SELECT state FROM messages WHERE id = ?", message) == ("looped",)
+
+
 # What a site's token can find out about another site
 
 

@@ -82,14 +82,29 @@ async def test_a_recipient_is_taken_when_its_domain_is_ours_and_a_route_exists(
     assert await rcpt(parts, recipient) == code
 
 
-async def test_a_return_to_our_return_path_is_collected_from_the_null_sender_only(parts: Parts) -> None:
+async def test_a_return_to_our_return_path_is_collected_from_the_null_sender(parts: Parts) -> None:
     path = return_path("alice@example.org", 1, "track.example.com", parts.keys.current("srs"), parts.clock())
-    assert await mail(parts, MAIL, f"<{path}>") == "550 5.1.1"
     assert await mail(parts, MAIL, f"<{path}>", sender="<>") == "250 2.0.0"
     rows = await parts.store.reader.all(select(messages.c.state, paths.c.kind).join(paths))
     assert rows == [("collected", "collected")]
     (shown,) = await history.page(parts.store.reader, history.Filter(), 10)
     assert shown.deliveries == ()
+
+
+async def test_a_return_path_among_the_recipients_is_refused_alone_at_its_rcpt(parts: Parts) -> None:
+    returns = [
+        return_path(sender, 1, "track.example.com", parts.keys.current("srs"), parts.clock())
+        for sender in ("alice@example.org", f"{'x' * 64}@example.org")
+    ]
+    assert [path[:4].lower() for path in returns] == ["srs0", "vr0="]
+    async with await SmtpClient.hello(parts.port) as client:
+        await client.envelope("<card@track.example.com>", sender="<bob@example.org>")
+        for path in returns:
+            assert (await client.command(f"RCPT TO:<{path}>")).short == "550 5.1.1"
+        await client.command("DATA")
+        await client.send(MAIL.encode())
+        assert (await client.answer()).short == "250 2.0.0"
+    assert [row["recipient"] for row in await parts.delivery_rows()] == ["card@track.example.com"]
 
 
 async def test_our_own_copy_coming_back_is_kept_as_looped_and_goes_nowhere(parts: Parts) -> None:
@@ -130,6 +145,24 @@ async def test_a_mail_resent_after_a_lost_answer_is_recorded_and_not_sent_again(
     assert [row[0] for row in await parts.store.reader.all(select(paths.c.kind))] == ["first", "repeat"]
     assert parts.read.given == [1]
     assert len(list((tmp_path / "bodies").iterdir())) == (1 if size > 300_000 else 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "kinds"),
+    [
+        ("", ["first", "first"]),
+        ("Date: Mon, 23 Nov 2026 12:00:00 +0000\r\n", ["first", "repeat"]),
+        ("Message-ID: <1@example.org>\r\n", ["first", "repeat"]),
+    ],
+    ids=["neither", "date", "message-id"],
+)
+async def test_equal_letters_with_neither_date_nor_message_id_are_two_after_some_minutes(
+    parts: Parts, field: str, kinds: list[str]
+) -> None:
+    for _ in range(2):
+        assert await mail(parts, field + MAIL, "<sales@track.example.com>") == "250 2.0.0"
+        parts.clock.ahead += 601
+    assert [row[0] for row in await parts.store.reader.all(select(paths.c.kind))] == kinds
 
 
 async def test_mail_is_answered_452_while_the_disk_is_nearly_full(

@@ -56,6 +56,9 @@ def test_ordinary_message_is_read() -> None:
         pytest.param(b"A: b\r\nB\r\n : x\r\n\r\n", 6, id="at a name folded before its colon"),
         pytest.param(b"A: b\r\nsubject", 6, id="at a last line without colon"),
         pytest.param(b"A: b\r\n..dotted: x\r\n\r\n", 19, id="not at a stuffed dot in a name"),
+        pytest.param(b"A: b\r\n.. \r\nFrom: a@b\r\n\r\n", 6, id="at a dot before white space, which is no fold"),
+        pytest.param(b"A: b\r\n..\r\nFrom: a@b\r\n\r\n", 6, id="at a line of one dot"),
+        pytest.param(b"..From x\r\nFrom: a@b\r\n\r\n", 0, id="at once at a dot before an mbox line"),
         pytest.param(b"A: b\r\nB \t: x\r\n\r\n", 14, id="not at white space before the colon"),
         pytest.param(b"\r\nFrom: a@b\r\n\r\n", 0, id="at once when the first line is empty"),
         pytest.param(b" A: b\r\n\r\n", 0, id="at once when the first line is indented"),
@@ -82,6 +85,11 @@ def test_from_field_with_space_before_its_colon_is_no_mbox_line() -> None:
 
 def test_mbox_line_alone_is_a_message_without_fields() -> None:
     assert (scan(b"From x", HOST).end, scan(b"From x", HOST).complete) == (6, True)
+
+
+def test_field_whose_name_begins_with_a_dot_is_another() -> None:
+    found = headers("..From: a@b\n..X-Visit-Id: 1\n..Received: x\n..Subject: y\nSubject: x\n\n")
+    assert (found.from_, found.cut, found.received, found.subject) == ("", (), 0, b"x")
 
 
 def test_first_of_several_fields_counts_whatever_their_case() -> None:

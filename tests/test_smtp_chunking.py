@@ -119,6 +119,17 @@ async def test_a_large_message_goes_to_a_file_in_wire_form(tmp_path: Path) -> No
         assert len(transaction.head) >= 64 * 1024
 
 
+async def test_a_message_is_stored_as_the_same_octets_by_data_and_in_chunks(tmp_path: Path) -> None:
+    message = HEAD + b".dotted\r\n..\r\n.\r\n plain\r\n"
+    dotted = b"." + HEAD + b"..dotted\r\n...\r\n..\r\n. plain\r\n"  # and two dots that guard none
+    async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
+        for wire in (stuff(message), dotted):
+            assert (await client.mail(wire + b".\r\n")).code == 250
+        assert (await client.mail_in_chunks(*pieces(message, 7))).code == 250
+        assert served.recorder.wires == [stuff(message)] * 3
+        assert len({transaction.body.digest for transaction in served.recorder.transactions}) == 1
+
+
 # What is refused
 
 

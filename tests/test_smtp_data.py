@@ -48,6 +48,17 @@ async def test_octets_reach_the_intake_as_they_were_sent(wire: bytes, tmp_path: 
         assert served.recorder.transactions[0].body.size == len(wire)
 
 
+async def test_a_dot_that_guards_no_dot_is_not_stored(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
+        sent = b".Subject: hi\r\n.X-Visit-Id: 1\r\n\r\n" + (b".text\r\n..\r\n" + lines(780)) * 500
+        assert (await client.mail(sent + DOT)).code == 250
+        (wire,) = served.recorder.wires
+        assert wire == b"Subject: hi\r\nX-Visit-Id: 1\r\n\r\n" + (b"text\r\n..\r\n" + lines(780)) * 500
+        (transaction,) = served.recorder.transactions
+        assert wire.startswith(transaction.head)
+        assert transaction.body.size == len(wire)
+
+
 async def test_a_large_body_is_in_a_file_with_its_first_octets_as_the_head(tmp_path: Path) -> None:
     wire = HEAD + lines(3 * INLINE)
     async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:

@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay.core import reply
+from relay.core.model import Address
 from relay.smtp_limits import KEPT, SETTLED, UNKNOWN_TIME, Limits, Turnstile, unknown_delay
 from relay.smtp_session import EXCESS, Session
 from relay.smtp_stream import HIGH_WATER, Stream
@@ -468,9 +469,9 @@ class Held:
         self.go.set()
         route = Recorder.route
 
-        async def timed(recorder: Recorder, recipient: Recipient) -> object | None:
+        async def timed(recorder: Recorder, recipient: Recipient, mail_from: Address | None) -> object | None:
             self._began = asyncio.get_running_loop().time()
-            return await route(recorder, recipient)
+            return await route(recorder, recipient, mail_from)
 
         async def hold(stream: Stream, until: float) -> None:
             self.delays.append(round(until - self._began, 2))

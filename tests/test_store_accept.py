@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from relay.core.model import AttributionState, Method
+from relay.core.model import AttributionState, Method, OutcomeKind
 from relay.store import sites
+from relay.store.engine import Statement
 from relay.store.messages import COLLECTED, NEVER, Evidence, Recipient, accept
 from relay.store.schema import bodies, deliveries, events, messages, paths, visits
 from tests.store_fixtures import (
@@ -34,6 +35,8 @@ from tests.store_fixtures import (
 )
 
 CARD = f"card@{TRACK}"
+#: States of a delivery that nobody has given up. One that looped would only loop again.
+ALIVE = ("queued", "deferred", "forwarded", "looped")
 
 
 @pytest.fixture
@@ -202,6 +205,51 @@ class TestResent:
         assert (await w.accept(CARD)).repeated
         w.pass_time(2)
         assert not (await w.accept(CARD)).repeated
+
+    @pytest.mark.parametrize(
+        ("state", "repeated"), [*((state, True) for state in ALIVE), ("failed", False), ("dropped", False)]
+    )
+    async def test_only_a_mail_that_was_not_given_up_is_taken_for_resent(
+        self, w: World, state: str, repeated: bool
+    ) -> None:
+        first = await w.accept(CARD)
+        await w.store.write(lambda tx: tx.run(Statement(update(deliveries).values(state=state))))
+        again = await w.accept(CARD)
+        assert again.repeated == repeated
+        assert (again.message_id == first.message_id) == repeated
+        assert [job.recipient for job in again.jobs] == ([] if repeated else [CARD])
+        assert await delivery_rows(w, "state") == ([(state,)] if repeated else [(state,), ("queued",)])
+
+    async def test_a_mail_that_was_queued_anew_is_taken_for_resent_in_its_turn(self, w: World) -> None:
+        both = (CARD, f"help@{TRACK}")
+        first = await w.accept(*both)
+        await w.finish(first.jobs[0], OutcomeKind.DELIVERED)
+        await w.finish(first.jobs[1], OutcomeKind.PERMANENT)
+        second = await w.accept(*both)
+        assert [job.recipient for job in second.jobs] == [both[1]]
+        for addresses, expected in (((both[1],), second), ((CARD,), first)):
+            again = await w.accept(*addresses)
+            assert (again.repeated, again.message_id) == (True, expected.message_id)
+
+    async def test_a_collected_return_is_not_collected_again(self, w: World) -> None:
+        recipient = Recipient("srs0=x@mx.example.com", None, None, "", None, "")
+        answers = [
+            await w.store.write(
+                lambda tx: accept(tx, incoming(), [recipient], claim=None, expires_at=NOW, evidence=Evidence(DAY))
+            )
+            for _ in range(2)
+        ]
+        assert [accepted.repeated for accepted in answers] == [False, True]
+
+    async def test_equal_mails_that_nothing_identifies_are_one_for_ten_minutes_only(self, w: World) -> None:
+        first = await w.accept(CARD, identified=False)
+        w.pass_time(599)
+        assert (await w.accept(CARD, identified=False)).repeated
+        w.pass_time(2)
+        second = await w.accept(CARD, identified=False)
+        assert not second.repeated
+        assert second.message_id != first.message_id
+        assert [job.recipient for job in second.jobs] == [CARD]
 
     async def test_the_same_recipient_twice_in_one_transaction_is_one_delivery(self, w: World) -> None:
         accepted = await w.accept(CARD, CARD)

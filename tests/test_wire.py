@@ -99,7 +99,7 @@ cuts = st.lists(st.integers(0, 40), max_size=10)
         (b"a\r\n.\r\nQUIT\r\n", b"a\r\n", b"QUIT\r\n"),
         (b".\r\n.\r\n", b"", b".\r\n"),
         (b"..\r\n.\r\n", b"..\r\n", b""),
-        (b".From: a\r\n\r\n..x\r\n.\r\n", b".From: a\r\n\r\n..x\r\n", b""),
+        (b"..From: a\r\n\r\n...x\r\n.\r\n", b"..From: a\r\n\r\n...x\r\n", b""),
     ],
 )
 def test_only_a_line_of_one_dot_ends_the_data_and_the_octets_before_it_are_stored_as_sent(
@@ -108,6 +108,24 @@ def test_only_a_line_of_one_dot_ends_the_data_and_the_octets_before_it_are_store
     for chunks in ([stream], [stream[i : i + 1] for i in range(len(stream))]):
         reader, out = read(chunks)
         assert (out, *state(reader)) == (stored, True, rest, 0, False, False)
+
+
+@pytest.mark.parametrize(
+    ("stream", "stored"),
+    [
+        (b".From: a\r\n.\r\n", b"From: a\r\n"),  # on the first line
+        (b"a\r\n.X-Visit-Id: 1\r\n.\r\n", b"a\r\nX-Visit-Id: 1\r\n"),
+        (b". a\r\n.\tb\r\n.\r\n", b" a\r\n\tb\r\n"),
+        (b"a\r\n.b\r\n..c\r\n...\r\n.d\r\n.\r\nQUIT", b"a\r\nb\r\n..c\r\n...\r\nd\r\n"),
+        (b"a\n..b\r\n.c\r\n.\r\n", b"a\r\n...b\r\nc\r\n"),  # behind a bare LF no dot is spare
+        (b".a\n.b\r\n.\n.c\r\n.\r\n", b"a\r\n..b\r\n\r\n..c\r\n"),
+        (b".\ra\r\n.\r\n", b"\ra\r\n"),  # refused, for its bare CR
+    ],
+)
+def test_a_dot_that_guards_no_dot_is_left_out(stream: bytes, stored: bytes) -> None:
+    for size in range(1, len(stream) + 1):
+        _, out = read([stream[i : i + size] for i in range(0, len(stream), size)])
+        assert out == stored
 
 
 @pytest.mark.parametrize(
@@ -170,10 +188,18 @@ def test_an_ordinary_chunk_is_handed_on_as_the_same_object() -> None:
 def test_never_more_than_four_octets_are_held_back() -> None:
     reader = DataReader()
     given_, emitted = 0, 0
-    for chunk in (b"a", b"\r", b"\n", b".", b"\r", b"x", b"\r\n.\r", b".", b"\r\n"):
+    for chunk in (b"a", b"\r", b"\n", b".", b".", b"\r", b"x", b"\r\n", b".", b"\n", b"y", b"\r\n.\r"):
         given_ += len(chunk)
         emitted += len(reader.feed(chunk))
         assert given_ - emitted <= 4
+    assert given_ - emitted == 4
+
+
+def test_a_chunk_without_a_spare_dot_is_not_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(DataReader, "_mend")
+    reader, out = read([b"..a\r\n..b\r\n.", b"..\r\n", b"c.\r\n.", b"\r\n"])
+    assert reader.done
+    assert out == b"..a\r\n..b\r\n...\r\nc.\r\n"
 
 
 # ── the definition holds however the octets arrive ───────────────────────────────────────────────────────────────
@@ -190,7 +216,8 @@ def test_what_is_stored_means_what_was_sent_however_it_was_cut(stream: bytes, pl
     assert expected is not None
     reader, out = read(cut(stream, places))
     assert reader.done
-    assert (unstuff(out), reader.rest) == expected
+    assert (out, reader.rest) == (stuff(expected[0]), expected[1])
+    assert unstuff(out) == expected[0]
     whole, whole_out = read([stream])
     assert (out, state(reader)) == (whole_out, state(whole))
     sent = stream[: len(stream) - len(reader.rest) - 3]
@@ -204,7 +231,9 @@ def test_every_beginning_of_up_to_five_octets_is_read_the_same_whole_and_octet_b
     for beginning in map(bytes, beginnings):
         stream = beginning + END + b"\n.Q"
         whole, out = read([stream])
-        assert (unstuff(out), whole.rest) == meant(stream)
+        expected = meant(stream)
+        assert expected is not None
+        assert (out, whole.rest) == (stuff(expected[0]), expected[1])
         single, single_out = read([stream[i : i + 1] for i in range(len(stream))])
         assert (single_out, state(single)) == (out, state(whole))
 
@@ -223,11 +252,25 @@ def test_the_next_hop_sees_exactly_one_message_and_the_lines_that_we_saw(stream:
 
 
 @settings(max_examples=200, deadline=None)
-@given(streams)
-def test_data_without_bare_lf_are_stored_octet_for_octet(stream: bytes) -> None:
-    reader, out = read([stream + END])
-    if not reader.bare_lf:
-        assert (stream + END).startswith(out + b".\r\n")
+@given(streams, cuts)
+def test_what_is_stuffed_as_it_should_be_is_stored_octet_for_octet(message: bytes, places: list[int]) -> None:
+    wire = stuff(normal(message) + b"\r\n")
+    _, out = read(cut(wire + b".\r\n", places))
+    assert out == wire
+
+
+@settings(max_examples=200, deadline=None)
+@given(streams, cuts, cuts)
+def test_a_message_by_data_and_by_chunks_is_stored_as_the_same_octets(
+    message: bytes, places: list[int], others: list[int]
+) -> None:
+    message = normal(message) + b"\r\n"
+    reader = ChunkReader()
+    in_chunks = b"".join(reader.feed(chunk) for chunk in cut(message, others)) + reader.finish()
+    dotted = b"\r\n".join(b"." + line if line else line for line in message.split(b"\r\n"))  # as is allowed
+    for wire in (stuff(message), dotted):
+        _, out = read(cut(wire + b".\r\n", places))
+        assert out == in_chunks
 
 
 def sequences() -> list[bytes]:

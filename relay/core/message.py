@@ -1,7 +1,8 @@
 """The header block of a message: scanned before 250, on bytes, and the fields we put before it.
 
-The bytes are in wire form: CR LF line ends, dot-stuffed. A stuffed dot can only begin a field *name*, and no name
-wanted here begins with one, so nothing is un-stuffed.
+The bytes are in wire form as core/wire.py defines it: CR LF line ends, dot-stuffed, no dot spare. So a line that begins
+with dots here begins with one dot less in the message, and with one at least. That is no fold, no "From " line and no
+field whose name is wanted here; every other line is what it is in the message, and nothing is un-stuffed.
 
     header block = *field [CR LF body]                                       RFC 5322 §3.5
     field        = name *WSP ":" value CR LF, folded lines begin with WSP    RFC 5322 §2.2, obsolete §4.5.8

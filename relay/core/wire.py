@@ -7,12 +7,14 @@ What a message means is defined by three functions over octets::
     stuff(data)     put a "." before each "." at the start or right after CR LF
 
 The data end at the first CR LF . CR LF of what the client sends (or at a first line of only "."), and nowhere else.
-For everything before that, ``wire``, the reader emits some ``out`` with unstuff(out) == normal(unstuff(wire)): the
-next hop, which reads ``out``, sees the lines that we see. Where no LF is bare ``out`` is ``wire`` itself. With bare
-LFs it takes three changes:
+For everything before that, ``wire``, the reader emits out = stuff(normal(unstuff(wire))): the next hop, which reads
+``out``, sees the lines that we see. A message has one wire form only: who looks at ``out`` as it is, as the scan of the
+header block does, takes no line that begins with a dot for another, because there no dot is spare. What is stuffed as
+it should be and has no bare LF is ``out`` itself. The rest takes four changes:
 
-    client sends                 means          emitted            otherwise the next hop would read
-    x LF y                       x CRLF y       x CRLF y           whatever it makes of a bare LF
+    client sends                 means          emitted            otherwise
+    CRLF . y                     CRLF y         CRLF y             our scan would read ".y" where the next hop reads "y"
+    x LF y                       x CRLF y       x CRLF y           the next hop would read what it makes of a bare LF
     x LF . y                     x CRLF . y     x CRLF . . y       a dot less, or after "LF . CRLF" the end of data
     CRLF . LF y                  CRLF CRLF y    CRLF CRLF y        "CRLF . CRLF", the end of data
 
@@ -20,7 +22,8 @@ So ``out`` holds no bare LF and no CRLF . CRLF, and followed by ". CRLF" it is o
 school. Bare CR and NUL are passed on and reported: the caller refuses the message.
 
 What comes in chunks (BDAT, RFC 3030) is not stuffed and has no end of data in it, so a dot is a dot and ``out`` is
-stuff(normal(data)). A last line without its CR LF is given one: DATA, by which it goes on, knows no other lines.
+stuff(normal(data)), as of the same message by DATA. A last line without its CR LF is given one: DATA, by which it goes
+on, knows no other lines.
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ _END = b"\r\n.\r\n"
 _NOT_TEXT = b"\0\r\n"
 _TEXT = bytes(octet for octet in range(256) if octet not in _NOT_TEXT)
 
-# The two things that can happen at a CR in the middle of data. The search is one memchr from CR to CR, 2 to 4 GB/s;
-# find() of the end and count() of CR LF and LF, which would tell the same, come to half the speed of this reader.
-_at_cr = re.compile(rb"\r(?:[^\n]|\n\.\r\n)").search
+# What can happen at a CR in the middle of data: no LF follows, or a dot that guards no dot (spare, or of the end). The
+# search is one memchr from CR to CR, 2 to 4 GB/s; find() of CR LF . and count() of CR LF and LF, which would tell the
+# same, come to half the speed of this reader.
+_at_cr = re.compile(rb"\r(?:[^\n]|\n\.[^.])").search
 
 
 class _Reader:
@@ -81,14 +85,7 @@ class DataReader(_Reader):
             raise RuntimeError("data fed after the end of data")
         data = self._tail + chunk if self._tail else chunk
         event = _at_cr(data)
-        bare_cr = False
-        if event is None:
-            end = -1
-        elif event.end() - event.start() == len(_END):
-            end = event.start()
-        else:  # a bare CR, before any end of data
-            bare_cr = True
-            end = data.find(_END)
+        end = -1 if event is None else data.find(_END, event.start())
         if end >= 0:
             self.done = True
             self.rest = data[end + len(_END) :]
@@ -99,19 +96,18 @@ class DataReader(_Reader):
             self._tail = data[len(data) - held :]
             data = data[: len(data) - held]
         marks = data.translate(None, _TEXT)
-        if bare_cr or marks != CRLF * (len(marks) // 2):
+        if marks != CRLF * (len(marks) // 2) or (event is not None and event.end() <= len(data)):
             data = self._mend(data)
         if self._skip and data:
             data, self._skip = data[self._skip :], 0
         return data
 
     def _mend(self, data: bytes) -> bytes:
-        """Count what is wrong in ``data`` and make its bare LFs CR LF. ``data`` never ends in a bare LF."""
-        if not self._judge(data):
-            return data
-        data = data.replace(b"\r\n.\n", b"\r\n\n")  # the stuffing dot of a line that ends in a bare LF
-        data = data.replace(b"\n.", b"\n..").replace(b"\r\n..", b"\r\n.")  # so: only behind a bare LF
-        return data.replace(CRLF, b"\n").replace(b"\n", CRLF)
+        """Count what is wrong in ``data``, and write it as defined. It ends in no bare LF and in no undecided dot."""
+        data = data.replace(b"\r\n.", CRLF)
+        if self._judge(data):
+            data = data.replace(CRLF, b"\n").replace(b"\n", CRLF)
+        return data.replace(b"\r\n.", b"\r\n..")
 
 
 class ChunkReader(_Reader):

@@ -13,6 +13,7 @@ from typing import Any
 
 from relay.bodies import Bodies
 from relay.core.mimetext import header_text
+from relay.core.model import Address
 from relay.core.wire import unstuff
 from relay.demo.board import Board
 from relay.demo.settings import HOSTNAME, MAIL_DOMAIN
@@ -34,7 +35,7 @@ class Mailbox:
         self._bodies = bodies
         self._count = 0
 
-    async def route(self, recipient: Recipient) -> object | None:
+    async def route(self, recipient: Recipient, mail_from: Address | None) -> object | None:
         """Its own address, if it is one here."""
         return recipient if recipient == "postmaster" or recipient.domain == MAIL_DOMAIN else None
 

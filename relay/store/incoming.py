@@ -9,7 +9,10 @@ from relay.store.routes import Route
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A message as it was received; header fields as core/message.py read them."""
+    """A message as it was received; header fields as core/message.py read them.
+
+    ``identified``: a Date or a Message-ID tells it from the next one of the same words.
+    """
 
     received_at: float
     written_at: float
@@ -31,6 +34,7 @@ class Incoming:
     automatic: str | None
     bounce: bool
     bare_lf: int
+    identified: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, or_, select
 from sqlalchemy import insert as insert_into
 
 from relay.core import attribution as rules
@@ -19,8 +19,13 @@ from relay.store.incoming import Recipient as Recipient
 from relay.store.post import CLAIM
 from relay.store.schema import bodies, deliveries, events, messages, paths
 
-#: Seconds within which the same bytes from the same sender to the same recipient are one mail resent.
+#: Seconds within which the same bytes from the same sender to the same recipient are one mail resent, unless what came
+#: of the first was given up: it failed or was dropped. A queue that missed our 250 may be hours in coming again.
 RESEND_WINDOW = 24 * 3600.0
+#: The same where neither Date nor Message-ID tells one mail from the next: two customers may have filled in one form
+#: alike. What sends those has no queue and tries again at once, or a queue that adds nothing, and those come again
+#: within five to ten minutes (Postfix: minimal_backoff_time, 300 s, and the next run of the queue).
+RESEND_WINDOW_UNIDENTIFIED = 600.0
 #: When a delivery that another one carries comes due: never.
 NEVER = 1e15
 #: State of a message without deliveries: a return to one of our own envelope addresses.
@@ -82,11 +87,17 @@ INSERT_EVENT = Statement(insert_into(events), "uid message_id site_id delivery_i
 FIND_RESENT = Statement(
     select(messages.c.id, paths.c.recipient, paths.c.delivery_id)
     .join(paths, paths.c.message_id == messages.c.id)
+    .outerjoin(deliveries, deliveries.c.id == paths.c.delivery_id)  # what was collected has none
     .where(
         messages.c.digest == bindparam("digest"),
         messages.c.mail_from == bindparam("mail_from"),
         messages.c.received_at > bindparam("after"),
+        or_(
+            deliveries.c.state.is_(None),
+            deliveries.c.state.not_in((DeliveryState.FAILED.value, DeliveryState.DROPPED.value)),
+        ),
     )
+    .order_by(messages.c.id)
 )
 
 
@@ -112,7 +123,7 @@ def accept(
             message_id, delivery_id = resent[recipient.address]
             _path(tx, message_id, delivery_id, recipient.address, "repeat", incoming)
     if not fresh:
-        return Accepted(next(iter(resent.values()))[0], (), True)
+        return Accepted(resent[recipients[0].address][0], (), True)
     delivered = [recipient for recipient in fresh if recipient.forward_to]
     state = DeliveryState.LOOPED.value if looped else DeliveryState.QUEUED.value
     found = [attribute(tx, recipient, incoming, evidence) for recipient in delivered]
@@ -148,7 +159,8 @@ def accept(
 
 
 def _resent(tx: Tx, incoming: Incoming) -> dict[str, tuple[int, int | None]]:
-    after = incoming.received_at - RESEND_WINDOW
+    """(message, delivery) by the recipients for whom this very mail was taken before and not given up since."""
+    after = incoming.received_at - (RESEND_WINDOW if incoming.identified else RESEND_WINDOW_UNIDENTIFIED)
     rows = tx.all(FIND_RESENT, digest=incoming.digest, mail_from=incoming.mail_from, after=after)
     return {address: (message_id, delivery_id) for message_id, address, delivery_id in rows}
 
