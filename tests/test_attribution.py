@@ -108,6 +108,22 @@ def test_pool_address_is_attributed_by_who_held_it(
             assert (found.visit, found.candidates) == (answer, ())
 
 
+@pytest.mark.parametrize(
+    ("holdings", "astray", "answer"),
+    [
+        pytest.param([held(1, -60)], {2}, {1: 0.5, 2: 0.5}, id="beside the only holder"),
+        pytest.param([], {2}, {2: 1.0}, id="alone"),
+        pytest.param([held(1, -60)], {1}, {1: 1.0}, id="the same visit"),
+    ],
+)
+def test_who_began_later_than_now_makes_nobody_certain(
+    holdings: list[Holding], astray: set[int], answer: dict[int, float]
+) -> None:
+    found = attribute_pool(holdings, NOW, NOW + 5, astray=astray)
+    assert (found.state, found.visit) == (LIKELY, None)
+    assert probabilities(found) == pytest.approx(answer)
+
+
 def test_the_window_is_a_setting() -> None:
     holdings = [held(1, -2 * HOUR), held(2, -60)]
     assert attribute_pool(holdings, NOW, NOW, window=HOUR).visit == 2

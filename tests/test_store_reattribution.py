@@ -114,7 +114,7 @@ class TestFound:
         bindings = "(SELECT id FROM visits WHERE number = ?)"
         await sql(w, f"UPDATE bindings SET started_at = started_at + 9e8 WHERE visit_id = {bindings}", visit)
         message_id = await letter(w, leased)
-        assert await found(w, message_id) == [("none", "pool/2", None)]
+        assert await found(w, message_id) == [("likely", "pool/2", None)]  # a clock was wrong
         await sql(w, f"UPDATE bindings SET started_at = started_at - 9e8 WHERE visit_id = {bindings}", visit)
         assert await again(w, message_id) == 1
         assert await found(w, message_id) == [("exact", "pool/2", visit)]

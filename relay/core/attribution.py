@@ -12,6 +12,7 @@ time it came.
       where V's lease had ended more than an hour before
       writing, no other in the five days before writing
     nobody began before writing, one visit V until receipt     exact V: the Date is wrong, but nobody else saw it
+    a holding begins later than now: the clock was wrong       likely, with its visit among them, even alone
     anything else                                              likely: V and all the others, with probabilities
 
     weight of a candidate, before the weights are scaled to the sum 1
@@ -22,6 +23,7 @@ time it came.
       people write: all of them, held or not                   end of the lease
     began only after writing: it wrote the mail only if        0.01, and by its age as above, counted back from
       the Date is wrong, and then it wrote it before receipt   receipt
+    began later than now: nobody knows when                    1, as if it had held it at writing
     several holdings of one visit                              the greatest of them
 
 Late mail is why a holder that is alone within the window is not enough: who writes a day after seeing an address writes
@@ -36,7 +38,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -129,11 +131,13 @@ def attribute_pool(
     received: float,
     window: float = 86400.0,
     delays: Delays = NO_DELAYS,
+    astray: Collection[int] = (),
 ) -> Attribution:
     """Attribute a mail to a pool address. ``holdings`` are all that is known of that address, in any order.
 
     ``written`` comes from ``written_at``, ``window`` is the time in seconds before writing within which no other
-    visit may have held the address. Linear in the holdings, but for the sorting of the candidates.
+    visit may have held the address. ``astray`` are the visits of holdings that begin later than now. Linear in the
+    holdings, but for the sorting of the candidates.
     """
     method = LEARNED_METHOD if delays.learned else POOL_METHOD
     last = max(  # the newest that began before the mail was written
@@ -149,9 +153,11 @@ def attribute_pool(
             logs[holding.visit] = max(_log_weight(holding, written, received, delays), logs.get(holding.visit, -1e300))
     if last is not None and last.visit not in logs:
         logs[last.visit] = _log_weight(last, written, received, delays)
+    for visit in astray:
+        logs[visit] = max(delays.log2_weight(0.0), logs.get(visit, -1e300))
     if not logs:
         return Attribution(AttributionState.NONE, method)
-    if len(logs) == 1:
+    if len(logs) == 1 and not astray:
         return Attribution(AttributionState.EXACT, method, visit=next(iter(logs)))
     return Attribution(AttributionState.LIKELY, method, candidates=_candidates(logs))
 

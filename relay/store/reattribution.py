@@ -107,7 +107,7 @@ def reattribute(
     changed = 0
     for site_id in dict.fromkeys(delivery.site_id for delivery in found):
         own = [delivery for delivery in found if delivery.site_id == site_id]
-        renewed = [_renewed(tx, delivery, message_id, routing, incoming, evidence) for delivery in own]
+        renewed = [_renewed(tx, delivery, message_id, routing, incoming, evidence, now) for delivery in own]
         moved = [new for old, new in zip(own, renewed, strict=True) if new != old]
         for delivery in moved:
             _write(tx, delivery)
@@ -119,7 +119,13 @@ def reattribute(
 
 
 def _renewed(
-    tx: Tx, delivery: _Delivery, message_id: int, routing: Routing, incoming: Incoming, evidence: Evidence
+    tx: Tx,
+    delivery: _Delivery,
+    message_id: int,
+    routing: Routing,
+    incoming: Incoming,
+    evidence: Evidence,
+    now: float,
 ) -> _Delivery:
     if _is_forgotten(tx, delivery.attribution):
         return delivery
@@ -129,7 +135,7 @@ def _renewed(
         route, tag = routing.get(address, (None, None))
         if route is not None and route.attributed and route.site_id == delivery.site_id:
             recipient = Recipient(address, route, tag, "", None, "")
-            found = _as_stored(attribute(tx, recipient, incoming, evidence, message_id))
+            found = _as_stored(attribute(tx, recipient, incoming, evidence, message_id, now))
             options.append(replace(delivery, recipient=address, route_id=route.id, attribution=found))
         elif address == delivery.recipient:
             options.append(delivery)
