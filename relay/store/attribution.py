@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, func, select
@@ -22,6 +23,8 @@ THREAD_REACH = 20
 SENDER_REACH = 50
 #: Seconds ahead of now that a holding may begin: it is written while the mail is.
 AHEAD = 10.0
+#: Visits whose browser is looked up when a letter's recipients name several; each of the others counts as a person.
+PEOPLE = 200
 #: An id that every stored message is before.
 NEWEST = (1 << 63) - 1
 
@@ -112,6 +115,35 @@ FIND_KNOWN_SENDER = Statement(
 FIND_VISIT = Statement(
     select(visits.c.number, visits.c.marker).where(visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None))
 )
+
+FIND_FIRST_VISIT = Statement(select(visits.c.first_visit).where(visits.c.id == bindparam("visit")))
+
+
+def attribute_all(tx: Tx, recipients: Sequence[Recipient], incoming: Incoming, evidence: Evidence) -> list[Attribution]:
+    """What each recipient of a letter says, with regard to the others of its site."""
+    found = [attribute(tx, recipient, incoming, evidence) for recipient in recipients]
+    of_site: dict[int, list[int]] = {}
+    for i, recipient in enumerate(recipients):
+        if recipient.route is not None:
+            of_site.setdefault(recipient.route.site_id, []).append(i)
+    for own in of_site.values():
+        for i, attribution in zip(own, agreed(tx, [found[i] for i in own]), strict=True):
+            found[i] = attribution
+    return found
+
+
+def agreed(tx: Tx, found: Sequence[Attribution]) -> list[Attribution]:
+    """``rules.agreed``, for recipients of one site. Nothing is read where one visit at most is named."""
+    certain = [one.visit for one in found if one.state is AttributionState.EXACT and one.visit is not None]
+    others = [candidate.visit for one in found for candidate in one.candidates]
+    if not certain or len({*certain, *others}) == 1:
+        return list(found)
+    people: dict[int, str] = {}
+    for visit in list(dict.fromkeys((*certain, *others)))[:PEOPLE]:
+        row = tx.one(FIND_FIRST_VISIT, visit=visit)
+        if row is not None and row[0] is not None:
+            people[visit] = row[0]
+    return rules.agreed(found, people)
 
 
 def attribute(
