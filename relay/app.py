@@ -232,6 +232,7 @@ async def _start_forwarding(
         clock_is_doubtful=watch.is_doubtful,
         on_held=poster.wake,
     )
+    await watch.begin()
     _background(stack, background.begin("clock", watch.run))
     await forwarder.start()
     stack.push_async_callback(forwarder.close, GRACE)

@@ -27,6 +27,14 @@ class ClockWatch:
         self._clock = clock
         self._on_set = on_set
         self._ahead = self._now_ahead()
+        self._moved: clock_verbs.Moved | None = None
+
+    async def begin(self) -> None:
+        """Before mail and page views are taken: mend what a clock left that was set while no daemon ran."""
+        now = self._clock()
+        self._moved = await self._store.write(lambda tx: clock_verbs.began(tx, now))
+        if self._moved is not None:
+            log.error("the clock was set", seconds=-round(self._moved.by, 1), hint="before this start, or it is slow")
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -42,7 +50,8 @@ class ClockWatch:
             log.error("the clock was set", seconds=round(step, 1), hint="times in History may be wrong")
             now = self._clock()
             try:
-                await self._store.write(lambda tx: clock_verbs.was_set(tx, step, now))
+                moved = self._moved
+                self._moved = await self._store.write(lambda tx: clock_verbs.was_set(tx, step, now, moved))
             except StoreUnavailable:
                 return  # the writer has logged why
             self._on_set(-step)

@@ -191,7 +191,11 @@ class TestCreating:
     async def test_a_targets_mailbox_cannot_become_a_substitute(self, api: Api, admin: str) -> None:
         changes = {"targets": [target(pool=["jobs@example.com"])], "statics": []}
         status, problem = await api.call("POST", "/v1/sites", SITE | changes, token=admin)
-        assert (status, "jobs@example.com" in problem["detail"]) == (409, True)
+        assert (status, fields(problem)) == (409, ["targets[0].pool[0]"])
+        assert "jobs@example.com" in problem["detail"]
+        changes = {"statics": [{"address": "jobs@example.com", "target": "sales@garden.example", "label": "x"}]}
+        status, problem = await api.call("POST", "/v1/sites", SITE | changes, token=admin)
+        assert (status, fields(problem)) == (409, ["statics[0].address"])
 
 
 class TestChanging:
@@ -258,6 +262,32 @@ class TestChanging:
             status, problem = await api.call(method, path, body, token=admin)
             assert (status, "relay.toml" in problem["detail"]) == (409, True), path
         assert len(api.w.site().targets) == len(SHOP.targets)
+
+    @pytest.mark.parametrize(
+        ("changes", "field"),
+        [
+            (
+                {"statics": [{"address": f"jobs@{TRACK}", "target": "sales@garden.example", "label": "x"}]},
+                "statics[0].address",
+            ),
+            ({"targets": [target(pool=[f"jobs@{TRACK}"])]}, "targets[0].pool[0]"),
+            (
+                {"targets": [target(), target(address="jobs@garden.example", method="plus", domain=TRACK)]},
+                "targets[1].address",
+            ),
+        ],
+    )
+    async def test_another_sites_base_address_is_taken(
+        self, api: Api, admin: str, changes: dict[str, Any], field: str
+    ) -> None:
+        """By who may change this site alone, too: mail to it and to any tag behind it is the other site's."""
+        before = await created(api, admin)
+        token = await api.token("admin", "garden")
+        body = {"origins": ["https://new.example"], "targets": [target()]} | changes
+        status, problem = await api.call("PUT", "/v1/sites/garden", body, token=token)
+        assert (status, fields(problem)) == (409, [field])
+        assert (await api.call("GET", "/v1/sites/garden", token=admin))[1] == before
+        assert (await api.w.recipient(f"jobs+anything@{TRACK}")).forward_to == "jobs@example.com"
 
     async def test_a_site_keeps_its_name(self, api: Api, admin: str) -> None:
         await created(api, admin)

@@ -15,6 +15,7 @@ from relay.core.attribution import (
     LEARNED_METHOD,
     POOL_METHOD,
     Delays,
+    agreed,
     attribute_plus,
     attribute_pool,
     attribute_sender,
@@ -108,6 +109,22 @@ def test_pool_address_is_attributed_by_who_held_it(
             assert (found.visit, found.candidates) == (answer, ())
 
 
+@pytest.mark.parametrize(
+    ("holdings", "astray", "answer"),
+    [
+        pytest.param([held(1, -60)], {2}, {1: 0.5, 2: 0.5}, id="beside the only holder"),
+        pytest.param([], {2}, {2: 1.0}, id="alone"),
+        pytest.param([held(1, -60)], {1}, {1: 1.0}, id="the same visit"),
+    ],
+)
+def test_who_began_later_than_now_makes_nobody_certain(
+    holdings: list[Holding], astray: set[int], answer: dict[int, float]
+) -> None:
+    found = attribute_pool(holdings, NOW, NOW + 5, astray=astray)
+    assert (found.state, found.visit) == (LIKELY, None)
+    assert probabilities(found) == pytest.approx(answer)
+
+
 def test_the_window_is_a_setting() -> None:
     holdings = [held(1, -2 * HOUR), held(2, -60)]
     assert attribute_pool(holdings, NOW, NOW, window=HOUR).visit == 2
@@ -158,6 +175,51 @@ def test_a_late_mail_is_given_to_who_held_the_address_when_it_was_written() -> N
     assert found.candidates[0].visit == 1
     assert found.candidates[0].probability > 0.9
     assert len(found.candidates) == 59
+
+
+def exact(visit: int | None) -> Attribution:
+    return Attribution(EXACT, "unique/1", visit=visit)
+
+
+def likely(**shares: float) -> Attribution:
+    return Attribution(LIKELY, "pool/2", candidates=tuple(Candidate(int(v[1:]), p) for v, p in shares.items()))
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        pytest.param([exact(1)], None, id="one recipient"),
+        pytest.param([exact(1), exact(1)], None, id="one visit"),
+        pytest.param([exact(1), exact(11)], None, id="two visits of one browser"),
+        pytest.param([exact(1), exact(None)], None, id="a visit and a card"),
+        pytest.param([exact(1), attribute_plus("7", None)], None, id="a visit and a claimed number"),
+        pytest.param([exact(1), attribute_thread(2)], None, id="a visit and one that no address names"),
+        pytest.param([exact(1), likely(v1=0.5, v2=0.5)], None, id="a visit that may be the other's, too"),
+        pytest.param([exact(1), likely(v11=0.5, v2=0.5)], None, id="a browser that may be the other's, too"),
+        pytest.param([likely(v1=0.5, v2=0.5), likely(v3=0.5, v4=0.5)], None, id="nobody is certain anyway"),
+        pytest.param([exact(1), exact(2)], {1: 0.5, 2: 0.5}, id="two visits"),
+        pytest.param([exact(1), exact(2), exact(2)], {2: 2 / 3, 1: 1 / 3}, id="one of them twice"),
+        pytest.param([exact(1), likely(v2=0.5, v3=0.5)], {1: 0.5, 2: 0.25, 3: 0.25}, id="a visit and two others"),
+    ],
+)
+def test_recipients_of_different_people_make_nobody_certain(
+    said: list[Attribution], answer: dict[int, float] | None
+) -> None:
+    found = agreed(said, {1: "1", 11: "1", 2: "2"})
+    if answer is None:
+        assert found == said
+        return
+    assert len(set(found)) == 1
+    assert (found[0].state, found[0].method, found[0].visit) == (LIKELY, "several/1", None)
+    assert list(probabilities(found[0])) == list(answer)
+    assert probabilities(found[0]) == pytest.approx(answer)
+
+
+def test_what_names_no_visit_stays_beside_those_that_contradict_each_other() -> None:
+    said = [exact(None), exact(1), attribute_plus("7", None), exact(2), attribute_sender(3)]
+    found = agreed(said, {})
+    assert (found[0], found[2]) == (said[0], said[2])
+    assert {found[i].method for i in (1, 3, 4)} == {"several/1"}
 
 
 def test_ties_are_broken_by_visit_so_that_the_answer_is_stable() -> None:

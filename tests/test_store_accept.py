@@ -324,6 +324,60 @@ class TestAttribution:
         await w.accept(f"help+{visit}@{TRACK}")
         assert await attributions(w) == [("claimed", "plus/1")]
 
+    @pytest.mark.parametrize("target", ["sales@example.com", "help@example.com", "jobs@example.com"])
+    async def test_addresses_of_different_visitors_make_nobody_certain(self, w: World, target: str) -> None:
+        (_, mine), (_, theirs) = await w.shown(target), await w.shown(target)
+        (job,) = (await w.accept(mine, theirs)).jobs
+        assert (job.visit, job.source) == (None, None)
+        assert await attributions(w) == [("likely", "several/1")]
+        ((visit, candidates),) = await delivery_rows(w, "visit_id", "candidates")
+        assert (visit, json.loads(candidates)) == (None, [[1, 0.5], [2, 0.5]])
+
+    async def test_so_do_those_of_different_targets_and_no_sender_is_known_then(self, w: World) -> None:
+        await w.accept((await w.shown("jobs@example.com"))[1])
+        (_, mine), (_, theirs) = await w.shown("help@example.com"), await w.shown()
+        await w.accept(mine, theirs, f"jobs+x@{TRACK}", CARD, body=b"again")
+        assert (await attributions(w))[1:] == [
+            ("likely", "several/1"),
+            ("exact", "static/1"),  # the card, which is the same mailbox's as theirs
+            ("likely", "several/1"),
+        ]
+
+    async def test_of_a_whole_pool_nobody_is_certain_and_few_are_named(self, tmp_path: Path) -> None:
+        pool = pool_target("sales@example.com", *(f"a{i}@{TRACK}" for i in range(60)), domain=None)
+        async with world(tmp_path, site("shop", pool)) as w:
+            shown = [(await w.shown())[1] for _ in range(60)]
+            await w.accept(*shown)
+            ((state, candidates),) = await delivery_rows(w, "attribution", "candidates")
+            assert (state, len(json.loads(candidates))) == ("likely", 20)
+            assert sum(share for _, share in json.loads(candidates)) == pytest.approx(1)
+
+    async def test_one_that_is_certain_makes_no_other_so(self, w: World) -> None:
+        """Who writes to an address that others had, too, and to one of a third has harvested one of them."""
+        for _ in range(2):
+            _, leased = await w.shown()
+            w.pass_time(2 * LEASE)
+        _, leased = await w.shown()
+        _, plus = await w.shown("help@example.com")
+        await w.accept(plus, leased)
+        assert await attributions(w) == [("likely", "several/1")] * 2
+
+    async def test_visits_of_one_browser_contradict_each_other_in_nothing(self, w: World) -> None:
+        first, earlier = await w.shown("jobs@example.com")
+        visit, later = await w.shown("help@example.com", first_visit=first)
+        assert visit != first
+        assert [job.visit for job in (await w.accept(later, earlier)).jobs] == [visit, first]
+
+    async def test_visits_of_two_sites_contradict_each_other_in_nothing(self, w: World) -> None:
+        (_, mine), (_, theirs) = await w.shown(), await w.shown(name="other")
+        await w.accept(mine, theirs)
+        assert await attributions(w) == [("exact", "pool/2")] * 2
+
+    async def test_a_number_that_nobody_issued_contradicts_nothing(self, w: World) -> None:
+        _, plus = await w.shown("help@example.com")
+        await w.accept(plus, f"help+7@{TRACK}")
+        assert await attributions(w) == [("exact", "plus/1")]
+
     async def test_a_unique_address_is_its_visits_for_ever(self, w: World) -> None:
         visit, address = await w.shown("jobs@example.com")
         w.pass_time(300 * DAY)

@@ -181,6 +181,42 @@ class TestBaseAddress:
         assert found is not None
         assert found[1:] == ("sales@plus.example", True)
 
+    @pytest.mark.parametrize("declared", [False, True], ids=["elsewhere", "in the file"])
+    @pytest.mark.parametrize("kind", ["static", "pool", "plus"])
+    async def test_only_the_file_gives_a_sites_base_to_another(self, w: World, kind: str, declared: bool) -> None:
+        theirs = site("theirs", self.UNIQUE)
+        if declared:
+            await w.declare(theirs)
+        else:
+            await w.store.redefine(lambda tx: define(tx, theirs, w.now))
+        mine = {
+            "static": site(
+                "mine", pool_target("me@mine.example"), statics=(static(f"sales@{TRACK}", "me@mine.example"),)
+            ),
+            "pool": site("mine", pool_target("me@mine.example", f"sales@{TRACK}")),
+            "plus": site("mine", target_of(Method.PLUS, "sales@mine.example")),
+        }[kind]
+        before = await everything(w)
+        with pytest.raises(AddressTaken, match=f"sales@{TRACK}"):
+            await w.store.redefine(lambda tx: define(tx, mine, w.now))
+        assert await everything(w) == before
+        for tag in ("", "+anything"):
+            assert await owner(w, f"sales{tag}@{TRACK}") == ("theirs", "sales@unique.example", True)
+        await w.declare(*([theirs] if declared else []), mine)
+        found = await owner(w, f"sales@{TRACK}")
+        assert found is not None
+        assert found[0] == "mine"
+
+    async def test_a_base_stays_its_sites_when_another_site_is_changed(self, w: World) -> None:
+        plain = site("mine", pool_target("me@mine.example"))
+        for made in (site("theirs", self.UNIQUE), plain):
+            await w.store.redefine(lambda tx: define(tx, made, w.now))  # noqa: B023
+        before = await everything(w)
+        taking = replace(plain, statics=(static(f"sales@{TRACK}", "me@mine.example"),))
+        with pytest.raises(AddressTaken, match=f"sales@{TRACK}"):
+            await w.store.redefine(lambda tx: define(tx, taking, w.now))
+        assert await everything(w) == before
+
     async def test_among_others_the_first_keeps_it(self, w: World) -> None:
         other = pool_target("sales@pool.example")
         await w.declare(site("one", self.UNIQUE), site("two", other))
@@ -220,6 +256,21 @@ class TestBaseAddress:
         await w.declare()
         await w.store.redefine(lambda tx: define(tx, site("two", pool_target("sales@pool.example")), w.now))
         assert await owner(w, f"sales@{TRACK}") == ("gone", "sales@unique.example", False)
+
+
+@pytest.mark.parametrize("kind", ["static", "pool"])
+async def test_what_a_unique_address_may_be_misheard_as_goes_to_its_visitors_target(w: World, kind: str) -> None:
+    await w.declare(SHOP)
+    _, minted = await w.shown("jobs@example.com")
+    misheard = minted.replace("-", "", 1)
+    mine = {
+        "static": site(
+            "mine", pool_target("me@mine.example", f"me1@{TRACK}"), statics=(static(misheard, "me@mine.example"),)
+        ),
+        "pool": site("mine", pool_target("me@mine.example", misheard)),
+    }[kind]
+    with pytest.raises(AddressTaken, match=misheard):
+        await w.store.redefine(lambda tx: define(tx, mine, w.now))
 
 
 class TestGeneratedPool:

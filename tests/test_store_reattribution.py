@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from relay.core.address import parse
 from relay.core.attribution import ENOUGH_DELAYS, Delays
 from relay.store import retention, sites
 from relay.store.attribution import Evidence
@@ -114,7 +115,7 @@ class TestFound:
         bindings = "(SELECT id FROM visits WHERE number = ?)"
         await sql(w, f"UPDATE bindings SET started_at = started_at + 9e8 WHERE visit_id = {bindings}", visit)
         message_id = await letter(w, leased)
-        assert await found(w, message_id) == [("none", "pool/2", None)]
+        assert await found(w, message_id) == [("likely", "pool/2", None)]  # a clock was wrong
         await sql(w, f"UPDATE bindings SET started_at = started_at - 9e8 WHERE visit_id = {bindings}", visit)
         assert await again(w, message_id) == 1
         assert await found(w, message_id) == [("exact", "pool/2", visit)]
@@ -169,6 +170,42 @@ class TestFound:
             assert await w.rows(select(*columns)) == [(leased, route.id)]
             (job,) = await claim(w)
             assert (job.message.email_to, job.visit and job.visit.number) == (leased, second)
+
+
+class TestSeveral:
+    """A letter to the addresses of visits of different people."""
+
+    async def test_it_becomes_certain_when_one_never_held_its_address(self, w: World) -> None:
+        visit, plus = await w.shown("help@example.com")
+        other, leased = await w.shown()
+        message_id = await letter(w, plus, leased)
+        assert await found(w, message_id) == [("likely", "several/1", None)] * 2
+        assert await again(w, message_id) == 0
+        await withdraw(w, other)
+        assert await again(w, message_id) == 2
+        assert (await found(w, message_id))[0] == ("exact", "plus/1", visit)
+
+    async def test_two_that_became_known_later_are_candidates(self, w: World) -> None:
+        message_id = await letter(w, f"help+4242@{TRACK}", f"help+4343@{TRACK}")
+        for number in ("4242", "4343"):
+            await w.bind("shop", "help@example.com", number=number)
+        assert await again(w, message_id) == 1
+        assert await found(w, message_id) == [("likely", "several/1", None)]
+        assert await again(w, message_id) == 0
+
+    @pytest.mark.parametrize(
+        "targets", [("sales@example.com", "sales@example.com"), ("help@example.com", "sales@example.com")]
+    )
+    async def test_an_address_that_was_retired_since_makes_nobody_certain(
+        self, w: World, targets: tuple[str, str]
+    ) -> None:
+        addresses = [(await w.shown(target))[1] for target in targets]
+        message_id = await letter(w, *addresses)
+        before = await found(w, message_id)
+        assert {method for _, method, _ in before} == {"several/1"}
+        await sql(w, "UPDATE routes SET retired_at = ? WHERE local = ?", w.now, parse(addresses[1]).local)
+        assert await again(w, message_id) == 0
+        assert await found(w, message_id) == before
 
 
 class TestKept:
@@ -346,9 +383,9 @@ class TestEvent:
 
     async def test_what_was_stated_wins_a_tie(self, w: World) -> None:
         """Else a second certain delivery would take the statement over."""
-        first, _, leased = await two_holders(w)
+        first, second, leased = await two_holders(w)
         message_id = await letter(w, leased, f"help+4242@{TRACK}", sender="n@x", mail_from="n@x")
-        await w.bind("shop", "help@example.com", number="4242")
+        await w.bind("shop", "help@example.com", number="4242", first_visit=second)  # the same browser
         assert await again(w, message_id) == 1
         stated = await self.stated(w, message_id)
         assert stated == [((await self.ids(w, message_id))[1],)]

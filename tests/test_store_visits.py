@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from relay.clockwatch import ClockWatch
 from relay.core.channel import Channel, Source
+from relay.core.model import Method
 from relay.store import clock, retention
-from relay.store.schema import deliveries, visits
+from relay.store.attribution import Evidence
+from relay.store.schema import bindings, deliveries, visits
 from relay.store.visits import Visitor
-from tests.store_fixtures import DAY, OTHER, SHOP, World, world
+from tests.store_fixtures import DAY, LEASE, NOW, OTHER, SHOP, TRACK, World, pool_target, site, target_of, world
+from webapi import replays
 
 HOME = "https://www.shop.example/"
 SEARCHED = "https://www.google.com/"
@@ -304,3 +309,116 @@ async def test_mail_to_what_was_shown_while_the_clock_ran_ahead_is_its_holders(w
     await w.accept(address)
     (stated,) = await w.rows(select(visits.c.number).join(deliveries, deliveries.c.visit_id == visits.c.id))
     assert stated == (holder,) != (earlier,)
+
+
+class TestHeldUnderAClockThatRanAhead:
+    """One held the address at ten, another at what the clock called one and was eleven; it is set right then."""
+
+    AHEAD = 7200.0
+
+    @pytest.fixture
+    async def one(self, tmp_path: Path) -> AsyncIterator[World]:
+        shop = site(
+            "shop", pool_target("sales@example.com", f"info1@{TRACK}"), target_of(Method.UNIQUE, "jobs@example.com")
+        )
+        async with world(tmp_path, shop) as found:
+            yield found
+
+    async def held(self, w: World) -> tuple[str, str]:
+        """The two visits that held the one address of the pool; it is half past eleven, right."""
+        earlier, _ = await w.shown()
+        w.pass_time(3600.0 + self.AHEAD)
+        holder, _ = await w.shown()
+        w.pass_time(1800.0 - self.AHEAD)
+        return earlier, holder
+
+    async def attributed(self, w: World, address: str = f"info1@{TRACK}", **changes: Any) -> tuple[str, list[str]]:
+        """(state, the visits that it names, the likeliest first) of a letter that comes now."""
+        message_id = (await w.accept(address, **changes)).message_id
+        return await self.said(w, message_id)
+
+    async def said(self, w: World, message_id: int) -> tuple[str, list[str]]:
+        query = select(deliveries.c.attribution, deliveries.c.visit_id, deliveries.c.candidates)
+        ((state, visit, candidates),) = await w.rows(query.where(deliveries.c.message_id == message_id))
+        numbers = dict(await w.rows(select(visits.c.id, visits.c.number)))
+        named = [visit] if visit is not None else [one for one, _ in json.loads(candidates or "[]")]
+        return state, [numbers[one] for one in named]
+
+    async def test_what_was_held_meanwhile_is_moved_though_its_lease_is_over(self, one: World) -> None:
+        earlier, holder = await self.held(one)
+        await one.store.write(lambda tx: clock.was_set(tx, -self.AHEAD, one.now))
+        assert await one.rows(select(bindings.c.started_at).order_by(bindings.c.id)) == [(NOW,), (NOW + 3600.0,)]
+        one.pass_time(300.0)
+        assert await self.attributed(one) == ("likely", [holder, earlier])
+        assert (await one.shown())[1] == f"info1@{TRACK}"  # free again
+
+    async def test_nobody_is_stated_as_fact_before_it_is_moved(self, one: World) -> None:
+        earlier, holder = await self.held(one)
+        assert await self.attributed(one) == ("likely", [holder, earlier])
+        one.pass_time(9.0 * DAY)  # it lies in the past by then, and is the later one as it was
+        assert await self.attributed(one, body=b"again") == ("exact", [holder])
+
+    async def test_nor_when_it_is_attributed_anew(self, one: World) -> None:
+        earlier, holder = await self.held(one)
+        message_id = (await one.accept(f"info1@{TRACK}")).message_id
+        for _ in range(2):
+            await replays.reattribute(one.store, message_id, Evidence(DAY), one.now, None)
+            assert await self.said(one, message_id) == ("likely", [holder, earlier])
+            one.pass_time(60.0)
+
+    async def test_who_alone_ever_held_it_is_likely(self, one: World) -> None:
+        one.now += self.AHEAD
+        holder, _ = await one.shown()
+        one.now -= self.AHEAD
+        assert await self.attributed(one) == ("likely", [holder])
+
+    async def test_a_page_view_of_this_moment_is_no_wrong_clock(self, one: World) -> None:
+        visit, _ = await one.shown()
+        one.pass_time(LEASE + 5.0)
+        await one.shown()
+        one.now -= 5.0
+        assert await self.attributed(one) == ("exact", [visit])
+
+    async def test_a_unique_address_is_its_visits_whenever_it_was_shown(self, one: World) -> None:
+        one.now += self.AHEAD
+        visit, address = await one.shown("jobs@example.com")
+        one.now -= self.AHEAD
+        assert await self.attributed(one, address) == ("exact", [visit])
+
+    async def test_a_start_finds_what_was_set_while_no_daemon_ran(self, one: World) -> None:
+        earlier, holder = await self.held(one)
+        moved = await one.store.write(lambda tx: clock.began(tx, one.now))
+        assert moved is not None
+        assert await one.rows(select(bindings.c.started_at).order_by(bindings.c.id)) == [(NOW,), (one.now,)]
+        assert await one.store.write(lambda tx: clock.began(tx, one.now)) is None
+        one.pass_time(60.0)
+        assert await self.attributed(one) == ("likely", [holder, earlier])
+        one.pass_time(LEASE)
+        assert (await one.shown())[1] == f"info1@{TRACK}"
+
+    @pytest.mark.parametrize("noticed", [False, True], ids=["at the start", "while it ran"])
+    async def test_a_clock_that_was_set_back_by_mistake_takes_nothing_out_of_the_window(
+        self, one: World, noticed: bool
+    ) -> None:
+        """Else who held the address an hour ago would be gone for good, and the next holder certain."""
+        first, _ = await one.shown()
+        one.pass_time(LEASE)
+        before = await one.rows(select(bindings.c.started_at, bindings.c.ended_at))
+        right = one.now
+        told: list[float] = []
+        watch = ClockWatch(one.store, lambda: one.now, told.append)
+        one.now = 0.0  # a board without a clock of its own
+        if noticed:
+            await watch.look()
+        else:
+            watch = ClockWatch(one.store, lambda: one.now, told.append)
+            await watch.begin()
+        assert (await one.rows(select(bindings.c.started_at)))[0][0] <= 0.0
+        one.now = right
+        await watch.look()
+        ((started, ended),) = before
+        ((start, end),) = await one.rows(select(bindings.c.started_at, bindings.c.ended_at))
+        assert (start, end) == pytest.approx((started, ended), abs=LEASE + 1)
+        second, _ = await one.shown()
+        one.pass_time(60.0)
+        assert await self.attributed(one) == ("likely", [second, first])

@@ -250,7 +250,8 @@ async def _judge(call: Call, body: SiteBody, site: SiteView | None) -> None:
                 f"{destination.domain} is a domain of substitutes: give a next hop",
                 field=f"targets[{index}].next_hop",
             )
-    await _refuse_destinations(call, tuple(address for target in body.targets for address in target.pool))
+    statics = tuple(static.address for static in body.statics)
+    await _refuse_destinations(call, (*(address for target in body.targets for address in target.pool), *statics), body)
 
 
 def _refuse_next_hops(call: Call, body: SiteBody, site: SiteView | None) -> None:
@@ -266,7 +267,7 @@ def _refuse_next_hops(call: Call, body: SiteBody, site: SiteView | None) -> None
             raise Problem(403, detail, field=f"targets[{index}].next_hop")
 
 
-async def _refuse_destinations(call: Call, addresses: tuple[Address, ...]) -> None:
+async def _refuse_destinations(call: Call, addresses: tuple[Address, ...], body: SiteBody | None = None) -> None:
     """No address that some target's mail goes to may become a substitute: the mail would go in a circle."""
     destinations = {
         _address(target.forward_to or str(target.address), "target").key
@@ -275,7 +276,8 @@ async def _refuse_destinations(call: Call, addresses: tuple[Address, ...]) -> No
     }
     for address in addresses:
         if address.key in destinations:
-            raise Problem(409, f"{address} is where a target's mail goes: it cannot be a substitute")
+            text = f"{address} is where a target's mail goes: it cannot be a substitute"
+            raise Problem(409, text, field=_place_of(str(address), body))
 
 
 async def _redefine(
@@ -301,6 +303,8 @@ def _place_of(address: str, body: SiteBody | None) -> str:
         for place, member in enumerate(target.pool):
             if str(member) == address:
                 return f"targets[{index}].pool[{place}]"
+        if target.domain is not None and str(Address(target.address.local, target.domain)) == address:
+            return f"targets[{index}].address"  # its base, as relay.toml's rules name it
     for index, static in enumerate(body.statics if body else ()):
         if str(static.address) == address:
             return f"statics[{index}].address"

@@ -12,6 +12,7 @@ time it came.
       where V's lease had ended more than an hour before
       writing, no other in the five days before writing
     nobody began before writing, one visit V until receipt     exact V: the Date is wrong, but nobody else saw it
+    a holding begins later than now: the clock was wrong       likely, with its visit among them, even alone
     anything else                                              likely: V and all the others, with probabilities
 
     weight of a candidate, before the weights are scaled to the sum 1
@@ -22,11 +23,15 @@ time it came.
       people write: all of them, held or not                   end of the lease
     began only after writing: it wrote the mail only if        0.01, and by its age as above, counted back from
       the Date is wrong, and then it wrote it before receipt   receipt
+    began later than now: nobody knows when                    1, as if it had held it at writing
     several holdings of one visit                              the greatest of them
 
 Late mail is why a holder that is alone within the window is not enough: who writes a day after seeing an address writes
 to its last holder's, too. In a simulated site of 1,000 visits a day (benchmarks/day.py) one exact match in eight was
 somebody else's without that condition.
+
+What the recipients of one letter say is seen together (``agreed``): addresses that different people were shown make
+nobody certain.
 
 The method names the rule and its version; a stored attribution is never computed again. pool/1 was exact without the
 condition for late mail; pool/2 weighs by the half-life, pool/3 by the delays that were learned.
@@ -36,7 +41,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +54,8 @@ THREAD_METHOD = "thread/1"
 SENDER_METHOD = "sender/1"
 PLUS_METHOD = "plus/1"
 UNIQUE_METHOD = "unique/1"
+#: A letter to the addresses of visits of different people.
+SEVERAL_METHOD = "several/1"
 STATIC_METHOD = "static/1"
 
 #: Seconds before receipt that a Date is believed; senders retry for up to five days (RFC 5321 §4.5.4.1).
@@ -65,6 +72,8 @@ ENOUGH_DELAYS = 200
 NARROWEST = 60.0
 #: log2 of the chance that a sender's Date is wrong by more than the gap between two leases: one in a hundred.
 LATER_LOG2 = math.log2(0.01)
+#: Candidates that a letter to the addresses of several visits has at most, the likeliest.
+SEVERAL_MOST = 20
 #: A visit number has at most this many digits (20 hold any unsigned 64-bit number of another counter).
 NUMBER_DIGITS = 20
 
@@ -129,11 +138,13 @@ def attribute_pool(
     received: float,
     window: float = 86400.0,
     delays: Delays = NO_DELAYS,
+    astray: Collection[int] = (),
 ) -> Attribution:
     """Attribute a mail to a pool address. ``holdings`` are all that is known of that address, in any order.
 
     ``written`` comes from ``written_at``, ``window`` is the time in seconds before writing within which no other
-    visit may have held the address. Linear in the holdings, but for the sorting of the candidates.
+    visit may have held the address. ``astray`` are the visits of holdings that begin later than now. Linear in the
+    holdings, but for the sorting of the candidates.
     """
     method = LEARNED_METHOD if delays.learned else POOL_METHOD
     last = max(  # the newest that began before the mail was written
@@ -149,9 +160,11 @@ def attribute_pool(
             logs[holding.visit] = max(_log_weight(holding, written, received, delays), logs.get(holding.visit, -1e300))
     if last is not None and last.visit not in logs:
         logs[last.visit] = _log_weight(last, written, received, delays)
+    for visit in astray:
+        logs[visit] = max(delays.log2_weight(0.0), logs.get(visit, -1e300))
     if not logs:
         return Attribution(AttributionState.NONE, method)
-    if len(logs) == 1:
+    if len(logs) == 1 and not astray:
         return Attribution(AttributionState.EXACT, method, visit=next(iter(logs)))
     return Attribution(AttributionState.LIKELY, method, candidates=_candidates(logs))
 
@@ -202,6 +215,40 @@ def attribute_thread(visit: int) -> Attribution:
 def attribute_sender(visit: int) -> Attribution:
     """Attribute a mail that no binding explains to the visit that its sender's last attributed mail came from."""
     return Attribution(AttributionState.INFERRED, SENDER_METHOD, visit=visit)
+
+
+def agreed(attributions: Sequence[Attribution], people: Mapping[int, str]) -> list[Attribution]:
+    """What a letter's recipients of one site say of its visit, with regard to each other.
+
+    Who sees a page is shown one visit's addresses, so of recipients that name different people one at most is right,
+    and all of them may have been harvested: none is certain then, and all that name a visit have the same candidates.
+    ``people``: who a visit was, where that is known; two visits of one browser contradict each other in nothing.
+    """
+    claims = [claim for attribution in attributions if (claim := _claim(attribution))]
+    certain = any(_names_one(attribution) for attribution in attributions)
+    named = [{people.get(visit, visit) for visit in claim} for claim in claims]
+    if not certain or set[int | str].intersection(*named):
+        return list(attributions)
+    weights: dict[int, float] = {}
+    for claim in claims:
+        for visit, weight in claim.items():
+            weights[visit] = weights.get(visit, 0.0) + weight
+    ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))[:SEVERAL_MOST]
+    total = sum(weight for _, weight in ranked)
+    candidates = tuple(Candidate(visit, weight / total) for visit, weight in ranked)
+    several = Attribution(AttributionState.LIKELY, SEVERAL_METHOD, candidates=candidates)
+    return [several if one.visit is not None or one.candidates else one for one in attributions]
+
+
+def _names_one(attribution: Attribution) -> bool:
+    return attribution.state is AttributionState.EXACT and attribution.visit is not None
+
+
+def _claim(attribution: Attribution) -> dict[int, float]:
+    """The visits that an address itself names, with their probabilities."""
+    if attribution.state is AttributionState.EXACT and attribution.visit is not None:
+        return {attribution.visit: 1.0}
+    return {candidate.visit: candidate.probability for candidate in attribution.candidates}
 
 
 def best(attributions: Sequence[Attribution]) -> int:

@@ -4,14 +4,18 @@ mail may be given up for a time that has not passed.
 
 from __future__ import annotations
 
-from sqlalchemy import BindParameter, ScalarSelect, bindparam, or_, select, update
+from dataclasses import dataclass
+
+from sqlalchemy import BindParameter, ScalarSelect, and_, bindparam, case, func, or_, select, update
 
 from relay.core.model import DeliveryState
 from relay.store.engine import Statement, Tx
-from relay.store.schema import bindings, deliveries, messages, posts, routes
+from relay.store.schema import LISTED, bindings, deliveries, messages, posts, routes
 
 #: Seconds by which the clock may differ from the time that passed before it counts as set.
 TOLERANCE = 10.0
+#: A time that no lease reaches.
+_NEVER = 1e15
 
 _OPEN = deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value])
 _LATER: BindParameter[float] = bindparam("now")
@@ -39,37 +43,92 @@ _EXTEND = Statement(
 _POSTS = Statement(
     update(posts).where(posts.c.state == "waiting", posts.c.next_at > _LATER).values(next_at=posts.c.next_at - _BY)
 )
-_LEASES = Statement(
-    update(routes)
-    .where(routes.c.leased_until > bindparam("alive"), routes.c.kind == "pool", routes.c.retired_at.is_(None))
-    .values(leased_until=routes.c.leased_until - _BY)
+# Who was given a pool address meanwhile began later than now: mail would be stated to be of whoever had it before.
+_POOLS = bindings.c.route_id.in_(select(routes.c.id).where(LISTED))
+_FUTURE = and_(bindings.c.started_at > _LATER, _POOLS)
+_FIND_HOLDINGS = Statement(
+    select(func.min(bindings.c.id), func.max(bindings.c.id), func.max(bindings.c.started_at)).where(_FUTURE)
 )
-# Who was given an address meanwhile began later than now: mail would find nobody there.
-_HOLDERS = Statement(
+_START = case((bindings.c.started_at - _BY > _LATER, _LATER), else_=bindings.c.started_at - _BY)
+_HOLDINGS = Statement(
+    update(bindings)
+    .where(_FUTURE)
+    .values(started_at=_START, ended_at=_START + bindings.c.ended_at - bindings.c.started_at)
+)
+_HOLDINGS_BACK = Statement(
     update(bindings)
     .where(
-        bindings.c.started_at > _LATER,
-        bindings.c.id.in_(select(routes.c.binding_id).where(routes.c.leased_until > bindparam("alive"))),
+        bindings.c.id.between(bindparam("first"), bindparam("last")),
+        bindings.c.started_at <= bindparam("until"),
+        _POOLS,
     )
-    .values(started_at=_LATER, ended_at=bindings.c.ended_at - _BY)
+    .values(started_at=bindings.c.started_at + _BY, ended_at=bindings.c.ended_at + _BY)
+)
+_LEASES = Statement(
+    update(routes)
+    .where(
+        routes.c.kind == "pool",
+        routes.c.retired_at.is_(None),
+        or_(
+            routes.c.leased_until > bindparam("alive"),
+            and_(routes.c.leased_until > _LATER, routes.c.binding_id.in_(select(bindings.c.id).where(_FUTURE))),
+        ),
+    )
+    .values(leased_until=routes.c.leased_until - _BY)
 )
 
 
-def was_set(tx: Tx, by: float, now: float) -> None:
-    """The clock was set ``by`` seconds ahead (< 0: back) and says ``now``."""
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Holdings of pool addresses that were moved ``by`` seconds back: from the ``first`` binding to the ``last``, all
+    that begin no later than ``until`` now. The clock may be set ahead again, since it was right before."""
+
+    by: float
+    first: int
+    last: int
+    until: float
+
+
+def was_set(tx: Tx, by: float, now: float, moved: Moved | None = None) -> Moved | None:
+    """The clock was set ``by`` seconds ahead (< 0: back) and says ``now``.
+
+    ``moved``: what this answered when it was set back last; where it is set ahead again, that is undone.
+    """
     if by < 0:
-        _set_back(tx, -by, now)
-    else:
-        tx.run(_EXTEND, by=by, now=now, before=now - by)
+        return _set_back(tx, -by, now) or moved
+    tx.run(_EXTEND, by=by, now=now, before=now - by)
+    if moved is not None:
+        tx.run(_HOLDINGS_BACK, by=min(by, moved.by), first=moved.first, last=moved.last, until=moved.until)
+    return None
 
 
-def _set_back(tx: Tx, by: float, now: float) -> None:
-    """Move what waits, and the leases that were alive.
+def began(tx: Tx, now: float) -> Moved | None:
+    """The daemon begins and the clock says ``now``: where holdings begin later, it was set back while nobody saw it.
+
+    By how much is not known: the latest of them began now, and the others as long before it as they did. Mail and
+    posts that wait are left: that they wait for a wrong time is not to be told from a long pause.
+    """
+    _, _, latest = tx.all(_FIND_HOLDINGS, now=now)[0]
+    if latest is None or latest - now <= TOLERANCE:
+        return None
+    return _move_holdings(tx, latest - now, now, alive=_NEVER)
+
+
+def _set_back(tx: Tx, by: float, now: float) -> Moved | None:
+    """Move what waits, what was held later than now, and the leases that were alive.
 
     A delivery or post that was to be tried within these seconds anyway is due at once.
     """
     tx.run(_SHORTEN, now=now, by=by)
     tx.run(_DELIVERIES, now=now, by=by)
     tx.run(_POSTS, now=now, by=by)
-    tx.run(_HOLDERS, now=now, by=by, alive=now + by)
-    tx.run(_LEASES, alive=now + by, by=by)
+    return _move_holdings(tx, by, now, alive=now + by)
+
+
+def _move_holdings(tx: Tx, by: float, now: float, alive: float) -> Moved | None:
+    first, last, _ = tx.all(_FIND_HOLDINGS, now=now)[0]
+    tx.run(_LEASES, alive=alive, by=by, now=now)  # first: it asks whose holding lies ahead
+    if first is None:
+        return None
+    tx.run(_HOLDINGS, now=now, by=by)
+    return Moved(by, first, last, now)

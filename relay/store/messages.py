@@ -11,7 +11,7 @@ from sqlalchemy import insert as insert_into
 
 from relay.core import attribution as rules
 from relay.core.model import Attribution, AttributionState, DeliveryState
-from relay.store.attribution import FIND_VISIT, attribute
+from relay.store.attribution import FIND_VISIT, attribute_all
 from relay.store.attribution import Evidence as Evidence
 from relay.store.engine import Statement, Tx
 from relay.store.incoming import Incoming as Incoming
@@ -126,7 +126,7 @@ def accept(
         return Accepted(resent[recipients[0].address][0], (), True)
     delivered = [recipient for recipient in fresh if recipient.forward_to]
     state = DeliveryState.LOOPED.value if looped else DeliveryState.QUEUED.value
-    found = [attribute(tx, recipient, incoming, evidence) for recipient in delivered]
+    found = attribute_all(tx, delivered, incoming, evidence)
     message_id = _message(tx, incoming, state if delivered else COLLECTED)
     for recipient in fresh:
         if not recipient.forward_to:

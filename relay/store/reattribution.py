@@ -17,7 +17,7 @@ from relay.core import attribution as rules
 from relay.core.hook import EventType
 from relay.core.model import Attribution, AttributionState
 from relay.store import events as event_verbs
-from relay.store.attribution import FIND_VISIT, Evidence, attribute
+from relay.store.attribution import FIND_VISIT, Evidence, agreed, attribute
 from relay.store.engine import Row, Statement, Tx
 from relay.store.incoming import Incoming, Recipient
 from relay.store.post_jobs import read_attribution
@@ -107,7 +107,8 @@ def reattribute(
     changed = 0
     for site_id in dict.fromkeys(delivery.site_id for delivery in found):
         own = [delivery for delivery in found if delivery.site_id == site_id]
-        renewed = [_renewed(tx, delivery, message_id, routing, incoming, evidence) for delivery in own]
+        look = _Look(tx, message_id, routing, incoming, evidence, now)
+        renewed = _renewed(tx, own, [look.options(delivery) for delivery in own])
         moved = [new for old, new in zip(own, renewed, strict=True) if new != old]
         for delivery in moved:
             _write(tx, delivery)
@@ -118,22 +119,53 @@ def reattribute(
     return changed
 
 
-def _renewed(
-    tx: Tx, delivery: _Delivery, message_id: int, routing: Routing, incoming: Incoming, evidence: Evidence
-) -> _Delivery:
-    if _is_forgotten(tx, delivery.attribution):
-        return delivery
-    addresses = [row[0] for row in tx.all(_PATHS, delivery=delivery.id, message=message_id)]
-    options: list[_Delivery] = []
-    for address in addresses:
-        route, tag = routing.get(address, (None, None))
-        if route is not None and route.attributed and route.site_id == delivery.site_id:
-            recipient = Recipient(address, route, tag, "", None, "")
-            found = _as_stored(attribute(tx, recipient, incoming, evidence, message_id))
-            options.append(replace(delivery, recipient=address, route_id=route.id, attribution=found))
-        elif address == delivery.recipient:
-            options.append(delivery)
-    return options[rules.best([option.attribution for option in options])] if options else delivery
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A new look at one message."""
+
+    tx: Tx
+    message_id: int
+    routing: Routing
+    incoming: Incoming
+    evidence: Evidence
+    now: float
+
+    def options(self, delivery: _Delivery) -> list[_Delivery]:
+        """What the delivery may become, by each of its recipients; nothing where it stays as it is."""
+        if _is_forgotten(self.tx, delivery.attribution):
+            return []
+        options: list[_Delivery] = []
+        for (address,) in self.tx.all(_PATHS, delivery=delivery.id, message=self.message_id):
+            route, tag = self.routing.get(address, (None, None))
+            if route is not None and route.attributed and route.site_id == delivery.site_id:
+                recipient = Recipient(address, route, tag, "", None, "")
+                found = attribute(self.tx, recipient, self.incoming, self.evidence, self.message_id, self.now)
+                options.append(replace(delivery, recipient=address, route_id=route.id, attribution=found))
+            elif delivery.attribution.method == rules.SEVERAL_METHOD:
+                return []  # one that contradicts the others is looked up no more
+            elif address == delivery.recipient:
+                options.append(delivery)
+        return options
+
+
+def _renewed(tx: Tx, own: Sequence[_Delivery], options: Sequence[Sequence[_Delivery]]) -> list[_Delivery]:
+    """The deliveries to one site, each as the best of its ``options`` has it, which are seen together."""
+    several = [delivery.attribution.method == rules.SEVERAL_METHOD for delivery in own]
+    if any(one and not found for one, found in zip(several, options, strict=True)):
+        options = [[] if one else found for one, found in zip(several, options, strict=True)]
+    asked = [
+        [option.attribution for option in found] or [kept.attribution] for kept, found in zip(own, options, strict=True)
+    ]
+    said = iter(agreed(tx, [attribution for found in asked for attribution in found]))
+    renewed: list[_Delivery] = []
+    for kept, found in zip(own, options, strict=True):
+        if not found:
+            next(said)
+            renewed.append(kept)
+            continue
+        settled = [replace(option, attribution=_as_stored(next(said))) for option in found]
+        renewed.append(settled[rules.best([option.attribution for option in settled])])
+    return renewed
 
 
 def _is_forgotten(tx: Tx, attribution: Attribution) -> bool:

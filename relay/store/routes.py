@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy import insert as insert_into
 
+from relay.core import substitute
 from relay.core.model import Address, RouteKind, fold
 from relay.store.engine import Statement, Tx
 from relay.store.reader import Reader
@@ -111,6 +112,7 @@ def create(
     """
     domain, local = address.key
     leased_until = 0.0
+    _refuse_mishearing(tx, address, kind, target_id)
     owner = tx.one(OWNER, domain=domain, local=local)
     if owner is not None and owner[1] != site_id and owner[4] is not None and from_any_site:
         tx.run(DELETE, route=owner[0])
@@ -145,6 +147,16 @@ def create(
             defined=int(defined),
         )
     return int(route_id)
+
+
+def _refuse_mishearing(tx: Tx, address: Address, kind: RouteKind, target_id: int) -> None:
+    """Raise AddressTaken for what would take mail that is meant for another target's unique address (misheard)."""
+    meant = None if kind is RouteKind.UNIQUE else substitute.normalise(address.local)
+    if meant is None:
+        return
+    owner = tx.one(OWNER, domain=address.domain, local=meant)
+    if owner is not None and owner[2] != target_id and owner[3] == RouteKind.UNIQUE.value:
+        raise AddressTaken(str(address))
 
 
 class RouteCache:

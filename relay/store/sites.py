@@ -334,7 +334,8 @@ def _settled(
     """Whether nothing is left to create because another target has this address, or had it and has given it up.
 
     Only plus targets show their base address. Where targets of other methods share one, the first keeps it; whoever
-    needs it to be shown takes it from them, since nobody ever was shown it.
+    needs it to be shown takes it from them, since nobody ever was shown it. From another site only relay.toml takes it:
+    mail comes there nevertheless, and who may define one site must not turn another's to himself.
     """
     domain, local = address.key
     owner = tx.one(route_verbs.OWNER, domain=domain, local=local)
@@ -347,7 +348,8 @@ def _settled(
     if not shown:
         return True
     owner_method = tx.one(_OWNER_METHOD, target=owner_target)
-    if owner_kind != RouteKind.BASE.value or owner_method == (Method.PLUS.value,):
+    given = owner_site == site_id or declared
+    if not given or owner_kind != RouteKind.BASE.value or owner_method == (Method.PLUS.value,):
         return False  # creating it will say that it is taken
     tx.run(_GIVE, route=route_id, site_id=site_id, target_id=target_id, kind=kind.value, label=label, defined=1)
     return True

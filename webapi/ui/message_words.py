@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from relay.core.attribution import LEARNED_METHOD, STATIC_METHOD
+from relay.core.attribution import LEARNED_METHOD, SEVERAL_METHOD, STATIC_METHOD
 from relay.core.model import AttributionState
 from relay.store.history import DeliveryRow
 from relay.store.journey import Journey
@@ -73,6 +73,12 @@ def _plus(address: str, journey: Journey | None) -> str:
 
 
 def _likely(delivery: DeliveryRow) -> Explained:
+    if delivery.method == SEVERAL_METHOD:
+        return Explained(
+            "Not certain",
+            "The letter went to addresses that visits of different people were shown. One of them at most wrote it, "
+            "and whoever collects addresses may have, so none is stated as fact.",
+        )
     how = (
         "They are weighed by how late people write, as learned from this server’s own certain mail."
         if delivery.method == LEARNED_METHOD
