@@ -8,13 +8,12 @@ Memory is that of the whole process tree. Its slope is that of the line through 
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from benchmarks.mail import WORKLOADS, Options, run
-from benchmarks.processes import pss
+from benchmarks.processes import Watch
 from benchmarks.relay import Relay
 from benchmarks.workplace import Workplace
 
@@ -28,42 +27,10 @@ MIXED = WORKLOADS[:3]
 GOAL = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """``at``: hours since the beginning; ``memory``: octets (PSS)."""
-
-    at: float
-    memory: int
-
-
-class Sampling:
-    """Looks at the memory of a process tree while the block runs."""
-
-    def __init__(self, root: int, step: float = LOOK) -> None:
-        self.samples: list[Sample] = []
-        self._root = root
-        self._step = step
-        self._began = time.monotonic()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def _look(self) -> None:
-        while not self._done.wait(self._step):
-            self.samples.append(Sample((time.monotonic() - self._began) / 3600, pss(self._root)))
-
-    def __enter__(self) -> Sampling:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-
-def slope(samples: Sequence[Sample]) -> float:
+def slope(samples: Sequence[tuple[float, int]]) -> float:
     """Octets an hour, behind the first quarter of the time. Raises statistics.StatisticsError for fewer than two."""
-    settled = [sample for sample in samples if sample.at >= samples[-1].at / 4]
-    return statistics.linear_regression([s.at for s in settled], [s.memory for s in settled]).slope
+    settled = [(at / 3600, memory) for at, memory in samples if at >= samples[-1][0] / 4]
+    return statistics.linear_regression(*zip(*settled, strict=True)).slope
 
 
 def measure(place: Workplace, relay: Relay, hours: float, rate: float, stretch: float = STRETCH) -> None:
@@ -74,15 +41,15 @@ def measure(place: Workplace, relay: Relay, hours: float, rate: float, stretch: 
     options = Options(rate=rate)
     letters, faults = 0, []
     deadline = time.monotonic() + hours * 3600
-    with Sampling(relay.pid, min(LOOK, stretch / 10)) as sampling:
+    with Watch(relay.pid, min(LOOK, stretch / 10)) as watch:
         while (left := deadline - time.monotonic()) > 0:
             turn = MIXED[len(faults) % len(MIXED)]
             messages = max(1, round(rate * min(stretch, left)))
             faults.append(run(place, relay, replace(turn, messages=messages), options, messages).faults)
             letters += messages
     found = sorted({fault for each in faults for fault in each})
-    memory = [sample.memory / 1e6 for sample in sampling.samples]
-    hourly = slope(sampling.samples)
+    memory = [octets / 1e6 for _, octets in watch.samples]
+    hourly = slope(watch.samples)
     report.figures["hours"] = {"letters": letters, "slope": hourly, "memory": memory}
     report.line(
         f"  {letters} letters; memory {memory[0]:.0f} MB at first, {memory[len(memory) // 4]:.0f} after a quarter, "

@@ -92,18 +92,23 @@ class Foreign:
 
 
 class Watch:
-    """The peak of a tree's memory while the block runs, looked at every ``step`` seconds."""
+    """The memory of a tree while the block runs, every ``step`` seconds: (seconds since the start, octets)."""
 
     def __init__(self, root: int, step: float = 0.5) -> None:
-        self.peak = 0
+        self.samples: list[tuple[float, int]] = []
         self._root = root
         self._step = step
+        self._began = time.monotonic()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
+    @property
+    def peak(self) -> int:
+        return max(memory for _, memory in self.samples)
+
     def _look(self) -> None:
         while True:
-            self.peak = max(self.peak, pss(self._root))
+            self.samples.append((time.monotonic() - self._began, pss(self._root)))
             if self._done.wait(self._step):
                 return
 

@@ -188,7 +188,7 @@ def test_hours_are_verified_and_their_memory_is_judged(
 
 
 def test_the_slope_leaves_out_the_first_quarter() -> None:
-    samples = [hours.Sample(at, 0 if at < 1 else 100_000_000 + 2_000_000 * at) for at in range(1 + 4)]
+    samples = [(at * 3600.0, 0 if at < 1 else 100_000_000 + 2_000_000 * at) for at in range(1 + 4)]
     assert hours.slope(samples) == pytest.approx(2_000_000)
 
 
