@@ -17,8 +17,9 @@ Listen = tuple[str, int] | socket.socket
 
 #: Connections that the kernel holds for us while the event loop is busy.
 BACKLOG = 512
-#: Connections accepted in one turn.
-A_TURN = 8
+#: Connections accepted in one turn. Without a descriptor each try that fails plans another turn a second later, so that
+#: several in a turn become ever more.
+A_TURN = 1
 #: Seconds in which a client must have agreed upon TLS, and in which it must answer that we end it.
 HANDSHAKE = 10.0
 SHUTDOWN = 5.0
