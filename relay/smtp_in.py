@@ -19,7 +19,8 @@ from relay.accepting import Listen, serve
 from relay.bodies import Bodies
 from relay.core import reply
 from relay.smtp_limits import Settings
-from relay.smtp_session import Service, Session, Tally
+from relay.smtp_service import Service, Tally
+from relay.smtp_session import Session
 from relay.smtp_stream import Over
 from relay.smtp_transaction import Intake
 

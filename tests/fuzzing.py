@@ -18,7 +18,8 @@ from pathlib import Path
 from random import Random
 
 from relay.core.wire import stuff
-from relay.smtp_session import Service, Session
+from relay.smtp_service import Service
+from relay.smtp_session import Session
 from tests.smtp_client import PATIENCE, bdat
 
 #: Stands in messages as a sender; as the sender of a transaction it means that octets of a message became commands.

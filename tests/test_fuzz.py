@@ -26,7 +26,7 @@ from relay.extract_frames import as_json, from_json
 from relay.extract_worker import extract
 from relay.smtp_envelope import mail, rcpt
 from relay.smtp_limits import Limits, Settings
-from relay.smtp_session import Service
+from relay.smtp_service import Service
 from relay.smtp_transaction import Recipient, Transaction
 from tests import fuzzing
 from tests.fuzzing import CANARY, Costs
