@@ -29,8 +29,7 @@ from relay.core.destinations import Destinations
 from relay.core.message import loop_token, received_field, visit_fields, without
 from relay.core.metrics import LONG_SECONDS, Histogram
 from relay.core.model import DeliveryState, Outcome, OutcomeKind
-from relay.core.nexthop import NextHop, parse_next_hop
-from relay.destination import Naming
+from relay.destination import NextHops
 from relay.envelope import return_path
 from relay.secrets import Keys, SealError
 from relay.smtp_out import Content, Sender
@@ -139,9 +138,7 @@ class Forwarder:
         self._sender = sender
         self._keys = keys
         self._hostname = hostname
-        self._next_hop = parse_next_hop(next_hop) if next_hop else None
-        self._naming = Naming(keys, next_hop)
-        self._hops: dict[str, NextHop] = {}
+        self._next_hops = NextHops(keys, next_hop)
         self._defined: object = None  # the sites as they were when what waits was last named
         self._clock = clock
         self._clock_is_doubtful = clock_is_doubtful
@@ -264,7 +261,7 @@ class Forwarder:
             return
         for before, target, forward_to, sealed in await self._store.reader.run(moves.WAYS):
             try:
-                after = self._naming.of(sealed, forward_to)
+                after = self._next_hops.name(sealed, forward_to)
             except SealError:
                 continue  # the attempt says so
             if after != before:
@@ -327,16 +324,8 @@ class Forwarder:
             flight.past_dot = True
 
         return await self._sender.send(
-            self._hop(job.next_hop), address.domain, mail_from, str(address), content, on_final_dot
+            self._next_hops.of(job.next_hop), address.domain, mail_from, str(address), content, on_final_dot
         )
-
-    def _hop(self, sealed: str | None) -> NextHop | None:
-        """The target's own next hop, unsealed once, or the configured one."""
-        if sealed is None:
-            return self._next_hop
-        if sealed not in self._hops:
-            self._hops[sealed] = parse_next_hop(self._keys.unseal(sealed))
-        return self._hops[sealed]
 
     async def _content(self, job: Job) -> Content:
         prefix = self._prefix(job)

@@ -14,7 +14,7 @@ from relay.core import message, reply, substitute
 from relay.core.address import lookup_keys
 from relay.core.attribution import Delays, written_at
 from relay.core.model import Address, fold
-from relay.destination import Naming
+from relay.destination import NextHops
 from relay.envelope import Return, read_return
 from relay.pace import Pace
 from relay.secrets import Keys
@@ -105,7 +105,7 @@ class Intake:
         self._bodies = bodies
         self.space = Space(data_dir, clock)
         self._clock = clock
-        self._naming = Naming(keys, policy.next_hop)
+        self._next_hops = NextHops(keys, policy.next_hop)
         self._evidence = policy.evidence
 
     def configure(self, policy: Policy) -> None:
@@ -210,10 +210,10 @@ class Intake:
                 route.tag,
                 target.real_address,
                 next_hop,
-                self._naming.of(next_hop, target.real_address),
+                self._next_hops.name(next_hop, target.real_address),
             )
         if isinstance(route, ToOperator):
-            return Recipient(address, None, None, route.address, None, self._naming.of(None, route.address))
+            return Recipient(address, None, None, route.address, None, self._next_hops.name(None, route.address))
         return Recipient(address, None, None, "", None, "")
 
     def _log(self, transaction: Transaction, accepted: messages.Accepted, looped: bool) -> None:
