@@ -18,6 +18,28 @@ from relay.store.post_jobs import HOOK_COLUMNS, read_hook
 from relay.store.reader import Reader
 from relay.store.schema import LISTED, routes, sites, targets, webhooks
 
+#: What a site, and a target, is defined by.
+SITE_COLUMNS = (
+    sites.c.name,
+    sites.c.key,
+    sites.c.origins,
+    sites.c.tracking,
+    sites.c.send_to_crm,
+    sites.c.bots,
+    sites.c.visit_timeout,
+    sites.c.conditions,
+    sites.c.settings,
+)
+TARGET_COLUMNS = (
+    targets.c.id,
+    targets.c.address,
+    targets.c.method,
+    targets.c.domain,
+    targets.c.lease,
+    targets.c.forward_to,
+    targets.c.next_hop,
+    targets.c.additional,
+)
 _POOL_SIZE = (
     select(func.count())
     .where(routes.c.target_id == targets.c.id, text("routes.kind = 'pool' AND routes.retired_at IS NULL"))
@@ -88,19 +110,7 @@ class Directory:
     async def load(self) -> None:
         """Read all sites anew; raises StoreUnavailable."""
         site_rows = await self._reader.all(
-            select(
-                sites.c.id,
-                sites.c.name,
-                sites.c.key,
-                sites.c.origins,
-                sites.c.tracking,
-                sites.c.send_to_crm,
-                sites.c.bots,
-                sites.c.visit_timeout,
-                sites.c.conditions,
-                sites.c.settings,
-                sites.c.declared,
-            )
+            select(sites.c.id, *SITE_COLUMNS, sites.c.declared)
             .where(sites.c.removed_at.is_(None))
             .order_by(sites.c.name)
         )
@@ -115,18 +125,7 @@ class Directory:
     async def _targets(self) -> dict[int, list[TargetView]]:
         found: dict[int, list[TargetView]] = {}
         for row in await self._reader.all(
-            select(
-                targets.c.site_id,
-                targets.c.id,
-                targets.c.address,
-                targets.c.method,
-                targets.c.domain,
-                targets.c.lease,
-                targets.c.forward_to,
-                targets.c.next_hop,
-                targets.c.additional,
-                _POOL_SIZE,
-            )
+            select(targets.c.site_id, *TARGET_COLUMNS, _POOL_SIZE)
             .where(targets.c.removed_at.is_(None))
             .order_by(targets.c.id)
         ):

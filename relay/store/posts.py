@@ -133,36 +133,24 @@ _OUT_OF_USE = Statement(
     select(webhooks.c.disabled_reason).where(webhooks.c.id == bindparam("webhook"), webhooks.c.enabled == 0)
 )
 _WAITING = posts.alias()
+# What of a webhook waits for nobody, by the index of what waits.
+_UNCLAIMED = (
+    select(_WAITING.c.id)
+    .where(
+        _WAITING.c.webhook_id == bindparam("webhook"),
+        _WAITING.c.state == "waiting",
+        _WAITING.c.claimed_until < bindparam("now"),
+    )
+    .order_by(_WAITING.c.next_at)
+)
 _PUT_OFF = Statement(
     update(posts)
-    .where(
-        posts.c.id.in_(
-            select(_WAITING.c.id)
-            .where(
-                _WAITING.c.webhook_id == bindparam("webhook"),
-                _WAITING.c.state == "waiting",
-                _WAITING.c.next_at <= bindparam("now"),
-                _WAITING.c.claimed_until < bindparam("now"),
-            )
-            .order_by(_WAITING.c.next_at)
-            .limit(MOST_UNREADABLE)
-        )
-    )
+    .where(posts.c.id.in_(_UNCLAIMED.where(_WAITING.c.next_at <= bindparam("now")).limit(MOST_UNREADABLE)))
     .values(next_at=bindparam("until"))
 )
 _GIVE_UP = Statement(
     update(posts)
-    .where(
-        posts.c.id.in_(
-            select(_WAITING.c.id)
-            .where(
-                _WAITING.c.webhook_id == bindparam("webhook"),
-                _WAITING.c.state == "waiting",
-                _WAITING.c.claimed_until < bindparam("now"),
-            )
-            .order_by(_WAITING.c.next_at)  # by the index of what waits, as above
-        )
-    )
+    .where(posts.c.id.in_(_UNCLAIMED))
     .values(state="failed", answer=bindparam("why"), finished_at=bindparam("now"))
 )
 

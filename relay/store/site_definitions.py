@@ -19,7 +19,7 @@ from relay.core.address import parse
 from relay.core.channel import SourceRule
 from relay.core.model import Address, Method
 from relay.core.site import SiteSettings
-from relay.store.directory import SiteView
+from relay.store.directory import SITE_COLUMNS, TARGET_COLUMNS, SiteView
 from relay.store.engine import Statement, Tx
 from relay.store.schema import LISTED, routes, sites, targets
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition
@@ -29,30 +29,9 @@ NAMED = 10
 #: What a secret is told as.
 CHANGED = "changed"
 
-_SITE = Statement(
-    select(
-        sites.c.name,
-        sites.c.key,
-        sites.c.origins,
-        sites.c.tracking,
-        sites.c.send_to_crm,
-        sites.c.bots,
-        sites.c.visit_timeout,
-        sites.c.conditions,
-        sites.c.settings,
-    ).where(sites.c.id == bindparam("site"), sites.c.removed_at.is_(None))
-)
+_SITE = Statement(select(*SITE_COLUMNS).where(sites.c.id == bindparam("site"), sites.c.removed_at.is_(None)))
 _TARGETS = Statement(
-    select(
-        targets.c.id,
-        targets.c.address,
-        targets.c.method,
-        targets.c.domain,
-        targets.c.lease,
-        targets.c.forward_to,
-        targets.c.next_hop,
-        targets.c.additional,
-    )
+    select(*TARGET_COLUMNS)
     .where(targets.c.site_id == bindparam("site"), targets.c.removed_at.is_(None))
     .order_by(targets.c.id)
 )
