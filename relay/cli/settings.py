@@ -61,8 +61,15 @@ NEXT_HOP = Value("url", "next_hop")
 ORIGIN = Value("origin", "origin")
 SITE_KEY = Value("key", "site_key")
 SITE_NAME = Value("name", "site_name")
+ROLE = click.Choice(["admin", "manager", "viewer"])
 WEBHOOK_SECRET = Value("secret", "webhook_secret")
 WEBHOOK_URL = Value("url", "webhook_url")
+
+#: For who may see sites: people and tokens.
+ROLE_MEANING = "viewer reads; manager also replays, switches and adds to pools; admin does everything."
+sites_option = click.option(
+    "--site", "sites", multiple=True, type=SITE_NAME, help="A site to see; may be repeated. None: all."
+)
 
 
 def webhook_settings(path: Path | None) -> dict[str, Any]:

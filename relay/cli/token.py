@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from relay.cli.settings import SITE_NAME, config_option, load
+from relay.cli.settings import ROLE, ROLE_MEANING, config_option, load, sites_option
 
 
 @click.group()
@@ -16,22 +16,14 @@ def token() -> None:
 
 @token.command()
 @click.argument("name")
-@click.option("--site", "sites", multiple=True, type=SITE_NAME, help="A site it may see; may be repeated. None: all.")
-@click.option(
-    "--role",
-    type=click.Choice(["admin", "manager", "viewer"]),
-    default="admin",
-    show_default=True,
-    help="viewer reads; manager also replays, switches and adds to pools; admin does everything.",
-)
+@sites_option
+@click.option("--role", type=ROLE, default="admin", show_default=True, help=ROLE_MEANING)
 @config_option
 def create(config_file: Path, name: str, sites: tuple[str, ...], role: str) -> None:
     """Make a token and print it as the last word. It is shown this once: only its hash is stored."""
     from relay.cli.writing import write
 
-    made = write(
-        load(config_file), "token.create", {"name": name, "role": role, "sites": list(sites) if sites else None}
-    )
+    made = write(load(config_file), "token.create", {"name": name, "role": role, "sites": list(sites) or None})
     click.echo(f"token {name} ({role}, {', '.join(sites) or 'all sites'}): {made['token']}")
 
 

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from relay.cli.settings import SITE_NAME, config_option, load
+from relay.cli.settings import ROLE, ROLE_MEANING, config_option, load, sites_option
 
 if TYPE_CHECKING:
     from relay.store.users import User
-
-ROLES = click.Choice(["admin", "manager", "viewer"])
 
 
 @click.group()
@@ -22,14 +20,8 @@ def user() -> None:
 
 @user.command()
 @click.argument("name")
-@click.option("--site", "sites", multiple=True, type=SITE_NAME, help="A site to see; may be repeated. None: all.")
-@click.option(
-    "--role",
-    type=ROLES,
-    default="viewer",
-    show_default=True,
-    help="viewer reads; manager also replays, switches and adds to pools; admin does everything.",
-)
+@sites_option
+@click.option("--role", type=ROLE, default="viewer", show_default=True, help=ROLE_MEANING)
 @config_option
 def create(config_file: Path, name: str, sites: tuple[str, ...], role: str) -> None:
     """Make a user and print a one-time link, as the last word, by which the password is chosen within three days."""
@@ -89,8 +81,8 @@ def invite(config_file: Path, name: str) -> None:
 
 @user.command()
 @click.argument("name")
-@click.option("--role", type=ROLES, required=True)
-@click.option("--site", "sites", multiple=True, type=SITE_NAME, help="A site to see; may be repeated. None: all.")
+@click.option("--role", type=ROLE, required=True)
+@sites_option
 @config_option
 def change(config_file: Path, name: str, role: str, sites: tuple[str, ...]) -> None:
     """Give a user other rights, from the next request on."""
