@@ -39,6 +39,18 @@ class Answer:
         return f"{self.code} {self.enhanced}".rstrip()
 
 
+#: A header block, and lines behind it, in wire form.
+HEAD = b"Subject: hi\r\n\r\n"
+
+
+def lines(size: int) -> bytes:
+    return (b"x" * 76 + b"\r\n") * (size // 78)
+
+
+def pieces(octets: bytes, size: int) -> list[bytes]:
+    return [octets[start : start + size] for start in range(0, len(octets), size)]
+
+
 def bdat(octets: bytes, last: bool = False) -> bytes:
     """A chunk as it goes over the wire (RFC 3030 §2)."""
     return b"BDAT %d%s\r\n" % (len(octets), b" LAST" if last else b"") + octets

@@ -17,20 +17,11 @@ from relay.smtp_limits import Limits
 from relay.smtp_session import LARGE_CHUNK
 from relay.smtp_transaction import Refused
 from tests.corpora import corpus
-from tests.smtp_client import SmtpClient, bdat
+from tests.smtp_client import HEAD, SmtpClient, bdat, lines, pieces
 from tests.smtp_harness import STRICT, Fed, serving
 
-HEAD = b"Subject: hi\r\n\r\n"
 #: What an attacker would like to be read as commands.
 COMMANDS = b"\r\nRSET\r\nMAIL FROM:<evil@ext.test>\r\nRCPT TO:<victim@track.test>\r\nDATA\r\n"
-
-
-def lines(size: int) -> bytes:
-    return (b"x" * 76 + b"\r\n") * (size // 78)
-
-
-def pieces(octets: bytes, size: int) -> list[bytes]:
-    return [octets[start : start + size] for start in range(0, len(octets), size)]
 
 
 @pytest.mark.parametrize(
@@ -300,28 +291,6 @@ async def test_a_chunk_larger_than_anything_that_would_be_thrown_away_ends_the_s
         client.writer.write_eof()
         assert await client.at_end()
         assert served.files() == []
-
-
-@pytest.mark.parametrize(
-    ("octets", "normalise", "refuse"),
-    [
-        (b"a\nb\r\n", "250 2.0.0", reply.BARE_LF),
-        (b"a\rb\r\n", "554 5.6.0", reply.BARE_CR),
-        (b"a\r\n\r", "554 5.6.0", reply.BARE_CR),
-        (b"a\0b\r\n", "554 5.6.0", reply.NUL_IN_MESSAGE),
-    ],
-)
-async def test_bare_line_ends_and_nul_are_judged_as_in_data(
-    octets: bytes, normalise: str, refuse: reply.Reply, tmp_path: Path
-) -> None:
-    for step in (1, 1000):
-        async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
-            assert (await client.mail_in_chunks(*pieces(HEAD + octets, step))).short == normalise
-            assert [t.bare_lf for t in served.recorder.transactions] == [1] * normalise.startswith("2")
-        async with serving(tmp_path, bare_lf="refuse") as served, await SmtpClient.hello(served.port) as client:
-            answer = await client.mail_in_chunks(*pieces(HEAD + octets, step))
-            assert f"{answer.code} {answer.text}" == refuse.line
-            assert (await client.mail_in_chunks(HEAD)).code == 250  # nothing of it is left
 
 
 async def test_no_smuggling_sequence_in_chunks_becomes_an_end_of_data_for_the_next_hop(tmp_path: Path) -> None:

@@ -16,15 +16,10 @@ from relay.core.wire import DataReader
 from relay.smtp_limits import Limits
 from relay.smtp_session import Session
 from relay.smtp_transaction import Refused
-from tests.smtp_client import PATIENCE, SmtpClient
+from tests.smtp_client import HEAD, PATIENCE, Answer, SmtpClient, lines, pieces
 from tests.smtp_harness import Fed, Served, serving
 
-HEAD = b"Subject: hi\r\n\r\n"
 DOT = b".\r\n"
-
-
-def lines(size: int) -> bytes:
-    return (b"x" * 76 + b"\r\n") * (size // 78)
 
 
 @pytest.mark.parametrize(
@@ -147,25 +142,43 @@ async def _broken_disk(step: str, error: OSError, answer: str, tmp_path: Path, m
         assert (await client.mail(wire)).code == 250
 
 
+async def _by_data(client: SmtpClient, octets: bytes) -> Answer:
+    return await client.mail(octets.removesuffix(b"\r\n") + b"\r\n" + DOT)
+
+
+async def _by_chunks(client: SmtpClient, octets: bytes) -> Answer:
+    return await client.mail_in_chunks(*pieces(octets, 1000))
+
+
+async def _by_octets(client: SmtpClient, octets: bytes) -> Answer:
+    return await client.mail_in_chunks(*pieces(octets, 1))
+
+
+@pytest.mark.parametrize("send", [_by_data, _by_chunks, _by_octets])
 @pytest.mark.parametrize(
     ("octets", "normalise", "refuse"),
     [
         (b"a\nb\r\n", "250 2.0.0", reply.BARE_LF),
         (b"a\rb\r\n", "554 5.6.0", reply.BARE_CR),
+        (b"a\r\n\r", "554 5.6.0", reply.BARE_CR),
         (b"a\0b\r\n", "554 5.6.0", reply.NUL_IN_MESSAGE),
         (b"a\0\r\n\nb\r\n", "554 5.6.0", reply.NUL_IN_MESSAGE),
     ],
 )
 async def test_bare_line_ends_and_nul_are_judged_at_the_end_of_data(
-    octets: bytes, normalise: str, refuse: reply.Reply, tmp_path: Path
+    send: Callable[[SmtpClient, bytes], Awaitable[Answer]],
+    octets: bytes,
+    normalise: str,
+    refuse: reply.Reply,
+    tmp_path: Path,
 ) -> None:
     async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
-        assert (await client.mail(HEAD + octets + DOT)).short == normalise
+        assert (await send(client, HEAD + octets)).short == normalise
         assert [t.bare_lf for t in served.recorder.transactions] == [1] * normalise.startswith("2")
     async with serving(tmp_path, bare_lf="refuse") as served, await SmtpClient.hello(served.port) as client:
-        answer = await client.mail(HEAD + octets + DOT)
+        answer = await send(client, HEAD + octets)
         assert f"{answer.code} {answer.text}" == refuse.line
-        assert (await client.mail(HEAD + DOT)).code == 250  # nothing of it is left
+        assert (await send(client, HEAD)).code == 250  # nothing of it is left
 
 
 async def test_what_the_intake_refuses_leaves_no_file_and_the_session_goes_on(tmp_path: Path) -> None:
