@@ -51,10 +51,10 @@ unit: setup
 	$(IN_MEMORY) $(PYTEST) -n 2 --dist worksteal tests --ignore=tests/scenarios --ignore=tests/faults --ignore=tests/browser
 
 scenarios: setup
-	$(PYTEST) tests/scenarios
+	$(PYTEST) -n 2 --dist loadfile tests/scenarios
 
 faults: setup
-	$(PYTEST) -s tests/faults
+	$(PYTEST) -n 2 --dist loadfile tests/faults
 
 browser: setup
 	$(PYTEST) -n 2 --dist loadfile tests/browser

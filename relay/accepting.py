@@ -1,47 +1,99 @@
-"""Listening sockets: how many connections may wait for us, and how many are taken in one turn of the event loop.
+"""Listening sockets: how many connections may wait for us, and what happens when there is no descriptor for one.
 
-asyncio has one number for both, and tries to accept as often as it says even when there is no descriptor left, with a
-traceback for the log each time.
+An event loop's own server either closes such a connection (libuv), or tries to accept it as often as connections may
+wait, with a traceback for the log each time (asyncio). Here it waits in the kernel until there is a descriptor again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import errno
 import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
 
+import structlog
+
+log = structlog.get_logger()
+
 Listen = tuple[str, int] | socket.socket
+Protocol = Callable[[], asyncio.BaseProtocol]
 
 #: Connections that the kernel holds for us while the event loop is busy.
 BACKLOG = 512
-#: Connections accepted in one turn. Without a descriptor each try that fails plans another turn a second later, so that
-#: several in a turn become ever more.
-A_TURN = 1
+#: Seconds until the next try, where the system had no descriptor or memory for a connection.
+PAUSE = 1.0
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 #: Seconds in which a client must have agreed upon TLS, and in which it must answer that we end it.
 HANDSHAKE = 10.0
 SHUTDOWN = 5.0
 
 
-async def serve(
-    protocol: Callable[[], asyncio.BaseProtocol], where: Listen, tls: ssl.SSLContext | None = None
-) -> asyncio.Server:
+class Listener:
+    """Accepts on one socket, which is its own, from now until it is closed: one connection in each turn of the loop."""
+
+    def __init__(self, protocol: Protocol, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._protocol = protocol
+        self._tls: dict[str, Any] = {}
+        if tls is not None:
+            self._tls = {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE, "ssl_shutdown_timeout": SHUTDOWN}
+        self._again: asyncio.TimerHandle | None = None
+        self._adopting: set[asyncio.Task[None]] = set()
+        self.socket = sock
+        sock.setblocking(False)
+        sock.listen(BACKLOG)
+        self._loop.add_reader(sock, self._accept)
+
+    def close(self) -> None:
+        """Connections that were accepted go on. May be called twice."""
+        if self._again is not None:
+            self._again.cancel()
+        if self.socket.fileno() >= 0:
+            self._loop.remove_reader(self.socket)
+            self.socket.close()
+
+    def _accept(self) -> None:
+        try:
+            accepted, _ = self.socket.accept()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                log.error("out of system resource, connections wait", error=error.strerror, seconds=PAUSE)
+                self._loop.remove_reader(self.socket)
+                self._again = self._loop.call_later(PAUSE, self._loop.add_reader, self.socket, self._accept)
+            return  # else the client is gone already (accept(2)), or another process has taken it
+        accepted.setblocking(False)
+        task = self._loop.create_task(self._adopt(accepted))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+
+    async def _adopt(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._protocol, accepted, **self._tls)
+        except OSError:
+            accepted.close()  # the client is gone, or does not agree upon TLS
+        except BaseException:
+            accepted.close()
+            raise
+
+
+async def serve(protocol: Protocol, where: Listen, tls: ssl.SSLContext | None = None) -> list[Listener]:
     """Listen on (host, port), port 0 for any free one, or on a bound socket, which becomes ours. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    place: dict[str, Any] = (
-        {"sock": where} if isinstance(where, socket.socket) else {"host": where[0], "port": where[1]}
-    )
-    server: asyncio.Server = await loop.create_server(
-        protocol,
-        **place,
-        backlog=A_TURN,
-        ssl=tls,
-        ssl_handshake_timeout=HANDSHAKE if tls else None,
-        ssl_shutdown_timeout=SHUTDOWN if tls else None,
-    )
-    for listening in server.sockets:
-        with socket.socket(fileno=os.dup(listening.fileno())) as same:
-            same.listen(BACKLOG)
-    return server
+    if isinstance(where, socket.socket):
+        return [Listener(protocol, where, tls)]
+    listeners: list[Listener] = []
+    try:
+        for family, address in await _addresses(*where):
+            listeners.append(Listener(protocol, socket.create_server(address, family=family, backlog=BACKLOG), tls))
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+async def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+    """What a name stands for here, each once."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))

@@ -99,7 +99,8 @@ def _device(text: str) -> Device:
 
 @cache
 def _names() -> Resolver:
-    return BestAvailableResolver(load_lazy_builtins())
+    browsers, systems, _ = load_lazy_builtins()
+    return BestAvailableResolver((browsers, systems, []))  # the list of devices is 14 MB, and nobody asks it
 
 
 @cache

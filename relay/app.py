@@ -308,9 +308,9 @@ async def _start_http(
     door = web_app.door(runner)
     ports = []
     for where in _listen(config.http.listen, handed, "http"):
-        server = await accepting.serve(door, where, tls)
-        stack.callback(server.close)
-        ports += [sock.getsockname()[1] for sock in server.sockets]
+        for listener in await accepting.serve(door, where, tls):
+            stack.callback(listener.close)
+            ports.append(listener.socket.getsockname()[1])
     return ports
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from relay import eventloop
 from relay.check_findings import FAIL, OK, WARN, Finding, Subject
 from relay.core.model import Address
 from relay.core.nexthop import NextHop
@@ -159,6 +160,10 @@ async def _ask(session: Session, what: str, recipients: Sequence[Address]) -> li
 
 async def webhooks(subject: Subject) -> list[Finding]:
     """Whether each receiver is reached, by the same guard as posts; HEAD, so that nothing happens there."""
+    return await eventloop.apart(lambda: _webhooks(subject))
+
+
+async def _webhooks(subject: Subject) -> list[Finding]:
     wanted = sorted(subject.webhooks.items())
     timeout = aiohttp.ClientTimeout(total=WEBHOOK_TIMEOUT)
     connector = guarded_connector(subject.config.webhooks.allow_private_addresses)

@@ -82,6 +82,11 @@ class Child:
             raise
         return cls(process, reader, writer)
 
+    def write(self, octets: bytes) -> None:
+        """Send ``octets``; nothing happens when the process is gone, the next read says so."""
+        if not self.writer.is_closing():
+            self.writer.write(octets)
+
     async def end(self) -> None:
         """Kill the process, wait for it and close the socket."""
         self.process.kill()

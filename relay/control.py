@@ -186,6 +186,9 @@ async def _end(reader: asyncio.StreamReader) -> None:
 
 
 def _write(writer: asyncio.StreamWriter, line: Lines) -> None:
+    """Raises ConnectionResetError when the client is known to be gone."""
+    if writer.is_closing():
+        raise ConnectionResetError
     writer.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
 

@@ -250,7 +250,7 @@ class _Worker:
         """The answer for each message; raises OSError, EOFError or ValueError when the worker dies or lies."""
         bodies = [job.source if isinstance(job.source, bytes) else os.fsencode(job.source) for job in jobs]
         items = [ITEM.pack(_flags(job), len(body)) for job, body in zip(jobs, bodies, strict=True)]
-        self._child.writer.write(b"".join([COUNT.pack(len(bodies)), *items, *bodies]))
+        self._child.write(b"".join([COUNT.pack(len(bodies)), *items, *bodies]))
         lengths = struct.unpack(f"!{len(bodies)}I", await self._child.reader.readexactly(COUNT.size * len(bodies)))
         if sum(lengths) > _MAX_ANSWER:
             raise ValueError(f"an answer of {sum(lengths)} octets")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from relay.accepting import Listen, serve
+from relay.accepting import Listen, Listener, serve
 from relay.bodies import Bodies
 from relay.core import reply
 from relay.smtp_limits import Settings
@@ -35,7 +35,7 @@ class SmtpServer:
 
     def __init__(self, intake: Intake, bodies: Bodies, settings: Settings) -> None:
         self._service = Service(intake, bodies, settings)
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
 
     async def start(self, listen: Sequence[Listen]) -> None:
         """Listen on (host, port) pairs, port 0 for any free one, and on bound sockets, which become ours.
@@ -44,7 +44,7 @@ class SmtpServer:
         """
         try:
             for where in listen:
-                self._servers.append(await serve(self._session, where))
+                self._listeners += await serve(self._session, where)
         except OSError:
             self._close()
             raise
@@ -69,7 +69,7 @@ class SmtpServer:
     @property
     def sockets(self) -> list[socket.socket]:
         """The listening sockets, as long as the server listens."""
-        return [sock for server in self._servers for sock in server.sockets]
+        return [listener.socket for listener in self._listeners]
 
     @property
     def ports(self) -> list[int]:
@@ -88,9 +88,9 @@ class SmtpServer:
         return Session(self._service)
 
     def _close(self) -> None:
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
 
     async def _wait(self, timeout: float) -> bool:
         """Whether sessions are left after ``timeout`` seconds."""

@@ -19,6 +19,9 @@ IPV6_PREFIX = 64
 #: Seconds after RCPT at which an unknown recipient is refused, whatever it took to find that out: longer than any
 #: look-up takes as a rule, so that the time says nothing about what was found, and no sender's undoing.
 UNKNOWN_TIME = 0.1
+#: Seconds by which it is later than that, by chance: a timer rings up to a millisecond late, and how late hangs on how
+#: long the look-up took.
+SPREAD = 0.05
 #: Seconds for which a client that has brought a message gives way to nobody, and one that has just come and is the only
 #: one of its address, or whose message has just begun: an ordinary session is over by then.
 KEPT = 60.0

@@ -14,6 +14,7 @@ ends. Whatever else is raised becomes 451 and one log line; no text of an except
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import secrets
 from collections.abc import Awaitable, Callable
@@ -25,7 +26,7 @@ from relay.core import reply
 from relay.core.model import Address
 from relay.core.reply import Reply
 from relay.smtp_data import ChunkReception, DataReception
-from relay.smtp_limits import Ticket, unknown_delay
+from relay.smtp_limits import SPREAD, Ticket, unknown_delay
 from relay.smtp_service import Service
 from relay.smtp_stream import LINE_LIMIT, Over, Stream
 from relay.smtp_transaction import Client, Recipient, Refused, Transaction
@@ -253,7 +254,8 @@ class Session(Stream):
         if route is None:
             self._unknown += 1
             if not self._exempt:
-                await self.hold(began + unknown_delay(self._unknown, self._limits))
+                noise = SPREAD * random.random()  # noqa: S311 - no secret hangs on it
+                await self.hold(began + unknown_delay(self._unknown, self._limits) + noise)
             return self._answer(reply.NO_SUCH_USER)
         self._recipients[key] = recipient, route
         self._answer(reply.RECIPIENT_OK)

@@ -229,11 +229,13 @@ class Stream(SMTP):
                 ssl_shutdown_timeout=TLS_SHUTDOWN,
             )
         except OSError as error:
+            self.transport = None  # it is closed, and nobody will tell us
             reason = Over(f"TLS handshake failed: {getattr(error, 'reason', None) or type(error).__name__}")
             raise (self._dismissed or reason) from None
         finally:
             self._securing = False
-        if secured is None:  # asyncio 3.11's answer to a connection that was closed meanwhile
+        if secured is None or secured.is_closing():  # the connection was closed meanwhile
+            self.transport = None
             raise self._dismissed or Over("closed during the TLS handshake")
         self.transport = secured
         version, cipher = secured.get_extra_info("ssl_object").version(), secured.get_extra_info("cipher")

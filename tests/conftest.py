@@ -5,14 +5,16 @@ And Ctrl-C as programs know it: a shell starts what is to run behind it with SIG
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from relay import eventloop
 from relay.secrets import Keys
 from tests.poster_fixtures import SECRET
 from tests.store_fixtures import SHOP, World, hook, world
@@ -22,6 +24,11 @@ from tests.webhook_receiver import Receiver
 def pytest_configure() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the daemon's loop; a module with another one says so in ``LOOP``."""
+    return {"loop": getattr(item.getparent(pytest.Module).obj, "LOOP", eventloop.new)}
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,9 @@ class SmtpClient:
             pass  # the server was faster
 
     async def send(self, octets: bytes) -> None:
+        """Raises ConnectionResetError when the connection is known to be lost."""
+        if self.writer.is_closing():
+            raise ConnectionResetError
         self.writer.write(octets)
         await self.writer.drain()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,6 +28,8 @@ from tests.hook_fixtures import (
 from tests.webapi_fixtures import Api, fields, serving
 from tests.webhook_receiver import Answer, Receiver
 from webapi.app import OPERATIONS
+
+LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -32,6 +33,8 @@ from tests.store_fixtures import OTHER, SHOP
 from tests.webapi_fixtures import Api, fields, serving
 from tests.webhook_receiver import Answer, Receiver, deal, redirect
 from webapi import signature
+
+LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
 
 
 @pytest.fixture

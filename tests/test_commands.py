@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sqlite3
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,6 +92,10 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for _ in range(MAILS):  # posted at the least once each: so every message has been read
             seen = daemon.log.index(daemon.wait_for("post", since=seen, attempt=1)) + 1
         daemon.wait_for("delivery", state="deferred")
+        deadline = time.monotonic() + PATIENCE
+        while daemon.query("SELECT 1 FROM texts WHERE indexed = 0"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         visits: list[str] = []
         for page in ("?rs=ads_1", "?rs=mail_2", "?rs=mail_3"):
             visits.append(page_view(daemon, page=page, visit=visits[-1] if visits else None))

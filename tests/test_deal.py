@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +21,8 @@ from tests.poster_fixtures import SECRET, jobs, posting, until_recorded
 from tests.store_fixtures import SHOP, World, hook, world
 from tests.webhook_receiver import Answer, Receiver
 from webapi.deal import Deal, read_deal
+
+LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
 
 URL = "https://crm.example/rest/1/c0de/"
 

@@ -16,7 +16,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay import eventloop
 from webapi.guard import RECEIVED, ForbiddenAddress, guarded_connector, is_forbidden
+
+LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
 
 FORBIDDEN_V4 = [
     *("127.0.0.1", "127.255.255.254", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.0.1", "169.254.169.254"),
@@ -285,3 +288,12 @@ def test_no_ipv4_address_that_python_calls_private_is_let_through(address: ipadd
 def test_no_ipv6_address_outside_of_global_unicast_is_let_through(address: ipaddress.IPv6Address) -> None:
     unicast = address in ipaddress.IPv6Network("2000::/3") and address.is_global
     assert is_forbidden(str(address)) or unicast or address.ipv4_mapped is not None
+
+
+async def test_an_event_loop_that_goes_past_its_sockets_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="asyncio's own"):
+        await asyncio.to_thread(lambda: eventloop.run(made()))
+
+
+async def made() -> None:
+    guarded_connector(True)

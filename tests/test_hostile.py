@@ -302,11 +302,11 @@ async def served(
     app.router.add_get("/large", large)
     runner = web.AppRunner(app)
     await runner.setup()
-    server = await accepting.serve(webapi.door.door(runner, most, **bounds), ("127.0.0.1", 0), tls)
+    (listener,) = await accepting.serve(webapi.door.door(runner, most, **bounds), ("127.0.0.1", 0), tls)
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield listener.socket.getsockname()[1]
     finally:
-        server.close()
+        listener.close()
         await runner.cleanup()
 
 

@@ -36,6 +36,8 @@ from webapi.poster_frames import Answered, Ask, Settings
 from webapi.poster_process import PosterProcess
 from webapi.stored_posts import StoredPosts
 
+LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
+
 #: Seconds for anything that should happen soon. Reached only when a test fails.
 PATIENCE = 30.0
 LOOK = 0.01

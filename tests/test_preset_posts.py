@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,8 @@ from webapi.compose import Composer
 from webapi.deal import read_deal
 from webapi.direct import Direct
 from webapi.post import Client
+
+LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
 
 NOW = 1_796_000_000.0
 

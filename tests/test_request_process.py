@@ -27,6 +27,8 @@ from webapi.request_frames import ANSWERED, check_lengths, pack_answer, pack_req
 from webapi.request_process import RequestProcess
 from webapi.requests import ANSWER, OURS, Answer, NoAnswer, Request
 
+LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
+
 
 @pytest.fixture(autouse=True)
 def _started_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import ip_network
@@ -23,6 +24,8 @@ from tests.smtp_client import PATIENCE, SmtpClient
 from tests.smtp_harness import STRICT, Recorder, serving
 
 BODY = b"Subject: hi\r\n\r\nhello\r\n.\r\n"
+#: Seconds by which the event loop's time may be behind.
+TICK = 0.005
 
 
 def nobody() -> None:
@@ -265,7 +268,7 @@ async def test_who_does_nothing_gives_way_before_an_older_message_that_is_coming
 async def test_a_message_that_does_not_keep_up_is_not_spared(
     stage: str, rate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.smtp_data.SETTLED", 0.0)
+    monkeypatch.setattr("relay.smtp_data.SETTLED", -1.0)
     async with (
         serving(tmp_path, replace(STRICT, connections=2, data_rate=rate)) as served,
         await SmtpClient.hello(served.port) as first,
@@ -465,6 +468,7 @@ class Held:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.delays: list[float] = []
+        monkeypatch.setattr("relay.smtp_session.SPREAD", 0.0)
         self.go = asyncio.Event()
         self.go.set()
         route = Recorder.route
@@ -541,13 +545,12 @@ def test_the_tarpit_can_be_switched_off_and_its_delays_are_bounded() -> None:
 async def test_answers_before_the_tarpit_are_read_before_its_end_and_none_comes_early(tmp_path: Path) -> None:
     limits = replace(STRICT, unknown_recipients=1, tarpit=0.3)
     async with serving(tmp_path, limits) as served, await SmtpClient.hello(served.port) as client:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.monotonic()
         await client.send(b"MAIL FROM:<>\r\nRCPT TO:<u1@track.test>\r\n" + b"RCPT TO:<unknown@track.test>\r\n" * 2)
         assert [(await client.answer()).code for _ in range(3)] == [250, 250, 550]
-        assert loop.time() - began >= UNKNOWN_TIME
+        assert time.monotonic() - began >= UNKNOWN_TIME - TICK
         assert (await client.answer()).code == 550
-        assert loop.time() - began >= UNKNOWN_TIME + 0.3
+        assert time.monotonic() - began >= UNKNOWN_TIME + 0.3 - TICK
 
 
 @pytest.mark.parametrize("end", ["reset", "stop", "input"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
@@ -20,6 +21,8 @@ from tests.webhook_receiver import Answer, Receiver, deal
 from webapi.breaker import Standing
 from webapi.ui import hook_forms
 from webapi.ui.hook_health import HEIGHT, health
+
+LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
 
 #: What htmx asks with.
 HTMX = {"HX-Request": "true"}

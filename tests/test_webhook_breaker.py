@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from tests.poster_fixtures import SECRET, Held, jobs, posting, settled, until, u
 from tests.store_fixtures import SHOP, World, hook
 from tests.webhook_receiver import Abort, Post, Receiver, Step, retry_after
 from webapi.breaker import FAILING, RESTING, Standing
+
+LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
 
 #: A rest that does not end in a test, and one that nobody notices.
 LONG, SHORT = 1000.0, 0.001

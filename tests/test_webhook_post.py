@@ -44,6 +44,8 @@ from webapi.deal import read_deal
 from webapi.guard import guarded_connector
 from webapi.post import Reply, settle
 
+LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
+
 NOW = 1_800_000_000.0
 
 

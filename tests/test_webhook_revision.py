@@ -5,6 +5,7 @@ One attempt is held under way, so that the other letters wait behind it, claimed
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,6 +30,8 @@ from tests.webhook_receiver import Post, Receiver, Script, Step, deal
 from webapi import replays
 from webapi.post import Client, Reply
 from webapi.webhooks import Poster
+
+LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
 
 OTHER_SECRET = "whsec_" + "b3RoZXIgc2VjcmV0IG90aGVyIHNlY3JldCBvdGhlciE="
 

@@ -23,6 +23,8 @@ from tests.webhook_receiver import Hang, Receiver, retry_after
 from webapi import lane as lane_module
 from webapi import webhooks as poster_module
 
+LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
+
 
 class TestSchedule:
     async def test_what_waits_in_the_store_is_found_at_the_start(self, w: World, keys: Keys, crm: Receiver) -> None:

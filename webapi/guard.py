@@ -7,6 +7,7 @@ the very sockaddr that it will connect, and none is made for an address that is 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import socket
@@ -54,7 +55,10 @@ MOST_RECEIVED = 256 * 1024
 
 
 class _Bounded(socket.socket):
-    """A socket on which an answer has an end. asyncio takes octets by ``recv``, and by ``recv_into`` behind TLS."""
+    """A socket on which an answer has an end. asyncio takes octets by ``recv``, and by ``recv_into`` behind TLS.
+
+    Other event loops may take its descriptor and go past this (relay/eventloop.py).
+    """
 
     def __init__(self, family: int, kind: int, protocol: int) -> None:
         super().__init__(family, kind, protocol)
@@ -109,7 +113,11 @@ def guarded_connector(
     At most ``limit`` connections in all and ``limit_per_host`` to one host and port, 0: any number. A refusal comes
     as aiohttp.ClientConnectorError with ForbiddenAddress as its ``os_error``. A ClientSession on it must leave
     ``trust_env`` off: a proxy from the environment would be connected in the host's place.
+
+    Raises RuntimeError on an event loop on which answers would have no end.
     """
+    if not isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
+        raise RuntimeError("requests to receivers are made on asyncio's own event loop")
     return aiohttp.TCPConnector(
         limit=limit,
         limit_per_host=limit_per_host,

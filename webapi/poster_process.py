@@ -152,7 +152,7 @@ class PosterProcess:
     def _send(self, child: Child, message: object) -> None:
         """What cannot be sent is found again in the store by the next process."""
         try:
-            child.writer.write(pack(message))
+            child.write(pack(message))
         except Exception:
             log.exception("the poster's process was not told", what=type(message).__name__)
             child.process.kill()

@@ -18,7 +18,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
-from relay import logs
+from relay import eventloop, logs
 from relay.store.edition import Edition
 from relay.store.errors import StoreUnavailable
 from relay.store.post import PostJob, PostResult
@@ -90,7 +90,8 @@ class AskedStore:
         number = self._number
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            self._writer.write(pack(Ask(number, method, arguments)))
+            if not self._writer.is_closing():  # else there is no daemon, and soon nobody who waits for its answer
+                self._writer.write(pack(Ask(number, method, arguments)))
             return await answer
         finally:
             del self._waiting[number]
@@ -124,7 +125,7 @@ class Teller:
             self._soon.cancel()
             self._soon = None
         poster = self.poster
-        if poster is not None:
+        if poster is not None and not self._writer.is_closing():
             self._writer.write(pack(State(poster.backed_up(), poster.standings(), poster.tally)))
 
     async def live(self) -> None:
@@ -190,7 +191,7 @@ def main(arguments: list[str]) -> None:
     os.nice(10)  # mail goes first
     gc.freeze()
     with socket.socket(fileno=sys.stdin.fileno()) as channel:
-        asyncio.run(serve(channel, Edition(int(arguments[0]))))
+        eventloop.run(serve(channel, Edition(int(arguments[0]))))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class RequestProcess:
         try:
             async with patience(TIMEOUT + PATIENCE):
                 self._waiting[number] = answer
-                worker.writer.write(pack_request(number, request))
+                worker.write(pack_request(number, request))
                 await worker.writer.drain()
                 return await answer
         except TimeoutError:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp.abc import AbstractResolver
 
+from relay import eventloop
 from relay.core.extras import PayloadExtras
 from relay.core.model import Attribution, AttributionState
 from relay.core.payload import PayloadMessage, PayloadVisit
@@ -17,7 +19,7 @@ from relay.store.post import Hook, PostJob
 from webapi.compose import Composer, NotWanted
 from webapi.deal import Deal
 from webapi.direct import Direct
-from webapi.post import Client, unmade
+from webapi.post import Client, Reply, unmade
 from webapi.requests import Request
 
 #: The reference's printed example, with what it leaves null.
@@ -85,15 +87,18 @@ async def trial(
         return Trial(None, None, f"the template does not take the letter: {error}", 0.0, None)
     except (SealError, TemplateError) as error:
         return Trial(None, None, unmade(error), 0.0, None)
-    requester = Direct(allow_private_addresses, 1, resolver)
-    await requester.open()
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    try:
-        reply = await Client(composer, requester).send(request, job)
-    finally:
-        await requester.close()
-    return Trial(shown, reply.status, reply.text, loop.time() - start, reply.deal)
+
+    async def send() -> tuple[Reply, float]:
+        requester = Direct(allow_private_addresses, 1, resolver)
+        await requester.open()
+        start = time.monotonic()
+        try:
+            return await Client(composer, requester).send(request, job), time.monotonic() - start
+        finally:
+            await requester.close()
+
+    reply, seconds = await eventloop.apart(send)
+    return Trial(shown, reply.status, reply.text, seconds, reply.deal)
 
 
 def _job(hook: Hook, site: str, uid: str, now: float) -> PostJob:

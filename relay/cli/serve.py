@@ -17,9 +17,7 @@ def serve(config_file: Path) -> None:
     It creates data_dir and missing keys, brings the database to this program's schema, and logs to stderr.
     """
     config = load(config_file)
-    import asyncio
-
-    from relay import app, logs
+    from relay import app, eventloop, logs
 
     logs.setup(config.log.level, config.log.format)
-    asyncio.run(app.serve_forever(config, config_file))
+    eventloop.run(app.serve_forever(config, config_file))

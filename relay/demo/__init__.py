@@ -24,7 +24,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from relay import app, logs
+from relay import app, eventloop, logs
 from relay.bodies import Bodies
 from relay.config import parse
 from relay.declare import fresh_secret
@@ -65,7 +65,7 @@ def run_demo(data_dir: Path | None = None, open_browser: bool = False) -> None:
     Raises what relay.app.running does.
     """
     logs.setup("warning", "auto")
-    asyncio.run(_run(data_dir, open_browser))
+    eventloop.run(_run(data_dir, open_browser))
 
 
 async def _run(data_dir: Path | None, open_browser: bool) -> None:

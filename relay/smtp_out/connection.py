@@ -119,11 +119,11 @@ class Connection(asyncio.Protocol):
 
     async def flush(self, timeout: float) -> None:
         """``drain`` until the operating system has everything that was written."""
-        self._transport.set_write_buffer_limits(high=1)  # not 0: TLS transports then pause when they are empty
+        self._limit(1)  # not 0: TLS transports then pause when they are empty
         try:
             await self.drain(timeout)
         finally:
-            self._transport.set_write_buffer_limits()
+            self._limit(None)
 
     @property
     def encryption(self) -> str | None:
@@ -146,7 +146,8 @@ class Connection(asyncio.Protocol):
             upgraded = await self._loop.start_tls(
                 self._transport, self, context, server_hostname=server_name, ssl_handshake_timeout=timeout
             )
-            if upgraded is None:  # asyncio's answer when we cut it ourselves
+            if upgraded is None or upgraded.is_closing():  # we cut it ourselves
+                upgraded = None
                 raise TlsError(self._failure or "the connection was closed during the handshake")
             self._transport = upgraded
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError: no possible name for SNI
@@ -169,6 +170,10 @@ class Connection(asyncio.Protocol):
         """Cut the connection without a word. May be called at any time, also twice."""
         self._fail("the connection was cut")
         self._transport.abort()
+
+    def _limit(self, high: int | None) -> None:
+        if self._failure is None:  # else the transport takes no call any more
+            self._transport.set_write_buffer_limits(high)
 
     async def _wait(self, timeout: float) -> None:
         """Until something happens; the caller looks what it was."""

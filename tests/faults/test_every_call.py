@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -58,6 +58,9 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "setsockopt": (),
     "shutdown": (),
 }
+#: What ends the process (libuv calls abort): the event loop's thread cannot read the descriptor that other threads wake
+#: it by, or cannot wait for one more. No system in order does that; the daemon is started again, as after a kill.
+ENDS = {("loop", "read", "EIO"), ("loop", "epoll_ctl", "ENOSPC")}
 #: Octets of the letter that goes to a file of its own. Nothing of it is text, so that nothing of it is indexed.
 OCTETS = 3_000_000
 UNREAD = b"Content-Type: application/octet-stream\r\n"
@@ -84,6 +87,10 @@ class Case:
         what = "signal" if self.fault == KILL else "error"
         return f"{self.call}:{what}={self.fault}:when={self.number}"
 
+    @property
+    def may_end(self) -> bool:
+        return (self.thread, self.call, self.fault) in ENDS
+
 
 def role(pid: int, thread: int) -> str:
     """What a thread of the daemon is there for. They are started in this order: loop, writer, four readers."""
@@ -103,7 +110,8 @@ class Sweep:
     ledger: Ledger
     large: set[int]
     under_way: Counter[int]
-    missed: list[Case]
+    missed: list[Case] = field(default_factory=list)
+    ends: list[Case] = field(default_factory=list)  # errors that ended the daemon
 
     async def send(self, *, large: bool = False) -> int:
         """Send a letter until it has its 250; its number."""
@@ -165,17 +173,26 @@ class Sweep:
         await drained(self.relay)
 
     async def fail(self, case: Case, output: Path) -> None:
-        """This call fails; the letter is taken at last, and so is the next one, by the same process."""
+        """This call fails; the letter is taken at last, and so is the next one, by the same process but for ENDS."""
         pid = self.relay.daemon.pid
-        async with injecting(pid, case.rule, only=bearers(pid, case.thread), output=output):
-            number = await self.send(large=case.large)
-            try:
-                async with asyncio.timeout(PUT_OFF):
-                    await self.arrived(number)
-            except TimeoutError:
-                pass  # it is on its way, and must be there at the end
-        if not struck(output):
-            self.missed.append(case)
+        async with asyncio.TaskGroup() as group:
+            async with injecting(pid, case.rule, only=bearers(pid, case.thread), output=output):
+                number = self.ledger.begun
+                sending = group.create_task(self.send(large=case.large))
+                ends = group.create_task(ended(pid, A_WAY))
+                await asyncio.wait([sending, ends], return_when=asyncio.FIRST_COMPLETED)
+                try:
+                    async with asyncio.timeout(PUT_OFF):
+                        await self.arrived(number)
+                except TimeoutError:
+                    pass  # it is on its way, and must be there at the end
+            if not struck(output):
+                self.missed.append(case)
+            if is_dead(pid) and case.may_end:
+                self.ends.append(case)
+                await killed(self.relay, self.under_way)
+                pid = self.relay.daemon.pid
+            ends.cancel()
         await self.send()
         assert not is_dead(pid), f"the daemon ended at {case}; {self.relay.daemon.log[-20:]}"
 
@@ -214,7 +231,7 @@ async def test_whatever_call_fails_or_is_the_last_nothing_acknowledged_is_lost(p
     sink = SmtpSink(script={"dot": lambda session, line: Close("250 2.0.0 taken")})  # so each makes a connection
     async with world(tmp_path, sink=sink, start=False) as relay:
         await asyncio.to_thread(relay.daemon.start)
-        sweep = Sweep(relay, ledger, large, Counter(), [])
+        sweep = Sweep(relay, ledger, large, Counter())
         output = tmp_path / "calls.txt"
         cases = await sweep.trace(output)
         tried = chosen(cases, part, chance)
@@ -227,6 +244,7 @@ async def test_whatever_call_fails_or_is_the_last_nothing_acknowledged_is_lost(p
         faults = ", ".join(f"{count} {fault}" for fault, count in Counter(case.fault for case in tried).items())
         print(
             f"{len(tried)} of {len(cases)} cases: {faults}; never reached {len(sweep.missed)}; "
+            f"{len(sweep.ends)} ended the daemon; "
             f"{len(ledger.acknowledged)} letters acknowledged, put off {dict(ledger.put_off)}, {ledger.resent} sent "
             f"again by their sender, {account.repeats} came twice, {account.reposts} were posted twice"
         )

@@ -1,0 +1,121 @@
+"""relay/accepting.py: who connects waits for a descriptor, and nothing spins or is closed meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator
+from typing import cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from relay import accepting
+from relay.accepting import Listener, serve
+
+PATIENCE = 10.0
+
+
+class Greeter(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        writable = cast(asyncio.Transport, transport)
+        writable.write(b"hello")
+        writable.close()
+
+
+class Exhausted(socket.socket):
+    """A listening socket that says ``failures`` in turn before it accepts."""
+
+    failures: list[int]
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.failures:
+            raise OSError(self.failures.pop(0), "out of something")
+        return super().accept()
+
+
+@pytest.fixture
+async def exhausted() -> AsyncIterator[Exhausted]:
+    with Exhausted(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock
+
+
+async def greeting(port: int) -> bytes:
+    async with asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        said = await reader.read()
+        writer.close()
+        return said
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+async def test_without_a_descriptor_who_connects_waits_and_the_log_says_so_once_a_pause(
+    number: int, exhausted: Exhausted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting, "PAUSE", 0.01)
+    exhausted.failures = [number] * 3
+    listener = Listener(Greeter, exhausted, None)
+    with capture_logs() as entries:
+        assert await greeting(exhausted.getsockname()[1]) == b"hello"
+    assert [entry["event"] for entry in entries] == ["out of system resource, connections wait"] * 3
+    listener.close()
+
+
+async def test_a_client_that_is_gone_again_stops_nobody(exhausted: Exhausted) -> None:
+    exhausted.failures = [errno.ECONNABORTED, errno.EINTR, errno.EAGAIN]
+    listener = Listener(Greeter, exhausted, None)
+    with capture_logs() as entries:
+        assert await greeting(exhausted.getsockname()[1]) == b"hello"
+    assert entries == []
+    listener.close()
+
+
+async def test_closed_in_a_pause_it_does_not_begin_again(exhausted: Exhausted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepting, "PAUSE", 0.05)
+    exhausted.failures = [errno.EMFILE] * 100
+    listener = Listener(Greeter, exhausted, None)
+    asking = asyncio.create_task(greeting(exhausted.getsockname()[1]))
+    async with asyncio.timeout(PATIENCE):
+        while len(exhausted.failures) == 100:
+            await asyncio.sleep(0)
+    listener.close()
+    listener.close()
+    with pytest.raises(ConnectionResetError):  # the kernel's answer for a listener that is gone
+        await asking
+    await asyncio.sleep(0.1)
+    assert len(exhausted.failures) == 99
+
+
+async def test_a_name_is_listened_on_at_all_its_addresses_or_at_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port if address == "127.0.0.1" else 0))
+            for address in ("127.0.0.2", "127.0.0.2", "127.0.0.1")
+        ]
+
+        async def getaddrinfo(*_: object, **__: object) -> object:
+            return found
+
+        class Loop:
+            def __getattr__(self, name: str) -> object:
+                return getaddrinfo if name == "getaddrinfo" else getattr(loop, name)
+
+        loop, made, begun = asyncio.get_running_loop(), list[Listener](), Listener.__init__
+
+        def note(listener: Listener, *given: object) -> None:
+            made.append(listener)
+            begun(listener, *given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Listener, "__init__", note)
+        monkeypatch.setattr(asyncio, "get_running_loop", Loop)
+        with pytest.raises(OSError, match="in use"):
+            await serve(Greeter, ("two.test", 0))
+        assert [listener.socket.fileno() for listener in made] == [-1]
+        found.pop()
+        (listener,) = await serve(Greeter, ("two.test", 0))
+        monkeypatch.undo()
+        assert listener.socket.getsockname()[0] == "127.0.0.2"
+        listener.close()
