@@ -90,6 +90,7 @@ class BodyWriter:
         self._hash = hashlib.sha256()
         self._name: str | None = None
         self._file = -1
+        self._stored = 0  # octets, in the file
         self._writing: asyncio.Future[None] | None = None
         self._discarded = False
         self.size = 0
@@ -172,7 +173,9 @@ class BodyWriter:
             self._hash.update(piece)
             view = memoryview(piece)
             while view:
-                view = view[os.write(self._file, view) :]
+                written = os.pwrite(self._file, view, self._stored)
+                view = view[written:]
+                self._stored += written
 
     def _finish(self, pieces: list[bytes]) -> None:
         self._append(pieces)

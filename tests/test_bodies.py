@@ -89,16 +89,16 @@ async def test_a_body_discarded_twice_keeps_its_file_open_for_the_write_under_wa
     bodies: Bodies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closed under the writing thread, its number could be another file's, or a client's connection, by then."""
-    begun, go, write = threading.Event(), threading.Event(), os.write
+    begun, go, write = threading.Event(), threading.Event(), os.pwrite
     written: list[int] = []
 
-    def slow(file: int, data: memoryview) -> int:
+    def slow(file: int, data: memoryview, offset: int) -> int:
         begun.set()
         go.wait(10)
-        written.append(write(file, data))
+        written.append(write(file, data, offset))
         return written[-1]
 
-    monkeypatch.setattr(os, "write", slow)
+    monkeypatch.setattr(os, "pwrite", slow)
     writer = bodies.writer()
     writer.write(b"x" * (INLINE + 1))
     await writer.flush()

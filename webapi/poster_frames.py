@@ -7,15 +7,22 @@ strangers say is parsed by neither (webapi/request_worker.py).
 from __future__ import annotations
 
 import asyncio
+import copyreg
+import io
 import pickle
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import Any
 
-from relay.core.payload import PayloadMessage
+from relay.core.extras import PayloadExtras
+from relay.core.hook import HookSettings
+from relay.core.mime import Part
+from relay.core.model import Attribution, Candidate
+from relay.core.payload import PayloadAttachment, PayloadMessage, PayloadVisit
 from relay.secrets import Keys
-from relay.store.post import PostJob, PostResult
+from relay.store.post import Hook, PostJob, PostResult
 from webapi.tally import Tally
 
 #: Octets of a message at most, a claim of many large letters; more is a fault of ours.
@@ -103,9 +110,29 @@ def bare_result(result: PostResult) -> PostResult:
     return replace(result, job=bare(result.job))
 
 
+def _as_call(made: type[Any]) -> Callable[[Any], tuple[type[Any], tuple[Any, ...]]]:
+    """How instances of a frozen dataclass are pickled: as a call with their fields, in half the time of its own way."""
+    names = [field.name for field in fields(made)]
+    values = attrgetter(*names)
+    return (lambda one: (made, values(one))) if len(names) > 1 else lambda one: (made, (values(one),))
+
+
+class _Pickler(pickle.Pickler):
+    #: What each letter brings over; everything else goes its own way.
+    dispatch_table = copyreg.dispatch_table | {
+        made: _as_call(made)
+        for made in (
+            *(Submit, Ask, Answered, PostJob, PostResult, Hook, HookSettings, Part, Attribution, Candidate),
+            *(PayloadMessage, PayloadAttachment, PayloadVisit, PayloadExtras),
+        )
+    }
+
+
 def pack(message: object) -> bytes:
     """Raises ValueError for more than MOST octets."""
-    pickled = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    buffer = io.BytesIO()
+    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(message)
+    pickled = buffer.getvalue()
     if len(pickled) > MOST:
         raise ValueError(f"a message of {len(pickled)} octets")
     return _LENGTH.pack(len(pickled)) + pickled

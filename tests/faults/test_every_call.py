@@ -58,9 +58,14 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "setsockopt": (),
     "shutdown": (),
 }
-#: What ends the process (libuv calls abort): the event loop's thread cannot read the descriptor that other threads wake
-#: it by, or cannot wait for one more. No system in order does that; the daemon is started again, as after a kill.
-ENDS = {("loop", "read", "EIO"), ("loop", "epoll_ctl", "ENOSPC")}
+#: What ends the process (libuv calls abort): threads cannot write to the eventfd(2) that wakes the event loop, which
+#: cannot read it, or cannot wait for one more descriptor. No system in order does that; the daemon is started again, as
+#: after a kill. (Files are written by pwrite64 in all threads but the loop's.)
+ENDS = {
+    *((thread, "write", fault) for thread in ("writer", "readers", "pool") for fault in ("EIO", "ENOSPC")),
+    ("loop", "read", "EIO"),
+    ("loop", "epoll_ctl", "ENOSPC"),
+}
 #: Octets of the letter that goes to a file of its own. Nothing of it is text, so that nothing of it is indexed.
 OCTETS = 3_000_000
 UNREAD = b"Content-Type: application/octet-stream\r\n"
