@@ -17,6 +17,8 @@ from pathlib import Path
 
 #: Octets up to which a body is kept in memory and stored in the database.
 INLINE = 256 * 1024
+#: Octets of a larger one that wait to be written: what came off the socket at once is more as a rule.
+PIECE = 64 * 1024
 #: Octets written, and read back, at once.
 CHUNK = 256 * 1024
 
@@ -94,7 +96,7 @@ class BodyWriter:
         self._writing: asyncio.Future[None] | None = None
         self._discarded = False
         self.size = 0
-        #: The first octets, enough for the header block, kept when the rest has gone to a file.
+        #: The header block with the empty line behind it, or the first INLINE octets; all of a body without a file.
         self.head = b""
 
     def write(self, chunk: bytes) -> bool:
@@ -102,7 +104,7 @@ class BodyWriter:
         self._waiting.append(chunk)
         self._waiting_size += len(chunk)
         self.size += len(chunk)
-        return self._waiting_size > INLINE
+        return self._waiting_size > (INLINE if self._name is None else PIECE)
 
     async def flush(self) -> None:
         """Begin to write what waits to the file, off the event loop, once the write before it is done.
@@ -164,7 +166,9 @@ class BodyWriter:
 
     def _append(self, pieces: list[bytes]) -> None:
         if self._file < 0:
-            self.head = b"".join(pieces)[:INLINE]
+            head = b"".join(pieces)[:INLINE]
+            end = head.find(b"\r\n\r\n")
+            self.head = head if end < 0 else head[: end + 4]  # it is kept until the message is whole
             name = secrets.token_hex(16)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._file = os.open(self._directory / name, flags, 0o600)

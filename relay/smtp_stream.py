@@ -83,7 +83,8 @@ class Stream(SMTP):
         self._at = 0
         if self._waiter is not None:
             self._wake()
-        elif len(self._buffer) > HIGH_WATER and not self._held:
+        # Also where somebody waits: the event loop hands on what the socket has, megabytes, before he gets his turn.
+        if len(self._buffer) > HIGH_WATER and not self._held:
             self._held = True
             assert self.transport is not None
             self.transport.pause_reading()

@@ -112,3 +112,23 @@ async def test_a_body_discarded_twice_keeps_its_file_open_for_the_write_under_wa
     await asyncio.sleep(0)  # let its callback run
     assert sum(written) == INLINE + 1
     assert list((tmp_path / "bodies").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "head"),
+    [
+        (b"A: b\r\n\r\n" + b"x" * INLINE, b"A: b\r\n\r\n"),
+        (b"A: " + b"x" * INLINE, b"A: " + b"x" * (INLINE - 3)),
+        (b"A: b\r\n\r\nshort", b"A: b\r\n\r\nshort"),
+    ],
+    ids=["in a file", "in a file, no end within reach", "in memory"],
+)
+async def test_the_header_block_stays_in_memory_until_the_message_is_whole(
+    bodies: Bodies, data: bytes, head: bytes
+) -> None:
+    writer = bodies.writer()
+    if writer.write(data):
+        await writer.flush()
+    body = await writer.close()
+    assert writer.head == head
+    assert (body.file is None) is (len(data) <= INLINE)

@@ -661,3 +661,37 @@ async def test_who_does_not_close_after_his_421_is_closed(tmp_path: Path, monkey
     async with serving(tmp_path, replace(STRICT, commands=1)) as served, await SmtpClient.hello(served.port) as client:
         assert (await client.command("NOOP")).code == 421
         await served.empty()
+
+
+class Heap(asyncio.Transport):
+    """A socket that has megabytes: it hands them on until it is told to stop."""
+
+    def __init__(self, octets: int) -> None:
+        super().__init__()
+        self.left, self.reading = octets, True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def hand_on(self, stream: Stream) -> None:
+        while self.reading and self.left:
+            self.left -= HIGH_WATER // 2
+            stream.data_received(bytes(HIGH_WATER // 2))
+
+
+async def test_who_waits_for_octets_does_not_get_more_of_them_than_the_high_water_mark_allows() -> None:
+    stream, heap = Stream(asyncio.get_running_loop(), 1.0), Heap(HIGH_WATER * 64)
+    Stream.connection_made(stream, heap)
+    got = 0
+    while heap.left:
+        waiting = asyncio.create_task(stream.chunk(PATIENCE))
+        await asyncio.sleep(0)
+        assert heap.reading
+        heap.hand_on(stream)
+        chunk = await waiting
+        assert len(chunk) <= HIGH_WATER * 1.5
+        got += len(chunk)
+    assert got == HIGH_WATER * 64
