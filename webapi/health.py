@@ -36,8 +36,8 @@ async def ready(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     if context.draining():
         raise Problem(503, "stopping")
-    if context.store.damage.reason is not None:
-        raise Problem(503, "the database is damaged: see the log")
+    if (trouble := context.store.damage.trouble) is not None:
+        raise Problem(503, f"{trouble.partition(':')[0]}: see the log")
     try:
         await asyncio.wait_for(context.store.write(_nothing), PATIENCE)
     except TimeoutError:

@@ -2,12 +2,17 @@
 
 Once it is known nothing is written any more, for what is written into a damaged file may be lost or damage more: mail
 is put off (451) until somebody has restored a backup. A damaged or missing database is never replaced by an empty one.
+
+SQLite says the same of a page that the disk did not give (EIO, once). So when it speaks of damage mail is put off until
+the whole file has been looked through, and goes on when that found nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sqlite3
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +26,11 @@ log = structlog.get_logger()
 #: Virtual-machine instructions between two looks at the clock, and seconds that the start may take to look for damage.
 STEPS = 100_000
 PATIENCE = 1.0
+#: Seconds until a file that could not be read is looked through again.
+AGAIN = 1.0
+#: Seconds for which what was looked through counts as sound, at least, and as a multiple of what that took: else one
+#: index that is damaged where a look does not find it would keep the disk busy, and mail off, for good.
+SOUND, SOUND_TIMES = 60.0, 20.0
 REMEDY = "stop the daemon, keep data_dir as it is, restore the last backup (docs/operations.md, Backup and restore)"
 _CODES = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 #: What SQLite says of these codes (sqlite3_errstr), in whatever words around it.
@@ -40,22 +50,57 @@ class Damage:
 
     path: Path
     reason: str | None = None
+    _looking: bool = False
+    _sound_until: float = -math.inf  # time.monotonic()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is written now; None: it is."""
+        if self.reason is not None:
+            return f"the database is damaged: {self.reason}"
+        return "the database is being looked through for damage" if self._looking else None
 
     def refuse(self) -> None:
-        """Raises StoreUnavailable once there is damage."""
-        if self.reason is not None:
-            raise StoreUnavailable(f"the database is damaged: {self.reason}")
+        """Raises StoreUnavailable while there is trouble."""
+        if (trouble := self.trouble) is not None:
+            raise StoreUnavailable(trouble)
 
     def note(self, error: StoreUnavailable) -> None:
-        """Look whether an error tells of damage."""
-        reason = str(error)
-        if self.reason is None and any(word in reason for word in _WORDS):
-            self.reason = reason
-            log.error("database damaged", database=str(self.path), error=reason, hint=f"mail is put off: {REMEDY}")
+        """Look whether an error tells of damage; if it seems so, begin to look through the file, in a thread."""
+        said = str(error)
+        if not any(word in said for word in _WORDS) or self.trouble is not None:
+            return
+        if time.monotonic() < self._sound_until:
+            log.error("database looks damaged again, it was sound just now", error=said)
+            return
+        self._looking = True
+        log.error(
+            "database looks damaged", database=str(self.path), error=said, hint="mail is put off for a look through it"
+        )
+        threading.Thread(target=self._look, args=(said,), name="store-damage", daemon=True).start()
+
+    def _look(self, said: str) -> None:
+        began = time.monotonic()
+        while True:
+            try:
+                check(self.path, patience=None)
+            except Damaged:
+                self.reason = said
+                log.error("database damaged", database=str(self.path), error=said, hint=f"mail is put off: {REMEDY}")
+            except (sqlite3.Error, OSError) as error:
+                log.error("database can't be looked through, mail is put off", error=str(error), again_in=AGAIN)
+                time.sleep(AGAIN)
+                continue
+            else:
+                ended = time.monotonic()
+                self._sound_until = ended + max(SOUND, SOUND_TIMES * (ended - began))
+                log.warning("database looked through, it is sound", seconds=round(ended - began, 3))
+            self._looking = False
+            return
 
 
-def check(path: Path) -> None:
-    """Look for damage before the database is used, PATIENCE seconds at most. Raises Damaged, other sqlite3.Errors.
+def check(path: Path, patience: float | None = PATIENCE) -> None:
+    """Look for damage, ``patience`` seconds at most (None: to the end). Raises Damaged, other sqlite3.Errors.
 
     One that is missing or empty where messages have been kept is damaged, too: no other would ever be made of it.
     """
@@ -65,7 +110,7 @@ def check(path: Path) -> None:
         return
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
         try:
-            found = _quick_check(connection)
+            found = _quick_check(connection, patience)
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _CODES:
                 raise
@@ -74,9 +119,9 @@ def check(path: Path) -> None:
         raise Damaged(path, found)
 
 
-def _quick_check(connection: sqlite3.Connection) -> str | None:
+def _quick_check(connection: sqlite3.Connection, patience: float | None) -> str | None:
     """What is wrong, as far as the time goes."""
-    until = time.monotonic() + PATIENCE
+    until = math.inf if patience is None else time.monotonic() + patience
     connection.set_progress_handler(lambda: time.monotonic() > until, STEPS)
     try:
         ((found,),) = connection.execute("PRAGMA quick_check(1)").fetchall()

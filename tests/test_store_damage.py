@@ -1,0 +1,118 @@
+"""relay/store/damage.py while the database is open: what looks like damage is looked at before anybody believes it."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from relay.store import damage
+from relay.store.damage import Damage
+from relay.store.errors import StoreUnavailable
+
+PATIENCE = 10.0
+#: SQLite's words for damage, and for a page that could not be read once (EIO).
+MALFORMED = StoreUnavailable("database disk image is malformed")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "relay.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t (a TEXT)")
+        connection.executemany("INSERT INTO t VALUES (?)", [("x" * 1000,)] * 100)
+        connection.commit()
+    return path
+
+
+class Held:
+    """damage.check, held up until ``go``, after ``failures`` in turn."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *failures: Exception) -> None:
+        self.go, self.failures, self.looks, self._check = threading.Event(), [*failures], 0, damage.check
+        monkeypatch.setattr(damage, "check", self)
+
+    def __call__(self, path: Path, patience: float | None) -> None:
+        assert self.go.wait(PATIENCE)
+        self.looks += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        self._check(path, patience)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_what_is_sound_is_written_to_again_after_a_look_through_it(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, found = Held(monkeypatch), Damage(database)
+    with capture_logs() as entries:
+        found.note(MALFORMED)
+        found.note(MALFORMED)
+        with pytest.raises(StoreUnavailable, match="is being looked through"):
+            found.refuse()
+        held.go.set()
+        until(lambda: found.trouble is None)
+    found.refuse()
+    assert held.looks == 1
+    assert [entry["event"] for entry in entries] == ["database looks damaged", "database looked through, it is sound"]
+
+
+def test_it_is_not_looked_through_again_and_again(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, found = Held(monkeypatch), Damage(database)
+    held.go.set()
+    for _ in range(3):
+        found.note(MALFORMED)
+        until(lambda: found.trouble is None)
+    assert held.looks == 1
+    found._sound_until -= 2 * damage.SOUND
+    found.note(MALFORMED)
+    until(lambda: found.trouble is None)
+    assert held.looks == 2
+
+
+def test_what_is_damaged_is_written_to_no_more(database: Path) -> None:
+    with database.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
+    found = Damage(database)
+    with capture_logs() as entries:
+        found.note(MALFORMED)
+        until(lambda: found.reason is not None)
+    with pytest.raises(StoreUnavailable, match="database is damaged: database disk image is malformed"):
+        found.refuse()
+    found.note(MALFORMED)
+    assert [entry["event"] for entry in entries] == ["database looks damaged", "database damaged"]
+
+
+@pytest.mark.parametrize("failure", [sqlite3.OperationalError("disk I/O error"), OSError(5, "Input/output error")])
+def test_what_cannot_be_read_is_looked_through_until_it_can(
+    failure: Exception, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(damage, "AGAIN", 0.01)
+    held, found = Held(monkeypatch, failure, failure), Damage(database)
+    with capture_logs() as entries:
+        found.note(MALFORMED)
+        held.go.set()
+        until(lambda: found.trouble is None)
+    assert held.looks == 3
+    assert [entry["event"] for entry in entries].count("database can't be looked through, mail is put off") == 2
+
+
+@pytest.mark.parametrize("said", ["disk I/O error", "database is locked", "database or disk is full"])
+def test_other_errors_say_nothing_of_damage(said: str, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, found = Held(monkeypatch), Damage(database)
+    found.note(StoreUnavailable(said))
+    found.refuse()
+    assert held.looks == 0
