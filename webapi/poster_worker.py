@@ -137,7 +137,10 @@ class Teller:
 async def serve(channel: socket.socket, edition: Edition) -> None:
     reader, writer = await asyncio.open_connection(sock=channel)
     writer.write(READY)
-    settings: Settings = await read_message(reader)
+    try:
+        settings: Settings = await read_message(reader)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return  # the daemon is gone already
     logs.setup(*settings.log)  # type: ignore[arg-type]
     store, teller = AskedStore(writer, settings.claim, edition), Teller(writer)
     poster = Poster(

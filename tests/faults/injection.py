@@ -38,8 +38,12 @@ def strace_problem() -> str | None:
 
 
 def threads(pid: int) -> list[int]:
-    """Ids of a process's threads, the oldest first."""
-    return sorted(int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir())
+    """Ids of a process's threads, the oldest first: ids begin anew, so the time of the start (proc(5)) counts first."""
+    found = {
+        int(entry.name): int((entry / "stat").read_text().rpartition(")")[2].split()[19])
+        for entry in Path(f"/proc/{pid}/task").iterdir()
+    }
+    return sorted(found, key=lambda thread: (found[thread], thread))
 
 
 @contextlib.asynccontextmanager
