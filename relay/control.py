@@ -27,6 +27,8 @@ from typing import Any
 
 import structlog
 
+from relay.accepting import Listener
+
 log = structlog.get_logger()
 
 MAX_REQUEST = 1024 * 1024  # octets of a request line
@@ -71,21 +73,22 @@ class ControlServer:
         self._path = path
         self._handlers = handlers
         self._clients: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
 
-    async def start(self) -> None:
-        sock = _bind(self._path)
-        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_REQUEST)
+    def start(self) -> None:
+        self._listener = Listener(self._protocol, _bind(self._path), None)
 
     async def close(self) -> None:
-        if self._server is None:
+        if self._listener is None:
             return
-        self._server.close()
+        self._listener.close()
         for task in self._clients:
             task.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
-        await self._server.wait_closed()
         self._path.unlink(missing_ok=True)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=MAX_REQUEST), self._serve)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -144,7 +147,7 @@ async def serve(path: Path, handlers: Mapping[str, Handler]) -> ControlServer:
     path cannot be a socket.
     """
     server = ControlServer(path, handlers)
-    await server.start()
+    server.start()
     return server
 
 

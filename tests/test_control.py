@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from relay import control
+from relay import accepting, control
 from relay.control import AlreadyRunning, ControlError, ControlServer, DirectoryLock, NotRunning, call, serve
 
 Lines = dict[str, Any]
@@ -169,6 +171,29 @@ class TestCommands:
             await ask(tmp_path / "control.sock", "echo", {})
         writer.close()
         await writer.wait_closed()
+
+    async def test_without_a_descriptor_a_command_waits_for_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(accepting, "PAUSE", 0.01)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.socket(socket.AF_UNIX) as sock, capture_logs() as entries:
+            sock.setblocking(False)
+            with Path(os.devnull).open() as file:
+                lowest = file.fileno()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+            try:
+                sock.connect(str(tmp_path / "control.sock"))
+                sock.sendall(b'{"command":"echo"}\n')
+                async with asyncio.timeout(5):
+                    while not entries:
+                        await asyncio.sleep(0)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            async with asyncio.timeout(5):
+                answer = await asyncio.get_running_loop().sock_recv(sock, 1000)
+        assert answer == b'{"result":{"arguments":{}}}\n'
+        assert entries[0]["event"] == "out of system resource, connections wait"
 
     @pytest.mark.parametrize("command", ["forever", "stream"])
     async def test_a_client_that_goes_away_cancels_its_command(
