@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import time
 
 import pytest
 
 from relay.core.model import Outcome, OutcomeKind
 from relay.core.nexthop import NextHop
 from relay.smtp_out import Content, Timeouts
+from relay.smtp_out.connection import Connection
 from tests.sending import BODY, PREFIX, send, sending
 from tests.smtp_sink import Close, Hang, Script, Slow, SmtpSink, Step
 
@@ -131,6 +134,31 @@ async def test_a_connection_that_is_not_made_in_time_is_temporary() -> None:
         for client in waiting:
             client.close()
     assert (outcome.kind, outcome.text) == (TEMPORARY, "connect: no answer in 0.05 s")
+
+
+@pytest.mark.parametrize("ends", ["time", "stop"])
+async def test_a_connection_that_is_made_just_when_nobody_waits_for_it_is_closed_and_forgotten(
+    ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Connection] = []
+    connection_made = Connection.connection_made
+
+    def late(connection: Connection, transport: asyncio.BaseTransport) -> None:
+        connection_made(connection, transport)
+        made.append(connection)
+        if ends == "stop":
+            asyncio.get_running_loop().call_soon(attempt.cancel)
+        else:
+            time.sleep(0.1)  # the event loop stands still, past the end of the time
+
+    monkeypatch.setattr(Connection, "connection_made", late)
+    async with SmtpSink() as sink, sending(timeouts=Timeouts(connect=0.05)) as sender:
+        attempt = asyncio.create_task(send(sender, sink))
+        await asyncio.wait({attempt})
+        assert attempt.cancelled() or attempt.result().text == "connect: no answer in 0.05 s"
+        async with asyncio.timeout(10):
+            await made[0].closed
+        assert sender.stats()["open"] == 0
 
 
 @pytest.mark.parametrize("code", ["500", "502"])

@@ -171,6 +171,12 @@ class Connection(asyncio.Protocol):
         self._fail("the connection was cut")
         self._transport.abort()
 
+    def disown(self) -> None:
+        """Nobody waits for this connection. uvloop closes one that is made just then, and tells it nothing."""
+        if self in self._registry:
+            self.abort()
+            self._tell_closed()
+
     def _limit(self, high: int | None) -> None:
         if self._failure is None:  # else the transport takes no call any more
             self._transport.set_write_buffer_limits(high)

@@ -95,16 +95,18 @@ class Handshake:
         return Session(connection, target.label, extensions, self._timeouts)
 
     async def _connect(self, target: Target) -> Connection:
-        loop = asyncio.get_running_loop()
+        connection, connected = Connection(self.connections), False
         try:
             async with asyncio.timeout(self._timeouts.connect):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self.connections), target.address, target.port
-                )
+                await asyncio.get_running_loop().create_connection(lambda: connection, target.address, target.port)
+                connected = True
         except TimeoutError:
             raise NoSession(Stage.CONNECT, None, f"no answer in {self._timeouts.connect:g} s") from None
         except OSError as error:
             raise NoSession(Stage.CONNECT, None, reason(error)) from None
+        finally:
+            if not connected:
+                connection.disown()
         return connection
 
     async def _start_tls(self, connection: Connection, target: Target) -> None:
