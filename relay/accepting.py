@@ -25,6 +25,8 @@ BACKLOG = 512
 #: Seconds until the next try, where the system had no descriptor or memory for a connection.
 PAUSE = 1.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+#: What the system says of an address that it does not have.
+_ABSENT = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 #: Seconds in which a client must have agreed upon TLS, and in which it must answer that we end it.
 HANDSHAKE = 10.0
 SHUTDOWN = 5.0
@@ -79,13 +81,26 @@ class Listener:
 
 
 async def serve(protocol: Protocol, where: Listen, tls: ssl.SSLContext | None = None) -> list[Listener]:
-    """Listen on (host, port), port 0 for any free one, or on a bound socket, which becomes ours. Raises OSError."""
+    """Listen on (host, port), port 0 for any free one, or on a bound socket, which becomes ours. Raises OSError.
+
+    Of a name that stands for several addresses, those count that this host has.
+    """
     if isinstance(where, socket.socket):
         return [Listener(protocol, where, tls)]
     listeners: list[Listener] = []
+    absent: OSError | None = None
     try:
         for family, address in await _addresses(*where):
-            listeners.append(Listener(protocol, socket.create_server(address, family=family, backlog=BACKLOG), tls))
+            try:
+                sock = socket.create_server(address, family=family, backlog=BACKLOG)
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                absent = error  # localhost is ::1, too, in /etc/hosts of hosts without IPv6
+            else:
+                listeners.append(Listener(protocol, sock, tls))
+        if absent is not None and not listeners:
+            raise absent
     except OSError:
         for listener in listeners:
             listener.close()

@@ -88,6 +88,28 @@ async def test_closed_in_a_pause_it_does_not_begin_again(exhausted: Exhausted, m
     assert len(exhausted.failures) == 99
 
 
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+async def test_of_a_name_those_addresses_count_that_the_host_has(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def addresses(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
+        v6, v4 = (socket.AF_INET6, ("::1", port)), (socket.AF_INET, ("127.0.0.1", port))
+        return [v6, v4] if host == "localhost" else [v6]
+
+    create_server = socket.create_server
+
+    def without_ipv6(address: tuple[str, int], *, family: int, backlog: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(number, "not here")
+        return create_server(address, family=family, backlog=backlog)
+
+    monkeypatch.setattr(accepting, "_addresses", addresses)
+    monkeypatch.setattr(socket, "create_server", without_ipv6)
+    (listener,) = await serve(Greeter, ("localhost", 0))
+    assert listener.socket.getsockname()[0] == "127.0.0.1"
+    listener.close()
+    with pytest.raises(OSError, match="not here"):
+        await serve(Greeter, ("::1", 0))
+
+
 async def test_a_name_is_listened_on_at_all_its_addresses_or_at_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
