@@ -56,6 +56,11 @@ class Listener:
             self._loop.remove_reader(self.socket)
             self.socket.close()
 
+    async def handed_over(self) -> None:
+        """Until each connection that was accepted has its protocol, or is closed; behind TLS, after its handshake."""
+        if self._adopting:
+            await asyncio.wait(self._adopting)
+
     def _accept(self) -> None:
         try:
             accepted, _ = self.socket.accept()

@@ -55,7 +55,10 @@ class SmtpServer:
 
     async def stop(self, grace: float) -> None:
         """End every session; messages that are being received have ``grace`` seconds."""
+        listeners = self._listeners.copy()
         self._close()
+        for listener in listeners:
+            await listener.handed_over()
         for session in list(self._service.sessions):
             session.stop()
         await self._wait(grace)

@@ -86,6 +86,19 @@ async def test_a_stop_sends_421_to_who_is_not_in_data(before: list[str], tmp_pat
         assert served.server.connections == 0
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_comes_in_just_then_is_stopped_too_or_does_not_come_in(turns: int, tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        with socket.create_connection(("127.0.0.1", served.port)):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(PATIENCE):
+                await served.server.stop(0)
+            for _ in range(6):
+                assert served.server.connections == 0
+                await asyncio.sleep(0)
+
+
 async def test_a_message_in_transit_may_end_within_the_grace(tmp_path: Path) -> None:
     async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
         assert (await client.start()).code == 354
