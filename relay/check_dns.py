@@ -149,7 +149,8 @@ class _Records:
         Raises DnsError when there was no usable answer.
         """
         try:
-            answer = await self._resolver.resolve(name, rdtype, raise_on_no_answer=False)
+            # Goes on when nobody waits any more, as in relay/dns.py.
+            answer = await asyncio.shield(self._resolver.resolve(name, rdtype, raise_on_no_answer=False))
         except dns.resolver.NXDOMAIN:
             return []
         except (dns.exception.DNSException, OSError) as error:

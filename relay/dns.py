@@ -163,7 +163,8 @@ class Resolver:
         except (dns.exception.DNSException, UnicodeError):
             raise DomainNotFound(f"{name[:255]!r} is no domain name") from None
         try:
-            answer = await self._resolver.resolve(qname, rdtype, raise_on_no_answer=False)
+            # Who is cancelled while uvloop makes a socket for datagrams leaves it open for good: the look-up goes on.
+            answer = await asyncio.shield(self._resolver.resolve(qname, rdtype, raise_on_no_answer=False))
         except dns.resolver.NXDOMAIN as error:
             return _Entry(self._clock() + min(_negative_ttl(error), _MAX_NEGATIVE_TTL), None)
         except dns.exception.Timeout:

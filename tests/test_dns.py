@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -276,3 +278,22 @@ def test_without_name_servers_those_of_the_system_are_used(monkeypatch: pytest.M
     monkeypatch.setattr("dns.resolver.BaseResolver.read_resolv_conf", lambda *_: asked.append(True))
     Resolver()
     assert asked == [True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/fd")
+async def test_a_look_up_that_nobody_waits_for_any_more_leaves_no_socket(dns: DnsServer, resolver: Resolver) -> None:
+    def open_files() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    dns.table["example.com", "A"] = ["192.0.2.1"]
+    before = open_files()
+    for turns in range(8):
+        looking = asyncio.create_task(resolver.mx(f"{turns}.example.com"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        looking.cancel()
+        with pytest.raises((asyncio.CancelledError, DomainNotFound)):
+            await looking
+    async with asyncio.timeout(10):
+        while open_files() > before:
+            await asyncio.sleep(0)
