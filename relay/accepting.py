@@ -10,7 +10,7 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -85,25 +85,25 @@ class Listener:
             raise
 
 
-async def serve(protocol: Protocol, where: Listen, tls: ssl.SSLContext | None = None) -> list[Listener]:
-    """Listen on (host, port), port 0 for any free one, or on a bound socket, which becomes ours. Raises OSError.
+async def serve(protocol: Protocol, listen: Sequence[Listen], tls: ssl.SSLContext | None = None) -> list[Listener]:
+    """Listen on (host, port) pairs, port 0 for any free one, and on bound sockets, which become ours.
 
-    Of a name that stands for several addresses, those count that this host has.
+    Of a name that stands for several addresses, those count that this host has; a pair of a protocol that it does not
+    have (IPv6) is passed over with a warning, unless there is no other. Raises OSError; then none is listened on.
     """
-    if isinstance(where, socket.socket):
-        return [Listener(protocol, where, tls)]
     listeners: list[Listener] = []
     absent: OSError | None = None
     try:
-        for family, address in await _addresses(*where):
-            try:
-                sock = socket.create_server(address, family=family, backlog=BACKLOG)
-            except OSError as error:
-                if error.errno not in _ABSENT:
-                    raise
-                absent = error  # localhost is ::1, too, in /etc/hosts of hosts without IPv6
-            else:
-                listeners.append(Listener(protocol, sock, tls))
+        for where in listen:
+            before = len(listeners)
+            for sock, error in await _sockets(where):
+                absent = error or absent
+                if sock is not None:
+                    listeners.append(Listener(protocol, sock, tls))
+            if absent is not None and len(listeners) == before:
+                if absent.errno != errno.EAFNOSUPPORT:
+                    raise absent
+                log.warning("not listened on", address=where, error=absent.strerror)
         if absent is not None and not listeners:
             raise absent
     except OSError:
@@ -111,6 +111,27 @@ async def serve(protocol: Protocol, where: Listen, tls: ssl.SSLContext | None = 
             listener.close()
         raise
     return listeners
+
+
+async def _sockets(where: Listen) -> list[tuple[socket.socket | None, OSError | None]]:
+    """For each address a bound socket, or why this host does not have it. Raises other OSErrors."""
+    if isinstance(where, socket.socket):
+        return [(where, None)]
+    found: list[tuple[socket.socket | None, OSError | None]] = []
+    try:
+        for family, address in await _addresses(*where):
+            try:
+                found.append((socket.create_server(address, family=family, backlog=BACKLOG), None))
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                found.append((None, error))  # localhost is ::1, too, in /etc/hosts of hosts without IPv6
+    except OSError:
+        for sock, _ in found:
+            if sock is not None:
+                sock.close()
+        raise
+    return found
 
 
 async def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:

@@ -306,12 +306,10 @@ async def _start_http(
     stack.push_async_callback(runner.cleanup)
     tls = https.lasting() if https else None
     door = web_app.door(runner)
-    ports = []
-    for where in _listen(config.http.listen, handed, "http"):
-        for listener in await accepting.serve(door, where, tls):
-            stack.callback(listener.close)
-            ports.append(listener.socket.getsockname()[1])
-    return ports
+    listeners = await accepting.serve(door, _listen(config.http.listen, handed, "http"), tls)
+    for listener in listeners:
+        stack.callback(listener.close)
+    return [listener.socket.getsockname()[1] for listener in listeners]
 
 
 def _listen(wanted: Sequence[Endpoint | str], handed: Sequence[socket.socket], name: str) -> list[accepting.Listen]:

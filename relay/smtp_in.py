@@ -42,12 +42,7 @@ class SmtpServer:
 
         Raises OSError when one can't be had; then none is listened on.
         """
-        try:
-            for where in listen:
-                self._listeners += await serve(self._session, where)
-        except OSError:
-            self._close()
-            raise
+        self._listeners = await serve(self._session, listen)
 
     def configure(self, settings: Settings) -> None:
         """Sessions that begin from now on go by these settings."""

@@ -302,7 +302,7 @@ async def served(
     app.router.add_get("/large", large)
     runner = web.AppRunner(app)
     await runner.setup()
-    (listener,) = await accepting.serve(webapi.door.door(runner, most, **bounds), ("127.0.0.1", 0), tls)
+    (listener,) = await accepting.serve(webapi.door.door(runner, most, **bounds), [("127.0.0.1", 0)], tls)
     try:
         yield listener.socket.getsockname()[1]
     finally:
