@@ -71,6 +71,7 @@ class Stream(SMTP):
         self._deadline = _NEVER
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = _NEVER
+        self._cut: asyncio.TimerHandle | None = None
 
     # What the event loop calls
 
@@ -94,6 +95,8 @@ class Stream(SMTP):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
+        if self._cut is not None:
+            self._cut.cancel()
         self.resume_writing()
         self._end(Over("connection lost" if error else "closed by client"))
 
@@ -266,6 +269,10 @@ class Stream(SMTP):
                     self.transport.abort()
                 else:
                     self.transport.close()
+                    if self.tls is not None:
+                        # When the peer has ended TLS, its transport waits without end until all is read that was
+                        # written before, which it does not count in its buffer.
+                        self._cut = self.loop.call_later(TLS_SHUTDOWN, self.abort)
 
     # Within
 
