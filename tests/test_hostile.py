@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -18,6 +19,7 @@ from aiohttp import web
 
 import webapi.context
 import webapi.door
+import webapi.problems
 from relay import accepting
 from relay.clockwatch import ClockWatch
 from relay.core.message import scan
@@ -450,6 +452,54 @@ async def test_a_head_that_does_not_come_is_cut_off(monkeypatch: pytest.MonkeyPa
         with contextlib.suppress(ConnectionResetError):
             assert await reader.read() == b""
         writer.close()
+
+
+def reset(plain: socket.socket) -> None:
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    plain.close()
+
+
+@pytest.mark.parametrize("end", ["reset", "closed", "garbage in TLS"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{",
+        b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\n",
+    ],
+    ids=["half a body", "a body to be asked for"],
+)
+async def test_who_goes_away_in_his_request_is_no_error(sent: bytes, end: str, tmp_path: Path) -> None:
+    certificate = Certificate.make(tmp_path, "127.0.0.1")
+    app = web.Application(middlewares=[webapi.problems.middleware])
+    tls = certificate.server_context() if end == "garbage in TLS" else None
+
+    def come_and_go() -> None:
+        client = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        if tls is not None:
+            client = certificate.client_context().wrap_socket(client, server_hostname="127.0.0.1")
+        client.sendall(sent)
+        if tls is not None:
+            with socket.socket(fileno=client.detach()) as plain:
+                plain.settimeout(PATIENCE)
+                plain.sendall(b"what is this?")
+                while plain.recv(1024):
+                    pass
+        elif end == "reset":
+            reset(client)
+        client.close()
+
+    with structlog.testing.capture_logs() as entries:
+        async with served(2, app, tls) as port:
+            for _ in range(5):
+                with contextlib.suppress(ConnectionResetError):
+                    await asyncio.to_thread(come_and_go)
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=None if tls is None else certificate.client_context()
+            )
+            writer.write(REQUEST)
+            assert (await reader.read()).endswith(b"ok")
+            writer.close()
+    assert [entry for entry in entries if entry["log_level"] == "error"] == []
 
 
 # A next hop that never stops talking

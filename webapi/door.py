@@ -66,6 +66,8 @@ class _Handler(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
+        if isinstance(exc, ConnectionError) and (self.transport is None or self.transport.is_closing()):
+            raise exc  # the client is gone, as clients go: nobody to tell, and nothing that the operator could mend
         if status == 500:  # past the middleware that catches everything
             log.error("http.failed", exc_info=exc)
         else:
@@ -153,7 +155,9 @@ class _Guest(asyncio.Protocol):
         if self._network is not None:
             self._house.leave(self._network)
         if self._handler is not None:
-            self._handler.connection_lost(error)
+            # Who reads a body gets the error: by its kind he knows that the client is gone, by whatever fault of TLS.
+            gone = error is None or isinstance(error, ConnectionError)
+            self._handler.connection_lost(error if gone else ConnectionResetError(str(error)))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
