@@ -109,9 +109,14 @@ class Stream(SMTP):
             self._writable = None
 
     def stop(self) -> None:
-        """Ask the session to end before its next command; a message that is being received may come to its end."""
+        """Ask the session to end before its next command; a message that is being received may come to its end.
+
+        Behind a handshake there is none, so nobody waits for its end.
+        """
         self._stopping = True
         self._wake()
+        if self._securing:
+            self.abort()
 
     def dismiss(self, over: Over) -> None:
         """End the session where it next waits for its client; what it does for itself meanwhile is done to its end.

@@ -178,6 +178,18 @@ def _end_tls(client: ssl.SSLSocket) -> None:
         client.unwrap()
 
 
+async def test_a_stop_waits_for_no_handshake(tmp_path: Path) -> None:
+    certificate = Certificate.make(tmp_path, "mx.test")
+    async with (
+        serving(tmp_path, tls=TlsFiles(certificate.cert, certificate.key)) as served,
+        await SmtpClient.hello(served.port) as client,
+    ):
+        assert (await client.command("STARTTLS")).code == 220
+        async with asyncio.timeout(PATIENCE):
+            await served.server.stop(10 * PATIENCE)
+        assert await client.at_end()
+
+
 async def test_a_message_in_chunks_that_does_not_end_within_the_grace_is_421(tmp_path: Path) -> None:
     async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
         await client.envelope()
