@@ -291,7 +291,11 @@ REQUEST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2
 
 @contextlib.asynccontextmanager
 async def served(
-    most: int, app: web.Application | None = None, tls: ssl.SSLContext | None = None, **bounds: Any
+    most: int,
+    app: web.Application | None = None,
+    tls: ssl.SSLContext | None = None,
+    where: accepting.Listen = ("127.0.0.1", 0),
+    **bounds: Any,
 ) -> AsyncIterator[int]:
     async def echo(request: web.Request) -> web.Response:
         return web.Response(body=await webapi.context.read_body(request, 1000))
@@ -299,12 +303,16 @@ async def served(
     async def large(request: web.Request) -> web.Response:
         return web.Response(body=bytes(1_000_000))
 
+    async def middling(request: web.Request) -> web.Response:
+        return web.Response(body=bytes(50_000))
+
     app = app if app is not None else web.Application()
     app.router.add_post("/", echo)
     app.router.add_get("/large", large)
+    app.router.add_get("/middling", middling)
     runner = web.AppRunner(app)
     await runner.setup()
-    (listener,) = await accepting.serve(webapi.door.door(runner, most, **bounds), ("127.0.0.1", 0), tls)
+    (listener,) = await accepting.serve(webapi.door.door(runner, most, **bounds), where, tls)
     try:
         yield listener.socket.getsockname()[1]
     finally:
@@ -413,6 +421,33 @@ async def test_who_does_not_read_his_answers_is_cut_off() -> None:
             await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
             with pytest.raises(ConnectionError):
                 await ask_on(client)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system's TCP waits without end")
+async def test_who_does_not_read_a_little_is_cut_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the transport holds is less than what it tells of; when it is closed, it waits for it to be read."""
+    monkeypatch.setattr(webapi.door, "IDLE_TIMEOUT", 0.05)
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    small.bind(("127.0.0.1", 0))
+    async with served(1, where=small, unread=0.5) as port:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", port))
+            await loop.sock_sendall(client, b"GET /middling HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert await loop.sock_recv(client, 15) == b"HTTP/1.1 200 OK"
+            answer = b""
+            async with asyncio.timeout(PATIENCE):
+                while not answer:  # until then there is one connection too many
+                    await asyncio.sleep(LOOK)
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.write(REQUEST)
+                    with contextlib.suppress(ConnectionResetError):
+                        answer = await reader.read()
+                    writer.close()
+            assert answer.endswith(b"ok")
 
 
 @pytest.mark.parametrize("piece", [b"X-Slow: a\r\n", b"a", b"\r\n"])

@@ -6,6 +6,8 @@ Behind a web server all come from it, so proxies of ours are counted in all alon
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
@@ -119,6 +121,11 @@ class _Guest(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        plain = transport.get_extra_info("socket")
+        if plain is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Little that waits in the transport, below the mark at which it says so, has no timer of ours.
+            with contextlib.suppress(OSError):  # the client is gone already, as we are told in a moment
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._house.unread * 1000))
         peer = transport.get_extra_info("peername")
         self._network = self._house.enter(peer[0] if isinstance(peer, tuple) else "")
         if self._network is None:
