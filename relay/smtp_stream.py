@@ -226,6 +226,8 @@ class Stream(SMTP):
             raise Over("plain text after STARTTLS", reply.EARLY_TLS)
         # Nothing is awaited from here until start_tls() has paused the socket: no plain text can come in between.
         transport.write(go_ahead)
+        if transport.is_closing():  # the client is gone: start_tls() would keep what it makes for all of ``timeout``
+            raise self._over or Over("connection lost")
         self._securing = True
         try:
             secured = await self.loop.start_tls(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import os
 import re
 import socket
 import ssl
@@ -176,6 +178,20 @@ def _end_tls(client: ssl.SSLSocket) -> None:
     client.setblocking(False)
     with contextlib.suppress(OSError):
         client.unwrap()
+
+
+async def test_who_is_gone_behind_starttls_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    certificate = Certificate.make(tmp_path, "mx.test")
+    async with (
+        serving(tmp_path, tls=TlsFiles(certificate.cert, certificate.key)) as served,
+        await SmtpClient.hello(served.port) as client,
+    ):
+        plain = client.writer.get_extra_info("socket")
+        os.write(plain.fileno(), b"STARTTLS\r\n")  # at once, so that it is read in one turn with the end
+        client.reset()
+        await served.empty()
+        gc.collect()
+        assert [one for one in gc.get_objects() if isinstance(one, ssl.SSLObject)] == []
 
 
 async def test_a_stop_waits_for_no_handshake(tmp_path: Path) -> None:
