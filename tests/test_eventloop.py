@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
+
 from relay import eventloop
 from tests.smtp_client import PATIENCE
 
@@ -35,9 +37,5 @@ async def test_what_fails_apart_fails_here() -> None:
     async def fails() -> None:
         raise LookupError("so it is")
 
-    try:
+    with pytest.raises(LookupError, match="so it is"):
         await eventloop.apart(fails)
-    except LookupError as error:
-        assert str(error) == "so it is"
-    else:
-        raise AssertionError("nothing was raised")
