@@ -10,7 +10,10 @@ Where the two differ: a transport whose connection is lost takes no call any mor
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import TypeVar
 
 import uvloop
@@ -27,5 +30,37 @@ def run(main: Coroutine[object, object, T]) -> T:
 
 
 async def apart(main: Callable[[], Coroutine[object, object, T]]) -> T:
-    """What ``main`` makes, run on a loop of asyncio's own in a thread of its own: it shares nothing with this one."""
-    return await asyncio.to_thread(lambda: asyncio.run(main()))
+    """What ``main`` makes, run on a loop of asyncio's own in a thread of its own: it shares nothing with this one.
+
+    Not a thread of the loop's pool: the few there write letters, which must not wait for a receiver. Who is cancelled
+    here cancels ``main``.
+    """
+    made: Future[T] = Future()
+    made.set_running_or_notify_cancel()
+    begun: Future[Callable[[], object]] = Future()
+
+    async def within() -> T:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        begun.set_result(lambda: loop.call_soon_threadsafe(task.cancel))
+        return await main()
+
+    def run() -> None:
+        try:
+            result = asyncio.run(within())
+        except BaseException as error:
+            made.set_exception(error)
+        else:
+            made.set_result(result)
+
+    threading.Thread(target=run, name="apart", daemon=True).start()
+    try:
+        return await asyncio.wrap_future(made)
+    except asyncio.CancelledError:
+        begun.add_done_callback(_stop)
+        raise
+
+
+def _stop(begun: Future[Callable[[], object]]) -> None:
+    with contextlib.suppress(RuntimeError):  # its loop has ended by itself
+        begun.result()()

@@ -71,6 +71,7 @@ class Stream(SMTP):
         self._deadline = _NEVER
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = _NEVER
+        self._cut: asyncio.TimerHandle | None = None
 
     # What the event loop calls
 
@@ -95,6 +96,8 @@ class Stream(SMTP):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
+        if self._cut is not None:
+            self._cut.cancel()
         self.resume_writing()
         self._end(Over("connection lost" if error else "closed by client"))
 
@@ -107,9 +110,14 @@ class Stream(SMTP):
             self._writable = None
 
     def stop(self) -> None:
-        """Ask the session to end before its next command; a message that is being received may come to its end."""
+        """Ask the session to end before its next command; a message that is being received may come to its end.
+
+        Behind a handshake there is none, so nobody waits for its end.
+        """
         self._stopping = True
         self._wake()
+        if self._securing:
+            self.abort()
 
     def dismiss(self, over: Over) -> None:
         """End the session where it next waits for its client; what it does for itself meanwhile is done to its end.
@@ -219,6 +227,8 @@ class Stream(SMTP):
             raise Over("plain text after STARTTLS", reply.EARLY_TLS)
         # Nothing is awaited from here until start_tls() has paused the socket: no plain text can come in between.
         transport.write(go_ahead)
+        if transport.is_closing():  # the client is gone: start_tls() would keep what it makes for all of ``timeout``
+            raise self._over or Over("connection lost")
         self._securing = True
         try:
             secured = await self.loop.start_tls(
@@ -267,6 +277,10 @@ class Stream(SMTP):
                     self.transport.abort()
                 else:
                     self.transport.close()
+                    if self.tls is not None:
+                        # When the peer has ended TLS, its transport waits without end until all is read that was
+                        # written before, which it does not count in its buffer.
+                        self._cut = self.loop.call_later(TLS_SHUTDOWN, self.abort)
 
     # Within
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -18,6 +19,7 @@ from aiohttp import web
 
 import webapi.context
 import webapi.door
+import webapi.problems
 from relay import accepting
 from relay.clockwatch import ClockWatch
 from relay.core.message import scan
@@ -289,7 +291,11 @@ REQUEST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2
 
 @contextlib.asynccontextmanager
 async def served(
-    most: int, app: web.Application | None = None, tls: ssl.SSLContext | None = None, **bounds: Any
+    most: int,
+    app: web.Application | None = None,
+    tls: ssl.SSLContext | None = None,
+    where: accepting.Listen = ("127.0.0.1", 0),
+    **bounds: Any,
 ) -> AsyncIterator[int]:
     async def echo(request: web.Request) -> web.Response:
         return web.Response(body=await webapi.context.read_body(request, 1000))
@@ -297,12 +303,16 @@ async def served(
     async def large(request: web.Request) -> web.Response:
         return web.Response(body=bytes(1_000_000))
 
+    async def middling(request: web.Request) -> web.Response:
+        return web.Response(body=bytes(50_000))
+
     app = app if app is not None else web.Application()
     app.router.add_post("/", echo)
     app.router.add_get("/large", large)
+    app.router.add_get("/middling", middling)
     runner = web.AppRunner(app)
     await runner.setup()
-    (listener,) = await accepting.serve(webapi.door.door(runner, most, **bounds), [("127.0.0.1", 0)], tls)
+    (listener,) = await accepting.serve(webapi.door.door(runner, most, **bounds), [where], tls)
     try:
         yield listener.socket.getsockname()[1]
     finally:
@@ -413,6 +423,33 @@ async def test_who_does_not_read_his_answers_is_cut_off() -> None:
                 await ask_on(client)
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system's TCP waits without end")
+async def test_who_does_not_read_a_little_is_cut_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the transport holds is less than what it tells of; when it is closed, it waits for it to be read."""
+    monkeypatch.setattr(webapi.door, "IDLE_TIMEOUT", 0.05)
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    small.bind(("127.0.0.1", 0))
+    async with served(1, where=small, unread=0.5) as port:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", port))
+            await loop.sock_sendall(client, b"GET /middling HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert await loop.sock_recv(client, 15) == b"HTTP/1.1 200 OK"
+            answer = b""
+            async with asyncio.timeout(PATIENCE):
+                while not answer:  # until then there is one connection too many
+                    await asyncio.sleep(LOOK)
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.write(REQUEST)
+                    with contextlib.suppress(ConnectionResetError):
+                        answer = await reader.read()
+                    writer.close()
+            assert answer.endswith(b"ok")
+
+
 @pytest.mark.parametrize("piece", [b"X-Slow: a\r\n", b"a", b"\r\n"])
 async def test_a_head_that_comes_in_drops_is_cut_off_all_the_same(
     piece: bytes, monkeypatch: pytest.MonkeyPatch
@@ -450,6 +487,54 @@ async def test_a_head_that_does_not_come_is_cut_off(monkeypatch: pytest.MonkeyPa
         with contextlib.suppress(ConnectionResetError):
             assert await reader.read() == b""
         writer.close()
+
+
+def reset(plain: socket.socket) -> None:
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    plain.close()
+
+
+@pytest.mark.parametrize("end", ["reset", "closed", "garbage in TLS"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{",
+        b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\n",
+    ],
+    ids=["half a body", "a body to be asked for"],
+)
+async def test_who_goes_away_in_his_request_is_no_error(sent: bytes, end: str, tmp_path: Path) -> None:
+    certificate = Certificate.make(tmp_path, "127.0.0.1")
+    app = web.Application(middlewares=[webapi.problems.middleware])
+    tls = certificate.server_context() if end == "garbage in TLS" else None
+
+    def come_and_go() -> None:
+        client = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        if tls is not None:
+            client = certificate.client_context().wrap_socket(client, server_hostname="127.0.0.1")
+        client.sendall(sent)
+        if tls is not None:
+            with socket.socket(fileno=client.detach()) as plain:
+                plain.settimeout(PATIENCE)
+                plain.sendall(b"what is this?")
+                while plain.recv(1024):
+                    pass
+        elif end == "reset":
+            reset(client)
+        client.close()
+
+    with structlog.testing.capture_logs() as entries:
+        async with served(2, app, tls) as port:
+            for _ in range(5):
+                with contextlib.suppress(ConnectionResetError):
+                    await asyncio.to_thread(come_and_go)
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=None if tls is None else certificate.client_context()
+            )
+            writer.write(REQUEST)
+            assert (await reader.read()).endswith(b"ok")
+            writer.close()
+    assert [entry for entry in entries if entry["log_level"] == "error"] == []
 
 
 # A next hop that never stops talking

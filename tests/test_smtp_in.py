@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import os
+import re
 import socket
+import ssl
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
+from relay import smtp_stream
 from relay.bodies import Bodies, BodyWriter
 from relay.smtp_in import SmtpServer
 from relay.smtp_limits import Settings
+from relay.smtp_session import Session
 from relay.tls import TlsFiles
 from tests.certificates import Certificate
 from tests.smtp_client import PATIENCE, SmtpClient
@@ -133,6 +140,83 @@ async def test_a_message_that_does_not_end_within_the_grace_is_421_and_leaves_no
         assert await client.at_end()
         assert [entry["end"] for entry in entries] == ["daemon stopping"]
         assert (served.server.connections, served.files(), served.recorder.transactions) == (0, [], [])
+
+
+@pytest.mark.parametrize("replies", [300, 900, 1500], ids=str)
+async def test_who_ends_tls_and_reads_nothing_keeps_no_connection(
+    replies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the replies the kernel takes few; the transport holds the rest, up to 64 KiB without a word to us."""
+    lost = asyncio.Event()
+    original = Session.connection_lost
+
+    def connection_lost(session: Session, error: Exception | None) -> None:
+        original(session, error)
+        lost.set()
+
+    monkeypatch.setattr(Session, "connection_lost", connection_lost)
+    monkeypatch.setattr(smtp_stream, "TLS_SHUTDOWN", 0.2)
+    certificate = Certificate.make(tmp_path, "mx.test")
+    context = certificate.client_context()
+    async with serving(tmp_path, tls=TlsFiles(certificate.cert, certificate.key)) as served:
+        served.server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client = await asyncio.to_thread(_deaf, served.port, context)
+        with client:
+            await asyncio.to_thread(client.sendall, b"NOOP\r\n" * replies)
+            (session,) = served.server._service.sessions
+            async with asyncio.timeout(PATIENCE):
+                while session._commands < replies + 2:
+                    await asyncio.sleep(0.01)
+            await asyncio.to_thread(_end_tls, client)
+            await served.empty()
+            async with asyncio.timeout(PATIENCE):
+                await lost.wait()
+
+
+def _deaf(port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """A client behind STARTTLS whose kernel takes little more than what it has read."""
+    plain = socket.socket()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    plain.settimeout(PATIENCE)
+    plain.connect(("127.0.0.1", port))
+    for command in (b"", b"EHLO c.test\r\n", b"STARTTLS\r\n"):
+        plain.sendall(command)
+        answer = b""
+        while not re.search(rb"^\d{3} .*\r\n\Z", answer, re.MULTILINE):
+            answer += plain.recv(1024)
+    return context.wrap_socket(plain, server_hostname="mx.test")
+
+
+def _end_tls(client: ssl.SSLSocket) -> None:
+    client.setblocking(False)
+    with contextlib.suppress(OSError):
+        client.unwrap()
+
+
+async def test_who_is_gone_behind_starttls_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    certificate = Certificate.make(tmp_path, "mx.test")
+    async with (
+        serving(tmp_path, tls=TlsFiles(certificate.cert, certificate.key)) as served,
+        await SmtpClient.hello(served.port) as client,
+    ):
+        plain = client.writer.get_extra_info("socket")
+        os.write(plain.fileno(), b"STARTTLS\r\n")  # at once, so that it is read in one turn with the end
+        client.reset()
+        await served.empty()
+        gc.collect()
+        assert [one for one in gc.get_objects() if isinstance(one, ssl.SSLObject)] == []
+
+
+async def test_a_stop_waits_for_no_handshake(tmp_path: Path) -> None:
+    certificate = Certificate.make(tmp_path, "mx.test")
+    async with (
+        serving(tmp_path, tls=TlsFiles(certificate.cert, certificate.key)) as served,
+        await SmtpClient.hello(served.port) as client,
+    ):
+        assert (await client.command("STARTTLS")).code == 220
+        async with asyncio.timeout(PATIENCE):
+            await served.server.stop(10 * PATIENCE)
+        assert await client.at_end()
 
 
 async def test_a_message_in_chunks_that_does_not_end_within_the_grace_is_421(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ Behind a web server all come from it, so proxies of ours are counted in all alon
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
@@ -66,6 +68,8 @@ class _Handler(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
+        if isinstance(exc, ConnectionError) and (self.transport is None or self.transport.is_closing()):
+            raise exc  # the client is gone, as clients go: nobody to tell, and nothing that the operator could mend
         if status == 500:  # past the middleware that catches everything
             log.error("http.failed", exc_info=exc)
         else:
@@ -117,6 +121,11 @@ class _Guest(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        plain = transport.get_extra_info("socket")
+        if plain is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Little that waits in the transport, below the mark at which it says so, has no timer of ours.
+            with contextlib.suppress(OSError):  # the client is gone already, as we are told in a moment
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._house.unread * 1000))
         peer = transport.get_extra_info("peername")
         self._network = self._house.enter(peer[0] if isinstance(peer, tuple) else "")
         if self._network is None:
@@ -153,7 +162,9 @@ class _Guest(asyncio.Protocol):
         if self._network is not None:
             self._house.leave(self._network)
         if self._handler is not None:
-            self._handler.connection_lost(error)
+            # Who reads a body gets the error: by its kind he knows that the client is gone, by whatever fault of TLS.
+            gone = error is None or isinstance(error, ConnectionError)
+            self._handler.connection_lost(error if gone else ConnectionResetError(str(error)))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
