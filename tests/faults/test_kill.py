@@ -29,7 +29,7 @@ POINTS = [
         "fdatasync": range(1, 4) if SOAK else (1, 2),
         "fsync": range(1, 3) if SOAK else (1, 2),
         "pwrite64": range(1, 91) if SOAK else (9, 34, 55, 62),
-        "sendto": range(1, 12) if SOAK else (5, 7, 9, 10),
+        "write": range(1, 16) if SOAK else (5, 7, 9, 12),
     }.items()
     for when in numbers
 ]
