@@ -81,6 +81,7 @@ async def test_any_octets_of_a_client_are_answered_or_end_the_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("relay.smtp_limits.UNKNOWN_TIME", 0.0)
+    monkeypatch.setattr("relay.smtp_session.SPREAD", 0.0)
     rng, intake, codes = seeded("fuzzed sessions"), Taker(), Counter[str]()
     limits = Limits(exempt=(), tarpit=0.0, errors=8, commands=60, idle_commands=8)
     service = Service(intake, Bodies(tmp_path), Settings("mx.test", LARGEST, limits=limits))
