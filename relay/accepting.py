@@ -7,6 +7,7 @@ wait, with a traceback for the log each time (asyncio). Here it waits in the ker
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import ssl
@@ -95,15 +96,15 @@ async def serve(protocol: Protocol, listen: Sequence[Listen], tls: ssl.SSLContex
     absent: OSError | None = None
     try:
         for where in listen:
-            before = len(listeners)
-            for sock, error in await _sockets(where):
-                absent = error or absent
-                if sock is not None:
-                    listeners.append(Listener(protocol, sock, tls))
-            if absent is not None and len(listeners) == before:
-                if absent.errno != errno.EAFNOSUPPORT:
-                    raise absent
-                log.warning("not listened on", address=where, error=absent.strerror)
+            try:
+                sockets = await _sockets(where)
+            except OSError as error:
+                if error.errno != errno.EAFNOSUPPORT:
+                    raise
+                absent = error
+                log.warning("not listened on", address=where, error=error.strerror)
+            else:
+                listeners += [Listener(protocol, sock, tls) for sock in sockets]
         if absent is not None and not listeners:
             raise absent
     except OSError:
@@ -113,24 +114,23 @@ async def serve(protocol: Protocol, listen: Sequence[Listen], tls: ssl.SSLContex
     return listeners
 
 
-async def _sockets(where: Listen) -> list[tuple[socket.socket | None, OSError | None]]:
-    """For each address a bound socket, or why this host does not have it. Raises other OSErrors."""
+async def _sockets(where: Listen) -> list[socket.socket]:
+    """A bound socket for each address of it that this host has. Raises OSError; then none is left open."""
     if isinstance(where, socket.socket):
-        return [(where, None)]
-    found: list[tuple[socket.socket | None, OSError | None]] = []
-    try:
+        return [where]
+    found: list[socket.socket] = []
+    absent: OSError | None = None
+    with contextlib.ExitStack() as made:
         for family, address in await _addresses(*where):
             try:
-                found.append((socket.create_server(address, family=family, backlog=BACKLOG), None))
+                found.append(made.enter_context(socket.create_server(address, family=family, backlog=BACKLOG)))
             except OSError as error:
                 if error.errno not in _ABSENT:
                     raise
-                found.append((None, error))  # localhost is ::1, too, in /etc/hosts of hosts without IPv6
-    except OSError:
-        for sock, _ in found:
-            if sock is not None:
-                sock.close()
-        raise
+                absent = error  # localhost is ::1, too, in /etc/hosts of hosts without IPv6
+        if absent is not None and not found:
+            raise absent
+        made.pop_all()
     return found
 
 

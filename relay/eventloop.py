@@ -1,6 +1,6 @@
 """The event loop of the daemon and its poster: uvloop, which does in C what asyncio's own does in Python.
 
-With one message a connection half as many again pass (docs/performance.md). Requests to receivers are made on asyncio's
+With one message a connection a third more pass (docs/performance.md). Requests to receivers are made on asyncio's
 own, which goes by the methods of a socket (webapi/guard.py): uvloop takes its descriptor and goes past them.
 
 Where the two differ: a transport whose connection is lost takes no call any more, time goes by milliseconds, and

@@ -320,6 +320,20 @@ async def served(
         await runner.cleanup()
 
 
+async def there_is_room(port: int) -> None:
+    """Until a connection is answered; before, it was one too many."""
+    answer = b""
+    async with asyncio.timeout(PATIENCE):
+        while not answer:
+            await asyncio.sleep(LOOK)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(REQUEST)
+            with contextlib.suppress(ConnectionResetError):
+                answer = await reader.read()
+            writer.close()
+    assert answer.endswith(b"ok")
+
+
 async def test_one_connection_too_many_is_closed_and_there_is_room_again_later() -> None:
     async with served(2) as port:
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
@@ -332,14 +346,7 @@ async def test_one_connection_too_many_is_closed_and_there_is_room_again_later()
         writer.close()
         for _, writer in held:
             writer.close()
-        answer = b""
-        while not answer:  # the ends of the others are noticed a moment later
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(REQUEST)
-            with contextlib.suppress(ConnectionResetError):
-                answer = await reader.read()
-            writer.close()
-        assert answer.endswith(b"ok")
+        await there_is_room(port)  # the ends of the others are noticed a moment later
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01\x00"], ids=["nothing", "half a hello"])
@@ -438,16 +445,7 @@ async def test_who_does_not_read_a_little_is_cut_off_too(monkeypatch: pytest.Mon
             await loop.sock_connect(client, ("127.0.0.1", port))
             await loop.sock_sendall(client, b"GET /middling HTTP/1.1\r\nHost: a\r\n\r\n")
             assert await loop.sock_recv(client, 15) == b"HTTP/1.1 200 OK"
-            answer = b""
-            async with asyncio.timeout(PATIENCE):
-                while not answer:  # until then there is one connection too many
-                    await asyncio.sleep(LOOK)
-                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                    writer.write(REQUEST)
-                    with contextlib.suppress(ConnectionResetError):
-                        answer = await reader.read()
-                    writer.close()
-            assert answer.endswith(b"ok")
+            await there_is_room(port)
 
 
 @pytest.mark.parametrize("piece", [b"X-Slow: a\r\n", b"a", b"\r\n"])

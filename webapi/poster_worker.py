@@ -50,6 +50,12 @@ class AskedFailed(Exception):
     """The store's method raised, not because it is unavailable; the daemon has logged why."""
 
 
+def _tell(writer: asyncio.StreamWriter, message: object) -> None:
+    """Without a daemon nothing happens: soon nobody is left who would wait for an answer."""
+    if not writer.is_closing():
+        writer.write(pack(message))
+
+
 class AskedStore:
     """The daemon's store, as a PostStore (webapi/post_store.py)."""
 
@@ -90,8 +96,7 @@ class AskedStore:
         number = self._number
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            if not self._writer.is_closing():  # else there is no daemon, and soon nobody who waits for its answer
-                self._writer.write(pack(Ask(number, method, arguments)))
+            _tell(self._writer, Ask(number, method, arguments))
             return await answer
         finally:
             del self._waiting[number]
@@ -125,8 +130,8 @@ class Teller:
             self._soon.cancel()
             self._soon = None
         poster = self.poster
-        if poster is not None and not self._writer.is_closing():
-            self._writer.write(pack(State(poster.backed_up(), poster.standings(), poster.tally)))
+        if poster is not None:
+            _tell(self._writer, State(poster.backed_up(), poster.standings(), poster.tally))
 
     async def live(self) -> None:
         while True:
