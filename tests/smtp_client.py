@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass
 from typing import cast
 
+from tests import streams
+
 _LINE = re.compile(rb"([2-5][0-5][0-9])([ -])([\x20-\x7e]*)\r\n").fullmatch
 
 #: Seconds for any reply. Reached only when a test fails.
@@ -89,10 +91,7 @@ class SmtpClient:
 
     async def send(self, octets: bytes) -> None:
         """Raises ConnectionResetError when the connection is known to be lost."""
-        if self.writer.is_closing():
-            raise ConnectionResetError
-        self.writer.write(octets)
-        await self.writer.drain()
+        await streams.send(self.writer, octets)
 
     async def answer(self) -> Answer:
         """The next reply. Fails on anything that is not exactly one."""

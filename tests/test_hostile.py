@@ -33,6 +33,7 @@ from tests.parts import Parts, running_parts
 from tests.scenarios.world import DOMAIN, LOOK, SITE, World, letter, site, target, unique_letter, world
 from tests.smtp_client import SmtpClient
 from tests.smtp_sink import SmtpSink
+from tests.streams import send
 from webapi.limits import Rate
 
 YEAR = 365 * 86_400.0
@@ -384,8 +385,7 @@ async def drip(writer: asyncio.StreamWriter, piece: bytes) -> None:
     """Send ``piece`` again and again; ends with the connection."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            writer.write(piece)
-            await writer.drain()
+            await send(writer, piece)
             await asyncio.sleep(LOOK)
 
 

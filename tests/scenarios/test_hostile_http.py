@@ -16,6 +16,7 @@ import pytest_asyncio
 from tests.exposition import parse
 from tests.ledger import SOAK
 from tests.scenarios.world import DOMAIN, ORIGIN, World, unique_letter, world
+from tests.streams import send
 
 pytestmark = [pytest.mark.scenario, pytest.mark.asyncio(loop_scope="module")]
 
@@ -48,8 +49,7 @@ async def talk(relay: World, *pieces: bytes) -> bytes:
         async with asyncio.timeout(PATIENCE):
             with contextlib.suppress(ConnectionError):
                 for piece in pieces:
-                    writer.write(piece)
-                    await writer.drain()
+                    await send(writer, piece)
             with contextlib.suppress(ConnectionError):
                 while chunk := await reader.read(65_536):
                     answer += chunk
@@ -62,13 +62,12 @@ async def begun(relay: World, *pieces: bytes) -> bytes:
     """The head of the answer, which may come while the octets are still being sent."""
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.daemon.http_port)
 
-    async def send() -> None:
+    async def send_all() -> None:
         with contextlib.suppress(ConnectionError):
             for piece in pieces:
-                writer.write(piece)
-                await writer.drain()
+                await send(writer, piece)
 
-    sending = asyncio.ensure_future(send())
+    sending = asyncio.ensure_future(send_all())
     try:
         async with asyncio.timeout(PATIENCE):
             return await reader.readuntil(b"\r\n\r\n")
