@@ -247,7 +247,7 @@ class Relay:
             log.seek(self._read_up_to)
             lines = log.read().splitlines()
             self._read_up_to = log.tell()
-        entries = [json.loads(line) for line in lines if line.startswith(b'{"') and b'"level": "info"' not in line]
+        entries = [json.loads(line) for line in lines if line.startswith(b'{"') and b'"level":"info"' not in line]
         return sorted({f"the daemon's log: {entry.get('event')}" for entry in entries if entry.get("level") != "info"})
 
     def _counts(self, query: str) -> tuple[int, ...]:

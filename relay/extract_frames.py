@@ -10,9 +10,10 @@ with LETTER a Letter. JSON, not pickle: whoever takes over a worker gains no mor
 
 from __future__ import annotations
 
-import json
 import struct
 from typing import Any
+
+import orjson
 
 from relay.core.letter import Letter
 from relay.core.mime import Extracted, Part
@@ -31,7 +32,7 @@ def as_json(result: Extracted) -> bytes:
         (p.index, p.name, p.type, p.size, p.inline, p.start, p.length, p.encoding) for p in result.attachments
     ]
     answer = (result.subject, result.text, result.html_only, attachments, result.partial, result.html)
-    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+    return orjson.dumps(answer)
 
 
 _PART = [int, str, str, int, bool, int, int, str]
@@ -39,7 +40,7 @@ _PART = [int, str, str, int, bool, int, int, str]
 
 def from_json(answer: bytes) -> Extracted:
     """Raises ValueError or TypeError for what ``as_json`` can't have written."""
-    subject, text, html_only, attachments, partial, html = json.loads(answer)
+    subject, text, html_only, attachments, partial, html = orjson.loads(answer)
     right = all(isinstance(form, str | None) for form in (subject, text, html))
     if not (right and isinstance(html_only, bool) and isinstance(partial, bool)):
         raise TypeError("an answer of another shape")
@@ -53,12 +54,12 @@ def _part(fields: list[Any]) -> Part:
 
 
 def letter_as_json(letter: Letter) -> bytes:
-    return json.dumps([letter.html, letter.marker, letter.remote, letter.cut], ensure_ascii=False).encode()
+    return orjson.dumps([letter.html, letter.marker, letter.remote, letter.cut])
 
 
 def letter_from_json(answer: bytes) -> Letter:
     """Raises ValueError or TypeError for what ``letter_as_json`` can't have written."""
-    html, marker, remote, cut = json.loads(answer)
+    html, marker, remote, cut = orjson.loads(answer)
     right = isinstance(html, str | None) and isinstance(marker, str) and type(remote) is int and isinstance(cut, bool)
     if not right:
         raise TypeError("a letter of another shape")

@@ -8,11 +8,14 @@ log is off.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
-from typing import Literal, TextIO, cast
+from collections.abc import Callable
+from typing import Any, Literal, TextIO, cast
 
+import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -49,7 +52,7 @@ def setup(level: Level, format: Format, stream: TextIO | None = None) -> None:
         hide_secrets,
     ]
     last: list[Processor] = (
-        [structlog.processors.JSONRenderer(sort_keys=False)]
+        [structlog.processors.JSONRenderer(_as_json)]
         if as_json
         else [
             _printable,
@@ -98,6 +101,15 @@ def hide_secrets(logger: WrappedLogger, method: str, entry: EventDict) -> EventD
         ):
             entry[key] = _SECRETS.sub(_hide, str(value))
     return entry
+
+
+def _as_json(entry: EventDict, default: Callable[[Any], Any]) -> str:
+    """Text from strangers is harmless to a terminal: what is not ASCII is escaped."""
+    try:
+        line = orjson.dumps(entry, default=default)
+    except orjson.JSONEncodeError:  # a lone surrogate, a number of more than 64 bits
+        return json.dumps(entry, default=default)
+    return line.decode() if line.isascii() else json.dumps(entry, default=default)
 
 
 def _hide(match: re.Match[str]) -> str:

@@ -197,6 +197,14 @@ def test_lone_surrogates_do_not_break_a_json_entry() -> None:
     assert entries(stream)[0]["sender"] == "\udcff"
 
 
+@pytest.mark.parametrize("value", ["\x9b2J", "\u2028", "Привет", 1 << 70])
+def test_a_json_entry_is_ascii_whatever_it_says(value: object) -> None:
+    stream, log = configured()
+    log.info("a", value=value)
+    assert stream.getvalue().isascii()
+    assert entries(stream)[0]["value"] == value
+
+
 def test_a_full_disk_or_closed_pipe_behind_the_log_does_not_reach_the_caller() -> None:
     logs.setup("info", "json", Broken())
     structlog.get_logger().info("a")

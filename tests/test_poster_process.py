@@ -430,11 +430,11 @@ async def test_its_log_goes_by_the_level_that_is_set(
     async with posting(w, keys) as poster:
         await handed(w, poster, 1)
         await until_recorded(w)
-        assert '"event": "post"' not in capfd.readouterr().err
+        assert '"event":"post"' not in capfd.readouterr().err
         poster.set_log_level("info")
         await handed(w, poster, 1, "later")
         await until_recorded(w, 2)
-    assert capfd.readouterr().err.count('"event": "post"') == 1
+    assert capfd.readouterr().err.count('"event":"post"') == 1
     assert poster._settings.log == ("info", "json")  # for the next process
 
 

@@ -6,8 +6,9 @@ answer    number, status or 0, length of head and of content; head: JSON [Retry-
 
 from __future__ import annotations
 
-import json
 import struct
+
+import orjson
 
 from webapi.requests import ANSWER, Answer, NoAnswer, Request
 
@@ -20,12 +21,12 @@ _TROUBLE = 8000
 
 
 def pack_request(number: int, request: Request) -> bytes:
-    head = json.dumps([request.method, request.url, dict(request.headers)]).encode()
+    head = orjson.dumps([request.method, request.url, dict(request.headers)])
     return REQUEST.pack(number, len(head), len(request.body)) + head + request.body
 
 
 def read_request(head: bytes, body: bytes) -> Request:
-    method, url, headers = json.loads(head)
+    method, url, headers = orjson.loads(head)
     return Request(method, url, headers, body)
 
 
@@ -38,7 +39,7 @@ def pack_answer(number: int, answer: Answer | NoAnswer) -> bytes:
             b"",
             [None, _clean(answer.reason), _clean(answer.trouble and answer.trouble[-_TROUBLE:])],
         )
-    written = json.dumps(head).encode()
+    written = orjson.dumps(head)
     return ANSWERED.pack(number, status, len(written), len(content)) + written + content
 
 
@@ -50,7 +51,7 @@ def _clean(text: str | None) -> str | None:
 def read_answer(status: int, head: bytes, content: bytes) -> Answer | NoAnswer:
     """Raises ValueError for what no process of ours says."""
     try:
-        retry_after, reason, trouble = json.loads(head)
+        retry_after, reason, trouble = orjson.loads(head)
         for value in (retry_after, reason, trouble):
             if value is not None:
                 value.encode()

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from relay.core.model import Attribution, AttributionState
 from relay.core.source import Params, levels
 
@@ -139,10 +141,10 @@ def build(message: PayloadMessage, visit: PayloadVisit | None, attribution: Attr
 
 def encode(payload: dict[str, object]) -> bytes:
     """Compact JSON in UTF-8. A lone surrogate (JSON can carry one, UTF-8 cannot) goes out as U+FFFD."""
-    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
     try:
-        return text.encode()
-    except UnicodeEncodeError:
+        return orjson.dumps(payload)
+    except orjson.JSONEncodeError:
+        text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
