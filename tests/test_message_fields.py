@@ -166,6 +166,31 @@ def test_dates_we_write_are_read_back_by_us_and_by_the_standard_library(now: flo
     assert parse_date(written.encode()) == int(now) == parsedate_to_datetime(written).timestamp()
 
 
+# The ordinary forms are read at once, all others word by word; a comment before them makes them one of the others.
+
+_PIECES = ("Anna", " ", '"', '"A, B"', '"a@b"', "a@b.example", "<", ">", "<a@b>", "@", ".", ",", ":", ";", "[", "]")
+_PIECES += ("\\", "\r\n ", "\t", "=?utf-8?q?x@y?=", "ü", "\0", "x" * 320)
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=8).map("".join))
+def test_an_ordinary_from_field_says_what_it_says_word_by_word(value: str) -> None:
+    assert first_address(value.encode()) == first_address(b"()" + value.encode())
+
+
+_WORDS = ("Mon, ", "Mar, ", "Utc, ", "23 ", "3 ", "31 ", "0 ", "Nov ", "Feb ", "Foo ", "nov ", "2026 ", "0026 ", "99 ")
+_WORDS += ("12:00:00 ", "23:59:60 ", "24:00:00 ", "1:2:3 ", "+0000", "-0330", "+9999", "GMT", "pm", "\r\n", " ", "٣ ")
+
+
+@given(
+    st.lists(st.sampled_from(_WORDS), max_size=7).map("".join)
+    | st.tuples(
+        *map(st.sampled_from, (_WORDS[:3], _WORDS[3:7], _WORDS[7:11], _WORDS[11:14], _WORDS[14:18], _WORDS[18:]))
+    ).map("".join)
+)
+def test_an_ordinary_date_says_what_it_says_word_by_word(value: str) -> None:
+    assert parse_date(value.encode()) == parse_date(b"()" + value.encode())
+
+
 # A second opinion -------------------------------------------------------------------------------------------------
 
 

@@ -41,10 +41,11 @@ TOKENS_LIMIT = 50
 _CRLF = b"\r\n"
 _FIELD_END = re.compile(rb"\r\n(?![ \t])").search
 _NAME_OCTETS = bytes(octet for octet in range(33, 127) if octet != ord(":"))
-_WANTED = frozenset(
-    b"date from subject message-id in-reply-to references content-type auto-submitted precedence list-id"
-    b" list-unsubscribe x-autoreply x-autorespond x-autoreply-from x-mail-autoreply x-auto-response-suppress".split()
+_OF_AUTOMATIC_MAIL = frozenset(
+    b"auto-submitted precedence list-id list-unsubscribe x-autoreply x-autorespond x-autoreply-from x-mail-autoreply"
+    b" x-auto-response-suppress".split()
 )
+_WANTED = _OF_AUTOMATIC_MAIL | frozenset(b"date from subject message-id in-reply-to references content-type".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,8 @@ def _word(values: dict[bytes, bytes], name: bytes) -> bytes:
 
 def _automatic(values: dict[bytes, bytes]) -> str | None:
     """Why a message is automatic mail (RFC 3834 §5, RFC 2369, RFC 2919 and customs older than these), else None."""
+    if _OF_AUTOMATIC_MAIL.isdisjoint(values):
+        return None
     if b"auto-submitted" in values and _word(values, b"auto-submitted") not in (b"", b"no"):
         return "auto-submitted"
     if _word(values, b"precedence") in (b"bulk", b"list", b"junk", b"auto_reply"):
@@ -197,6 +200,8 @@ def _claims(value: bytes, hostname: str) -> bool:
 
 def _message_ids(value: bytes) -> tuple[str, ...]:
     """The last Message-IDs of a field, in its order. Without angle brackets, every word is taken for one."""
+    if not value:
+        return ()
     value = value[:IDS_LIMIT]
     if b"<" in value:
         pieces = [piece.partition(b">")[0] for piece in value.rsplit(b"<", REFERENCES_LIMIT)[1:]]
@@ -222,6 +227,8 @@ _TOKEN = re.compile(
     rb"|.",
     re.DOTALL,
 ).match
+# The ordinary field: one phrase and one address in angle brackets, or that alone. It is read as the tokens are.
+_ORDINARY = re.compile(rb'[^"\\()<>,;:@\[\]]*+(?:"[^"\\]*+"[^"\\()<>,;:@\[\]]*+)*+<([^ \t\r\n"\\()<>,;:\[\]]++)>').match
 _COMMENT_MARK = re.compile(rb"\\.|[()]", re.DOTALL).finditer
 _NO_ADDRESS_OCTET = re.compile(rb'[ \t\r\n"\\()<>,;:\[\]@]')
 
@@ -233,6 +240,8 @@ def first_address(value: bytes) -> str:
     unless nothing is found outside them. At most 8 KiB are looked at.
     """
     value = value[:ADDRESS_LIMIT]
+    if (ordinary := _ORDINARY(value)) and (address := _mailbox(ordinary[1])):
+        return address
     angle: list[bytes] | None = None  # what stands between < and >
     found = word = b""  # the first bare address of this mailbox, and the word that is being read
     bare = gap = False  # the word has an @ outside quotes; white space follows it
@@ -303,6 +312,12 @@ _MONTH = {name.lower(): index for index, name in enumerate(_MONTHS, start=1)}
 # RFC 5322 §4.3, and names that mean one offset only. Any other name says nothing: it counts as +0000.
 _ZONE = {"est": -5, "edt": -4, "cst": -6, "cdt": -5, "mst": -7, "mdt": -6, "pst": -8, "pdt": -7}
 _ZONE |= {"msk": 3, "cet": 1, "cest": 2, "eet": 2, "eest": 3, "jst": 9}
+# What nine of ten programs write. It means here what it means to the words.
+_COMMON = re.compile(
+    rb"[ \t]*+(?:[A-Z][a-z]{2}, )?([0-9]{1,2}) ([A-Z][a-z]{2}) ([0-9]{4}) "
+    rb"([0-9]{2}):([0-9]{2}):([0-9]{2}) ([+-])([0-9]{2})([0-9]{2})[ \t\r\n]*+"
+).fullmatch
+_COMMON_MONTH = {name.encode(): index for index, name in enumerate(_MONTHS, start=1)}
 _COMMENT = re.compile(r"\([^()]*\)")
 _CLOCK = re.compile(r"(\d\d?):(\d\d?)(?::(\d\d?))?(?:[.,]\d+)?(.*)")
 _OFFSET = re.compile(r"(?:gmt|utc?)?([+-]?)(\d\d):?(\d\d)")
@@ -315,7 +330,16 @@ def parse_date(value: bytes) -> float | None:
     RFC 5322 §3.3 and §4.3 (obsolete zones, years of two and three digits, comments), asctime and ISO 8601. Without
     a zone: UTC. At most 128 octets are looked at.
     """
-    text = value[:DATE_LIMIT].decode("ascii", "replace").lower()
+    common = _COMMON(value) if len(value) <= DATE_LIMIT else None
+    if common is not None and (month := _COMMON_MONTH.get(common[2], 0)):
+        clock = int(common[4]), int(common[5]), int(common[6])
+        offset = (int(common[8]) * 60 + int(common[9])) * (-60 if common[7] == b"-" else 60)
+        return _seconds(int(common[3]), month, int(common[1]), clock, offset)
+    return _words_date(value[:DATE_LIMIT].decode("ascii", "replace").lower())
+
+
+def _words_date(text: str) -> float | None:
+    """The words may stand in any order, as far as each says what it is."""
     for _ in range(4 if "(" in text else 0):  # comments in comments, as deep as anyone nests them
         text = _COMMENT.sub(" ", text)
     day = month = year = -1
@@ -365,7 +389,8 @@ def format_date(now: float) -> str:
     """The date-time of RFC 5322 §3.3, in UTC, down to the second."""
     moment = datetime.fromtimestamp(int(now), UTC)
     day, month = _DAYS[moment.weekday()], _MONTHS[moment.month - 1]
-    return f"{day}, {moment.day} {month} {moment.year} {moment:%H:%M:%S} +0000"
+    clock = f"{moment.hour:02}:{moment.minute:02}:{moment.second:02}"
+    return f"{day}, {moment.day} {month} {moment.year} {clock} +0000"
 
 
 # What we cut and what we put before -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ The core never reads a clock; whoever calls it says what time it is.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -108,18 +109,18 @@ class Address:
 
 
 _UPPER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
-_ATOM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-/=?^_`{|}~.")
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]++"
+_dot_atom = re.compile(rf"{_ATOM}(?:\.{_ATOM})*+").fullmatch
 
 
 def fold(local: str) -> str:
     """Lower-case the ASCII letters of a local part and leave everything else as it is."""
-    return local.translate(_UPPER)
+    return local.lower() if local.isascii() else local.translate(_UPPER)
 
 
 def quote_local(local: str) -> str:
     """The local part as it stands on the wire: a dot-atom where it can be, else a quoted string (RFC 5321 §4.1.2)."""
-    dot_atom = local and not local.startswith(".") and not local.endswith(".") and ".." not in local
-    if dot_atom and all(c in _ATOM or ord(c) > 127 for c in local):
+    if _dot_atom(local):
         return local
     return '"' + local.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
