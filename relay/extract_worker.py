@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import html
-import mmap
 import os
 import re
 import resource
@@ -22,7 +21,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,8 +34,9 @@ from relay.core.charset import codec, decode
 from relay.core.letter import PICTURES, Letter
 from relay.core.mime import MAX_HEADER, MAX_HTML, Extracted, Node, Octets, Part
 from relay.core.mimetext import file_name, headers_only, parameter_text, subject_text, unflow
-from relay.core.wire import Unstuffer, unstuff
+from relay.core.wire import unstuff
 from relay.extract_frames import CAREFUL, COUNT, HTML, IS_PATH, ITEM, LETTER, READY, as_json, letter_as_json
+from relay.wire_file import TooManyDots, WireFile
 
 MAX_TEXT = 1_000_000  # octets of UTF-8
 # Seconds of CPU that the layout of one message's pages may take; other mail waits meanwhile. A newsletter of sixty
@@ -215,18 +214,12 @@ def _stripped(page: str) -> str:
 
 
 def _read_file(path: Path, read: Callable[[Octets], bytes]) -> bytes:
-    with path.open("rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            return read(b"")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as wire:
-            if wire[:1] != b"." and wire.find(b"\r\n.") < 0:
-                return read(wire)
-        # Into one buffer that grows in place: a list of slices, or the map of the file besides, would double it.
-        unstuffer, message = Unstuffer(), BytesIO()
-        while some := file.read(_SLICE):
-            message.write(unstuffer.feed(some))
-        message.write(unstuffer.flush())
-        return read(message.getvalue())
+    with path.open("rb", buffering=0) as file:
+        try:
+            message = WireFile(file.fileno())
+        except TooManyDots:
+            return read(unstuff(file.readall()))
+        return read(message)
 
 
 def _head(path: Path) -> bytes:

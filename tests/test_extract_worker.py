@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from relay import wire_file
 from relay.core.mime import MAX_HTML, PartDecoder
 from relay.core.wire import stuff
 from relay.extract import _popen
@@ -348,6 +349,15 @@ def test_a_file_and_octets_are_read_alike_stuffed_or_not(tmp_path: Path) -> None
         path = tmp_path / "body"
         path.write_bytes(wire)
         assert ask((0, wire), (IS_PATH, bytes(path)), (IS_PATH | CAREFUL, bytes(path))) == [text[:1]] * 3
+
+
+def test_a_file_of_more_dots_than_are_told_past_is_read_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_file, "MOST_DOTS", 1)
+    path = tmp_path / "body"
+    path.write_bytes(stuff(b"Subject: x\r\n\r\n" + b".\r\n" * 3))
+    assert ask((IS_PATH, bytes(path))) == ["x"]
 
 
 def test_an_empty_file_and_a_missing_one_are_answered(tmp_path: Path) -> None:

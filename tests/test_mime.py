@@ -288,6 +288,18 @@ def test_the_size_told_is_the_size_that_the_decoder_yields(encoding: str) -> Non
     assert mime.decoded_size(raw, node) == 256 * 20 == len(binascii.a2b_base64(body(raw, node)))
 
 
+@given(
+    st.lists(st.sampled_from([b"YWFh", b"Y", b"=", b"\r\n", b"!", b"\xff"]), max_size=40).map(b"".join),
+    st.integers(1, 9),
+)
+def test_the_size_told_of_broken_base64_is_the_size_that_the_decoder_yields(garbage: bytes, cut: int) -> None:
+    node = Node("a/b", {}, "", None, b"", "base64", 0, len(garbage))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mime, "_SLICE", cut)
+        size = mime.decoded_size(garbage, node)
+    assert size == len(decoded("base64", garbage, []))
+
+
 # ---- hostile structure: linear, bounded, and said to be partial
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from binascii import a2b_base64, a2b_qp
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
@@ -79,7 +79,7 @@ class Extracted:
 
 
 class Octets(Protocol):
-    """What the walker needs of a message: ``bytes`` has it, and so has ``mmap``."""
+    """What the walker needs of a message: ``bytes`` has it, and so has a stored body (relay/wire_file.py)."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, key: slice, /) -> bytes: ...
@@ -417,8 +417,21 @@ def decoded_size(message: Octets, node: Node) -> int:
     """Octets that ``PartDecoder`` makes of a part's body; holds one slice of it at a time."""
     if node.encoding not in ("base64", "quoted-printable"):
         return node.end - node.start
+    slices = (message[at : min(at + _SLICE, node.end)] for at in range(node.start, node.end, _SLICE))
+    if node.encoding == "base64":
+        return _base64_size(slices)
     decoder = PartDecoder(node.encoding)
-    size = 0
-    for at in range(node.start, node.end, _SLICE):
-        size += len(decoder.feed(message[at : min(at + _SLICE, node.end)]))
-    return size + len(decoder.flush())
+    return sum(len(decoder.feed(octets)) for octets in slices) + len(decoder.flush())
+
+
+def _base64_size(slices: Iterable[bytes]) -> int:
+    """What the symbols before the first padding come to: six bits each, and no octet of less than eight."""
+    symbols = 0
+    for octets in slices:
+        known = octets.translate(None, _NOT_BASE64)
+        padding = known.find(b"=")
+        if padding >= 0:
+            symbols += padding
+            break
+        symbols += len(known)
+    return symbols * 6 // 8
