@@ -4,7 +4,8 @@ A User-Agent is a claim. Safari on an iPad calls itself a Macintosh by default a
 that calls itself Chrome is found by the script (``navigator.webdriver``), not here.
 
 Data: ``crawler-user-agents`` for automated clients, uap-core (by ``ua-parser``) for browsers and systems. Both are
-lists of regular expressions and run as one set of the Rust engine, whose time is linear in the length of the text.
+lists of regular expressions, and run as one set of an engine whose time is linear in the length of the text: the first
+of RE2, which needs 2 MB for it and 10 in use, where ua-parser's takes 19 and 31.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Literal
 
+import re2
 from crawleruseragents import CRAWLER_USER_AGENTS_DATA
-from ua_parser import BestAvailableResolver, Domain, Matchers, Resolver, load_lazy_builtins
-from ua_parser.matchers import UserAgentMatcher
+from ua_parser import BestAvailableResolver, Domain, Resolver, load_lazy_builtins
 
 Device = Literal["desktop", "mobile", "tablet", "bot", "unknown"]
 BOT: Device = "bot"
@@ -25,6 +26,8 @@ BOT: Device = "bot"
 READ = 512
 #: User-Agents whose description is remembered.
 REMEMBERED = 4096
+#: Octets that the crawler list may take in use. RE2 builds what a text needs of it, and begins anew where it is full.
+CRAWLERS = 16 * 1024 * 1024
 
 # "bot" as the end of any word, for the crawlers that are on no list. "Cubot" makes telephones.
 _BOT = re.compile(r"(?<!cu)bot(?![a-z])", re.IGNORECASE)
@@ -81,10 +84,11 @@ def _described(text: str) -> Agent:
     if not text:
         return EMPTY
     text = text.encode("utf-8", "replace").decode()  # octets that are no UTF-8 came as lone surrogates
-    program = _crawlers()(text, Domain.USER_AGENT).user_agent
+    program = _program(text)
     named = _names()(text, Domain.USER_AGENT | Domain.OS)
     automated = program is not None or _BOT.search(text) is not None
-    names = (found.family.strip("/ ") for found in (program, named.user_agent) if found is not None)
+    browser = named.user_agent.family if named.user_agent is not None else None
+    names = (name.strip("/ ") for name in (program, browser) if name is not None)
     return Agent(
         device="bot" if automated else _device(text),
         browser=next((name for name in names if name and "/" not in name), None),  # some match a part of their URL
@@ -103,12 +107,21 @@ def _names() -> Resolver:
     return BestAvailableResolver((browsers, systems, []))  # the list of devices is 14 MB, and nobody asks it
 
 
-@cache
-def _crawlers() -> Resolver:
-    """The crawler list as one set, 3 µs a text; its own function takes 100, and 560 for a long unbroken one.
+def _program(text: str) -> str | None:
+    """What the first pattern of the crawler list that is in the text matches: the name of the program."""
+    crawlers, patterns = _crawlers()
+    found = crawlers.Match(text)
+    return str(re2.search(patterns[min(found)], text)[0]) if found else None
 
-    What a pattern matched becomes the family: the name of the program.
-    """
-    listed = (str(entry["pattern"]) for entry in CRAWLER_USER_AGENTS_DATA)
-    matchers: Matchers = ([UserAgentMatcher(f"({pattern})") for pattern in (*listed, *_PROGRAMS)], [], [])
-    return BestAvailableResolver(matchers)
+
+@cache
+def _crawlers() -> tuple[re2.Set, list[str]]:
+    """The crawler list as one set, 2 µs a text; its own function takes 100, and 560 for a long unbroken one."""
+    patterns = [*(str(entry["pattern"]) for entry in CRAWLER_USER_AGENTS_DATA), *_PROGRAMS]
+    options = re2.Options()
+    options.max_mem = CRAWLERS
+    crawlers = re2.Set.SearchSet(options)
+    for pattern in patterns:
+        crawlers.Add(pattern)
+    crawlers.Compile()
+    return crawlers, patterns
