@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import socket
+import struct
+import termios
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -196,6 +199,14 @@ async def test_a_copy_that_was_changed_since_is_read_again(w: World, keys: Keys,
     assert [post.path for post in crm.posts] == ["/moved"]
 
 
+def unread(poster: PosterProcess) -> int:
+    """Octets that the process has not read yet of what it was told."""
+    assert poster._child is not None
+    descriptor = poster._child.writer.get_extra_info("socket").fileno()
+    octets: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)))[0]
+    return octets
+
+
 async def test_closing_gives_back_what_was_not_begun_and_the_process_ends(w: World, keys: Keys, crm: Receiver) -> None:
     await w.store.redefine(lambda tx: tx.sql("""UPDATE webhooks SET settings = '{"concurrency": 1}'"""))
     crm.script = held = Held()
@@ -206,6 +217,9 @@ async def test_closing_gives_back_what_was_not_begun_and_the_process_ends(w: Wor
         closing = asyncio.create_task(poster.close(PATIENCE))
         await asyncio.sleep(LOOK)
         assert poster.claim is not None  # extraction is closed before
+        while unread(poster):
+            await asyncio.sleep(LOOK)
+        await asyncio.sleep(10 * LOOK)
         held.open()
         await closing
     rows = await w.rows(select(posts.c.state, posts.c.claim).order_by(posts.c.id))
