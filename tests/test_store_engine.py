@@ -143,10 +143,10 @@ class TestVerbs:
         await store.write(lambda tx: None)
         assert await names(store) == ["late"]
 
-    async def test_the_connection_is_as_durable_as_the_promise(self, store: Store) -> None:
-        pragmas = ("journal_mode", "synchronous", "foreign_keys")
+    async def test_the_connection_is_as_durable_and_forgetful_as_promised(self, store: Store) -> None:
+        pragmas = ("journal_mode", "synchronous", "foreign_keys", "secure_delete")
         found = await store.write(lambda tx: [tx.sql(f"PRAGMA {name}")[0][0] for name in pragmas])
-        assert found == ["wal", 2, 1]
+        assert found == ["wal", 2, 1, 1]
 
     def test_a_database_that_cannot_keep_the_promise_is_refused(self) -> None:
         with pytest.raises(StoreUnavailable, match="journal_mode is memory, not wal"):

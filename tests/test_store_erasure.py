@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from relay.core.model import OutcomeKind
 from relay.store import blocked, deals, events, retention, search
 from relay.store.attribution import Evidence
 from relay.store.retention import Cut
-from relay.store.schema import blocked_senders, metadata, texts
+from relay.store.schema import blocked_senders, messages, metadata, texts
 from relay.store.schema import events as event_table
+from relay.store.store import DATABASE
 from tests.post_fixtures import asking, claim, finish
 from tests.store_fixtures import DAY, NOW, OTHER, SHOP, TRACK, World, everything, extracted, world
 from webapi import replays
@@ -91,6 +92,18 @@ async def test_an_erased_letter_leaves_nothing(w: World) -> None:
     for table in ("events", "posts", "post_attempts", "texts", "messages"):
         assert (await everything(w))[table] == [], table
     await index_is_sound(w)
+
+
+async def test_an_erased_letter_is_written_over_in_the_file(w: World, tmp_path: Path) -> None:
+    file = tmp_path / DATABASE
+    message_id = await whole_life(w)
+    await whole_life(w)  # its pages are shared, and not freed as a whole
+    (others,) = await w.rows(select(func.min(messages.c.id)).where(messages.c.id > message_id))
+    await w.store.write(lambda tx: retention.erase_message(tx, message_id))
+    await w.store.write(lambda tx: retention.erase_message(tx, others[0]))
+    await w.store.write(lambda tx: tx.sql("INSERT INTO message_search(message_search) VALUES ('optimize')"))
+    await w.store.close()  # what is in the log goes into the file
+    assert SECRET.encode() not in file.read_bytes()
 
 
 async def test_it_leaves_nothing_by_age_either(w: World) -> None:

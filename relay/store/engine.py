@@ -182,7 +182,10 @@ class _Job:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """The writing connection: WAL and ``synchronous=FULL``, asserted, since durability before 250 rests on them."""
+    """The writing connection: WAL and ``synchronous=FULL``, asserted, since durability before 250 rests on them.
+
+    What is erased is written over, which not every build of SQLite does by itself.
+    """
     connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -190,11 +193,17 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA fullfsync=ON")  # macOS: fsync alone does not reach the disk
         connection.execute("PRAGMA checkpoint_fullfsync=ON")
         connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA secure_delete=ON")
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("PRAGMA cache_size=-16000")
         connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
         connection.execute("PRAGMA journal_size_limit=67108864")
-        for pragma, expected in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
+        for pragma, expected in (
+            ("journal_mode", "wal"),
+            ("synchronous", 2),
+            ("foreign_keys", 1),
+            ("secure_delete", 1),
+        ):
             (value,) = connection.execute(f"PRAGMA {pragma}").fetchone()
             if value != expected:
                 raise StoreUnavailable(f"{path}: PRAGMA {pragma} is {value}, not {expected}")
