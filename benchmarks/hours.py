@@ -1,8 +1,9 @@
 """Hours at an even pace: whether every letter comes through once, and what the daemon's memory does meanwhile.
 
 A stretch of each workload in turn, each verified like a run of benchmarks/mail.py when its last letter is through.
-Memory is that of the whole process tree. Its slope is that of the line through all samples behind the first quarter
-(least squares): until then caches fill up to their bounds.
+Memory is that of the whole process tree, without pages of files: those belong to whoever has them open. Its slope is
+that of the line through all samples behind the first quarter (least squares): until then caches fill up to their
+bounds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.mail import WORKLOADS, Options, run
-from benchmarks.processes import Watch
+from benchmarks.processes import Watch, pss_anonymous
 from benchmarks.relay import Relay
 from benchmarks.workplace import Workplace
 
@@ -41,7 +42,7 @@ def measure(place: Workplace, relay: Relay, hours: float, rate: float, stretch: 
     options = Options(rate=rate)
     letters, faults = 0, []
     deadline = time.monotonic() + hours * 3600
-    with Watch(relay.pid, min(LOOK, stretch / 10)) as watch:
+    with Watch(relay.pid, min(LOOK, stretch / 10), pss_anonymous) as watch:
         while (left := deadline - time.monotonic()) > 0:
             turn = MIXED[len(faults) % len(MIXED)]
             messages = max(1, round(rate * min(stretch, left)))

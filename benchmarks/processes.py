@@ -34,13 +34,22 @@ def cpu_seconds(root: int) -> float:
 
 def pss(root: int) -> int:
     """Octets of memory of the tree, pages shared between processes counted once (proportional set size)."""
+    return _memory(root, "Pss:")
+
+
+def pss_anonymous(root: int) -> int:
+    """The same without pages of files, which count for less while any other program has the same library open."""
+    return _memory(root, "Pss_Anon:")
+
+
+def _memory(root: int, kind: str) -> int:
     total = 0
     for pid in tree(root):
         try:
             rollup = (_PROC / str(pid) / "smaps_rollup").read_text()
         except OSError:
             continue  # it has ended
-        total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith(kind))
     return total * 1024
 
 
@@ -92,12 +101,14 @@ class Foreign:
 
 
 class Watch:
-    """The memory of a tree while the block runs, every ``step`` seconds: (seconds since the start, octets)."""
+    """The memory of a tree, as ``measure`` has it, while the block runs, every ``step`` seconds: (seconds since the
+    start, octets)."""
 
-    def __init__(self, root: int, step: float = 0.5) -> None:
+    def __init__(self, root: int, step: float = 0.5, measure: Callable[[int], int] = pss) -> None:
         self.samples: list[tuple[float, int]] = []
         self._root = root
         self._step = step
+        self._measure = measure
         self._began = time.monotonic()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look)
@@ -108,7 +119,7 @@ class Watch:
 
     def _look(self) -> None:
         while True:
-            self.samples.append((time.monotonic() - self._began, pss(self._root)))
+            self.samples.append((time.monotonic() - self._began, self._measure(self._root)))
             if self._done.wait(self._step):
                 return
 
