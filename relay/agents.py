@@ -4,8 +4,8 @@ A User-Agent is a claim. Safari on an iPad calls itself a Macintosh by default a
 that calls itself Chrome is found by the script (``navigator.webdriver``), not here.
 
 Data: ``crawler-user-agents`` for automated clients, uap-core (by ``ua-parser``) for browsers and systems. Both are
-lists of regular expressions, and run as one set of an engine whose time is linear in the length of the text: the first
-of RE2, which needs 2 MB for it and 10 in use, where ua-parser's takes 19 and 31.
+lists of regular expressions, and run as one set of an engine whose time is linear in the length of the text. For the
+first that is RE2, with 2 MB and 10 in use, where ua-parser's engine takes 19 and 31.
 """
 
 from __future__ import annotations
@@ -111,7 +111,10 @@ def _program(text: str) -> str | None:
     """What the first pattern of the crawler list that is in the text matches: the name of the program."""
     crawlers, patterns = _crawlers()
     found = crawlers.Match(text)
-    return str(re2.search(patterns[min(found)], text)[0]) if found else None
+    if not found:
+        return None
+    match = re2.search(patterns[min(found)], text)
+    return str(match[0]) if match else ""
 
 
 @cache

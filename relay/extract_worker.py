@@ -44,7 +44,6 @@ MAX_TEXT = 1_000_000  # octets of UTF-8
 LAYOUT = 0.25
 _MAX_TEXTS = 16  # text parts
 _MAX_ENCODED = 4 * 1024 * 1024  # octets of one text part that are decoded at all
-_SLICE = 1024 * 1024
 
 
 def extract(message: Octets, careful: bool = False, with_html: bool = False) -> Extracted:

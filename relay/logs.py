@@ -8,6 +8,7 @@ log is off.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -104,12 +105,12 @@ def hide_secrets(logger: WrappedLogger, method: str, entry: EventDict) -> EventD
 
 
 def _as_json(entry: EventDict, default: Callable[[Any], Any]) -> str:
-    """Text from strangers is harmless to a terminal: what is not ASCII is escaped."""
-    try:
+    """Text from strangers is harmless to a terminal: what is not visible ASCII is escaped."""
+    with contextlib.suppress(orjson.JSONEncodeError):  # a lone surrogate, a number of more than 64 bits
         line = orjson.dumps(entry, default=default)
-    except orjson.JSONEncodeError:  # a lone surrogate, a number of more than 64 bits
-        return json.dumps(entry, default=default)
-    return line.decode() if line.isascii() else json.dumps(entry, default=default)
+        if line.isascii() and b"\x7f" not in line:
+            return line.decode()
+    return json.dumps(entry, default=default, separators=(",", ":"))
 
 
 def _hide(match: re.Match[str]) -> str:

@@ -71,10 +71,9 @@ class WireFile:
         octets = self._stored(start + first, stop + last)
         if first == last:
             return octets
-        # The dots between: each stands in the file by as many further on as there are dots before it.
-        places = [self._dots[i] - start + i - first for i in range(first, last)]
-        begins, ends = [0, *(place + 1 for place in places)], [*places, len(octets)]
-        return b"".join(octets[begin:end] for begin, end in zip(begins, ends, strict=True))
+        if self._dots[first] == start + 1:  # the CR before it is before what was read
+            octets = octets[:1] + octets[2:]
+        return octets.replace(_STUFFED, b"\r\n")
 
     def _stored(self, start: int, stop: int) -> bytes:
         pieces: list[bytes] = []

@@ -197,11 +197,13 @@ def test_lone_surrogates_do_not_break_a_json_entry() -> None:
     assert entries(stream)[0]["sender"] == "\udcff"
 
 
-@pytest.mark.parametrize("value", ["\x9b2J", "\u2028", "Привет", 1 << 70])
-def test_a_json_entry_is_ascii_whatever_it_says(value: object) -> None:
+@pytest.mark.parametrize("value", ["plain", "\x9b2J", "\x7f", "\u2028", "Привет", "\ud800", 1 << 70])
+def test_a_json_entry_is_visible_ascii_and_laid_out_alike_whatever_it_says(value: object) -> None:
     stream, log = configured()
     log.info("a", value=value)
+    assert stream.getvalue().rstrip("\n").isprintable()
     assert stream.getvalue().isascii()
+    assert '"event":"a"' in stream.getvalue()
     assert entries(stream)[0]["value"] == value
 
 

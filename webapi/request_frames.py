@@ -6,6 +6,7 @@ answer    number, status or 0, length of head and of content; head: JSON [Retry-
 
 from __future__ import annotations
 
+import json
 import struct
 
 import orjson
@@ -21,12 +22,12 @@ _TROUBLE = 8000
 
 
 def pack_request(number: int, request: Request) -> bytes:
-    head = orjson.dumps([request.method, request.url, dict(request.headers)])
+    head = json.dumps([request.method, request.url, dict(request.headers)]).encode()
     return REQUEST.pack(number, len(head), len(request.body)) + head + request.body
 
 
 def read_request(head: bytes, body: bytes) -> Request:
-    method, url, headers = orjson.loads(head)
+    method, url, headers = json.loads(head)
     return Request(method, url, headers, body)
 
 
@@ -52,11 +53,10 @@ def read_answer(status: int, head: bytes, content: bytes) -> Answer | NoAnswer:
     """Raises ValueError for what no process of ours says."""
     try:
         retry_after, reason, trouble = orjson.loads(head)
-        for value in (retry_after, reason, trouble):
-            if value is not None:
-                value.encode()
-    except (TypeError, AttributeError, RecursionError) as error:
+    except TypeError as error:
         raise ValueError("not the head of an answer") from error
+    if not all(isinstance(value, str | None) for value in (retry_after, reason, trouble)):
+        raise ValueError("not the head of an answer")
     if status:
         return Answer(status, content, retry_after)
     return NoAnswer(reason or "", trouble)
