@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from relay.demo import Demo, _introduction, demo_running
 from relay.demo.letter import Attachment, Letter, send
 from relay.demo.settings import CARD, free_port, listening
+from relay.store.store import DATABASE
 from tests.smtp_client import PATIENCE, SmtpClient
 
 ROOT = Path(__file__).parent.parent
@@ -204,6 +206,13 @@ async def test_a_port_taken_between_look_and_use_is_given_up_for_the_next(monkey
             assert demo.ports.http != taken.getsockname()[1]
 
 
+async def posted(folder: Path) -> None:
+    """Until it is recorded that the CRM has the letter."""
+    with contextlib.closing(sqlite3.connect(f"{(folder / DATABASE).as_uri()}?mode=ro", uri=True)) as database:
+        while database.execute("SELECT state FROM posts").fetchall() != [("delivered",)]:
+            await asyncio.sleep(0.05)
+
+
 @pytest.mark.scenario
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_the_command_prints_where_it_is_and_ends_clean(number: signal.Signals) -> None:
@@ -217,13 +226,20 @@ async def test_the_command_prints_where_it_is_and_ends_clean(number: signal.Sign
     )
     assert process.stdout is not None
     said = ""
-    async with asyncio.timeout(PATIENCE * 3):
-        while "swaks" not in said:
-            said += (await process.stdout.readline()).decode()
-        folder = Path(next(line.split()[1] for line in said.splitlines() if line.startswith("  data ")))
-        assert folder.exists()
-        process.send_signal(number)
-        rest, errors = await process.communicate()
+    try:
+        async with asyncio.timeout(PATIENCE * 3):
+            while "swaks" not in said:
+                said += (await process.stdout.readline()).decode()
+            where = dict(line.split() for line in said.splitlines() if line.startswith("  ") and len(line.split()) == 2)
+            folder, smtp = Path(where["data"]), int(where["SMTP"].rpartition(":")[2])
+            assert folder.exists()
+            await asyncio.to_thread(send, LETTER, smtp)
+            await posted(folder)
+            process.send_signal(number)
+            rest, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
     assert "demo, loopback only; Ctrl-C ends it" in said
     assert "http://127.0.0.1:" in said
     assert b"has ended" in rest

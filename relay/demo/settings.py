@@ -25,6 +25,9 @@ hostname = "mx.track.example.com"
 operator = "postmaster@example.com"
 data_dir = "."
 
+[log]
+level = "warning"                          # the terminal says where everything is
+
 [smtp]
 listen = ["127.0.0.1:$smtp"]
 
