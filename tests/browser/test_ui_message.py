@@ -96,7 +96,9 @@ async def test_a_letter_is_shown_from_the_page_view_to_the_deal(browser: Browser
             await page.reload()
             await expect(line.last.locator(".title")).to_have_text("Forwarded sales@example.test")
             await expect(page.locator("#glance")).to_contain_text("google_cpc_spring")
-            await expect(page.get_by_role("link", name="4711")).to_have_attribute("href", re.compile("deals/4711$"))
+            await expect(page.get_by_role("link", name="4711", exact=True)).to_have_attribute(
+                "href", re.compile("deals/4711$")
+            )
             await expect(page.locator(".quoted")).to_have_text("> You wrote:\n> Hello")
             await looked_at(page, "message")
 
