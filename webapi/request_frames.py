@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import struct
 
-import orjson
-
 from webapi.requests import ANSWER, Answer, NoAnswer, Request
 
 READY = b"ready\n"
@@ -40,7 +38,7 @@ def pack_answer(number: int, answer: Answer | NoAnswer) -> bytes:
             b"",
             [None, _clean(answer.reason), _clean(answer.trouble and answer.trouble[-_TROUBLE:])],
         )
-    written = orjson.dumps(head)
+    written = json.dumps(head).encode()
     return ANSWERED.pack(number, status, len(written), len(content)) + written + content
 
 
@@ -52,11 +50,12 @@ def _clean(text: str | None) -> str | None:
 def read_answer(status: int, head: bytes, content: bytes) -> Answer | NoAnswer:
     """Raises ValueError for what no process of ours says."""
     try:
-        retry_after, reason, trouble = orjson.loads(head)
-    except TypeError as error:
+        retry_after, reason, trouble = json.loads(head)
+        for value in (retry_after, reason, trouble):
+            if value is not None:
+                value.encode()
+    except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError("not the head of an answer") from error
-    if not all(isinstance(value, str | None) for value in (retry_after, reason, trouble)):
-        raise ValueError("not the head of an answer")
     if status:
         return Answer(status, content, retry_after)
     return NoAnswer(reason or "", trouble)
