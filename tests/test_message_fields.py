@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.core.date import format_date, parse_date
 from relay.core.message import (
     Headers,
     first_address,
-    format_date,
     is_own_token,
     loop_token,
-    parse_date,
     received_field,
     scan,
     visit_fields,
