@@ -104,7 +104,8 @@ class GeoIp:
         self._checked = float("-inf")
         self._files: dict[Path, _File] = {}
         self._lacking = False
-        _territories()  # 13 ms, which the first page view would else wait for
+        if files_of(self._configured, self._directory):
+            _territories()  # 70 ms, which the first page view would else wait for
 
     def place(self, ip: str) -> Place:
         """City and country of an address; NOWHERE when no file knows it, or when it is none. Raises nothing."""

@@ -219,8 +219,8 @@ class TestFiles:
         self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         looks = []
-        monkeypatch.setattr("relay.geoip.files_of", lambda *given: looks.append(given) or [])
         places = GeoIp([], tmp_path, clock)
+        monkeypatch.setattr("relay.geoip.files_of", lambda *given: looks.append(given) or [])
         for _ in range(100):
             places.place(SAMPLE)
         assert len(looks) == 1

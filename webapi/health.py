@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 from aiohttp import web
 from pydantic import BaseModel
@@ -19,8 +20,8 @@ from webapi.problems import Problem
 PATIENCE = 5.0
 #: Media type of the metrics (Prometheus, "Text-based format").
 METRICS = "text/plain; version=0.0.4; charset=utf-8"
-#: The description of the API as JSON.
-DOCUMENT = web.AppKey("openapi", str)
+#: What makes the description of the API, as JSON, when somebody asks for it.
+DOCUMENT = web.AppKey("openapi", functools.partial[str])
 
 
 class Health(BaseModel):
@@ -59,7 +60,7 @@ async def metrics(request: web.Request) -> web.Response:
 
 async def openapi(request: web.Request) -> web.Response:
     await let_in(request)
-    return _json(request.app[DOCUMENT])
+    return _json(await asyncio.to_thread(request.app[DOCUMENT]))
 
 
 async def let_in(request: web.Request) -> Caller | None:

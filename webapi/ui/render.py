@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from relay.config import fields as f
 from webapi.ui.assets import assets
+from webapi.ui.bytecode import TemplateBytecode
 from webapi.ui.notices import DONE
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def segment(text: object) -> str:
 def environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(FOLDER),
+        bytecode_cache=TemplateBytecode(Path(__file__)),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -142,7 +144,7 @@ def environment() -> Environment:
 
 
 def load() -> None:
-    """Compile every template now: on the first view of each, everything else would wait for it."""
+    """Have every template compiled now: on the first view of each, everything else would wait for it."""
     made = environment()
     for name in made.list_templates():
         made.get_template(name)
