@@ -31,7 +31,7 @@ def test_mail_is_tried_some_hundred_times_in_five_days() -> None:
     assert 100 <= attempts <= 130
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 10**9), jitters)
 def test_jitter_only_adds_and_at_most_a_fifth(attempt: int, jitter: float) -> None:
     assert delay(attempt, 0.0) <= delay(attempt, jitter) <= delay(attempt, 0.0) * (1 + JITTER)
@@ -129,14 +129,14 @@ def test_any_other_retry_after_says_nothing(header: str) -> None:
     assert retry_after(header, NOW) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 4_000_000_000), st.integers(-100_000, 100_000))
 def test_a_date_is_the_distance_from_now(now: int, offset: int) -> None:
     header = format_datetime(datetime.fromtimestamp(now, UTC).replace(microsecond=0), usegmt=True)
     assert retry_after(header, now - offset) == min(max(offset, 0), MAX_RETRY_AFTER)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40))
 def test_no_header_raises(header: str) -> None:
     found = retry_after(header, NOW)

@@ -167,7 +167,7 @@ def test_no_stranger_chooses_a_codec_that_is_no_charset(label: str) -> None:
     assert decode(b"x9c\\u0041", label) == "x9c\\u0041"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=300), st.one_of(st.text(max_size=20), st.sampled_from(["utf-7", "utf-16", "hz", "big5"])))
 def test_no_octets_under_no_label_raise(octets: bytes, label: str) -> None:
     with warnings.catch_warnings():

@@ -229,7 +229,7 @@ garbage = st.lists(
 ).map(b"".join)  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(garbage, st.integers(1, 300))
 def test_no_garbage_raises_and_every_answer_is_in_bounds(block: bytes, limit: int) -> None:
     found = scan(block, HOST, limit=limit)

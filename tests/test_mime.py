@@ -234,20 +234,20 @@ def decoded(encoding: str, encoded: bytes, cuts: list[int]) -> bytes:
 CUTS = st.lists(st.integers(0, 5_000), max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=1_000), CUTS, st.sampled_from([b"\r\n", b"\n", b" \r\n\t", b""]))
 def test_base64_is_decoded_the_same_however_it_is_cut(octets: bytes, cuts: list[int], newline: bytes) -> None:
     encoded = base64.encodebytes(octets).replace(b"\n", newline)
     assert decoded("base64", encoded, cuts) == octets
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=1_000).map(lambda octets: octets.replace(b"\r", b"")), CUTS)
 def test_quoted_printable_is_decoded_the_same_however_it_is_cut(octets: bytes, cuts: list[int]) -> None:
     assert decoded("quoted-printable", quopri.encodestring(octets), cuts) == octets
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(["base64", "quoted-printable", "7bit"]), st.binary(max_size=600), CUTS)
 def test_garbage_is_decoded_the_same_however_it_is_cut(encoding: str, octets: bytes, cuts: list[int]) -> None:
     assert decoded(encoding, octets, cuts) == decoded(encoding, octets, [])
@@ -378,7 +378,7 @@ def test_a_hundred_levels_are_walked_and_the_next_is_kept_as_one_attachment() ->
     assert [node.type for node, _ in bodies(deeper.root).attachments] == ["multipart/mixed"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.sampled_from(

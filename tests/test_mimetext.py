@@ -82,7 +82,7 @@ def test_hostile_encoded_words_cost_less_than_a_tenth_of_a_second(raw: bytes) ->
     assert time.process_time() - began < 0.1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_octets_become_one_line_that_utf_8_can_hold(raw: bytes) -> None:
     text = header_text(b"=?utf-7?q?" + raw + b"?= " + raw)
@@ -195,7 +195,7 @@ _TROUBLE = st.sampled_from(
 _NAMES = st.one_of(st.text(max_size=400), st.lists(st.one_of(_TROUBLE, st.text(max_size=3)), max_size=20).map("".join))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(_NAMES)
 def test_any_name_becomes_one_that_can_be_saved_on_windows_and_unix(given_name: str) -> None:
     name = file_name(given_name, "a/b", 0)
@@ -211,7 +211,7 @@ def test_any_name_becomes_one_that_can_be_saved_on_windows_and_unix(given_name: 
 _DEVICES = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{digit}" for port in ("COM", "LPT") for digit in "123456789¹²³"}
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(_NAMES)
 def test_a_safe_name_is_left_as_it_is(given_name: str) -> None:
     name = safe_name(given_name)

@@ -40,7 +40,7 @@ def test_the_same_octets_give_the_same_name(random_octets: bytes, local: str) ->
     assert mint(random_octets) == local
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(octets)
 def test_a_minted_name_is_thirteen_symbols_in_three_groups_and_a_plain_local_part(random_octets: bytes) -> None:
     local = mint(random_octets)
@@ -52,7 +52,7 @@ def test_a_minted_name_is_thirteen_symbols_in_three_groups_and_a_plain_local_par
     assert is_valid(local)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(octets, octets)
 def test_names_differ_when_the_first_sixty_bits_do(one: bytes, two: bytes) -> None:
     assert (mint(one) == mint(two)) == (int.from_bytes(one, "big") >> 4 == int.from_bytes(two, "big") >> 4)
@@ -74,7 +74,7 @@ def added(one: str, two: str) -> str:
     return "".join(ALPHABET[ALPHABET.index(a) ^ ALPHABET.index(b)] for a, b in zip(one, two, strict=True))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(octets, octets)
 def test_the_sum_of_two_valid_words_is_valid(one: bytes, two: bytes) -> None:
     assert is_valid(added(plain(mint(one)), plain(mint(two))))
@@ -140,7 +140,7 @@ def test_what_can_not_be_a_unique_name_is_none(typed: str) -> None:
     assert not is_valid(typed)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(st.sampled_from(ALPHABET + "oilu-OIL"), max_size=20) | st.text(max_size=20))
 def test_what_is_recognised_is_written_in_one_way_only(typed: str) -> None:
     found = normalise(typed)
@@ -157,7 +157,7 @@ def test_pool_names_count_up_and_pass_over_what_is_taken_in_any_case() -> None:
     assert pool_names("info", 0, ["info1"]) == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(["info", "a.b", "x-"]), st.integers(0, 40), st.sets(st.integers(1, 60)))
 def test_pool_names_are_as_many_as_asked_for_new_and_the_same_each_time(stem: str, count: int, taken: set[int]) -> None:
     occupied = {f"{stem}{number}" for number in taken}

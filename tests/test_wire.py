@@ -205,7 +205,7 @@ def test_a_chunk_without_a_spare_dot_is_not_written_anew(monkeypatch: pytest.Mon
 # ── the definition holds however the octets arrive ───────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(streams, cuts)
 @example(b"\n.\r\n.\r\n", [1, 2, 3])
 @example(b"\r\n.\n.\r\n.\r\n", [2, 3, 4])
@@ -238,7 +238,7 @@ def test_every_beginning_of_up_to_five_octets_is_read_the_same_whole_and_octet_b
         assert (single_out, state(single)) == (out, state(whole))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(streams, cuts)
 def test_the_next_hop_sees_exactly_one_message_and_the_lines_that_we_saw(stream: bytes, places: list[int]) -> None:
     reader, out = read(cut(stream + END, places))
@@ -251,7 +251,7 @@ def test_the_next_hop_sees_exactly_one_message_and_the_lines_that_we_saw(stream:
         assert lenient_reader(out + b".\r\n" + NEXT) == (lines, NEXT)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(streams, cuts)
 def test_what_is_stuffed_as_it_should_be_is_stored_octet_for_octet(message: bytes, places: list[int]) -> None:
     wire = stuff(normal(message) + b"\r\n")
@@ -259,7 +259,7 @@ def test_what_is_stuffed_as_it_should_be_is_stored_octet_for_octet(message: byte
     assert out == wire
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(streams, cuts, cuts)
 def test_a_message_by_data_and_by_chunks_is_stored_as_the_same_octets(
     message: bytes, places: list[int], others: list[int]
@@ -304,7 +304,7 @@ def test_every_smuggling_sequence_is_either_made_harmless_or_reported(number: in
 # ── chunks: no end of data, no stuffing ──────────────────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(streams, cuts)
 @example(b"a\r\n.", [1, 2, 3])
 @example(b"\n.\r", [1])
@@ -334,7 +334,7 @@ def test_an_ordinary_piece_of_a_chunk_is_handed_on_as_the_same_object() -> None:
 # ── stuffing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(streams)
 @example(b".")
 @example(b"..\r\n.")
@@ -342,13 +342,13 @@ def test_unstuffing_undoes_stuffing_for_any_octets(data: bytes) -> None:
     assert unstuff(stuff(data)) == data
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(streams)
 def test_stuffed_data_never_contain_their_own_end(data: bytes) -> None:
     assert END not in b"\r\n" + stuff(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(streams, cuts)
 def test_unstuffing_in_pieces_equals_unstuffing_at_once(wire: bytes, places: list[int]) -> None:
     unstuffer = Unstuffer()
