@@ -1,9 +1,9 @@
-"""Hours at an even pace: whether every letter comes through once, and what the daemon's memory does meanwhile.
+"""Hours at an even pace: whether every letter comes through once, and what the daemon keeps meanwhile.
 
 A stretch of each workload in turn, each verified like a run of benchmarks/mail.py when its last letter is through.
 Memory is that of the whole process tree, without pages of files: those belong to whoever has them open. Its slope is
 that of the line through all samples behind the first quarter (least squares): until then caches fill up to their
-bounds.
+bounds. File descriptors come and go with connections, so their medians of the second and the last quarter are compared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.mail import WORKLOADS, Options, run
-from benchmarks.processes import Watch, pss_anonymous
+from benchmarks.processes import Watch, descriptors, pss_anonymous
 from benchmarks.relay import Relay
 from benchmarks.workplace import Workplace
 
@@ -26,12 +26,22 @@ STRETCH, LOOK = 300.0, 10.0
 MIXED = WORKLOADS[:3]
 #: Octets an hour that the memory may grow by, by the goal.
 GOAL = 1_000_000
+#: Descriptors that one quarter may have open more than another.
+FLAT = 2
 
 
 def slope(samples: Sequence[tuple[float, int]]) -> float:
     """Octets an hour, behind the first quarter of the time. Raises statistics.StatisticsError for fewer than two."""
     settled = [(at / 3600, memory) for at, memory in samples if at >= samples[-1][0] / 4]
     return statistics.linear_regression(*zip(*settled, strict=True)).slope
+
+
+def grown(samples: Sequence[tuple[float, int]]) -> float:
+    """By how much the median of the last quarter is above that of the second."""
+    quarter = samples[-1][0] / 4
+    second = [value for at, value in samples if quarter <= at < 2 * quarter]
+    last = [value for at, value in samples if at >= 3 * quarter]
+    return statistics.median(last) - statistics.median(second)
 
 
 def measure(place: Workplace, relay: Relay, hours: float, rate: float, stretch: float = STRETCH) -> None:
@@ -42,7 +52,8 @@ def measure(place: Workplace, relay: Relay, hours: float, rate: float, stretch: 
     options = Options(rate=rate)
     letters, faults = 0, []
     deadline = time.monotonic() + hours * 3600
-    with Watch(relay.pid, min(LOOK, stretch / 10), pss_anonymous) as watch:
+    step = min(LOOK, stretch / 10)
+    with Watch(relay.pid, step, pss_anonymous) as watch, Watch(relay.pid, step, descriptors) as opened:
         while (left := deadline - time.monotonic()) > 0:
             turn = MIXED[len(faults) % len(MIXED)]
             messages = max(1, round(rate * min(stretch, left)))
@@ -51,10 +62,12 @@ def measure(place: Workplace, relay: Relay, hours: float, rate: float, stretch: 
     found = sorted({fault for each in faults for fault in each})
     memory = [octets / 1e6 for _, octets in watch.samples]
     hourly = slope(watch.samples)
-    report.figures["hours"] = {"letters": letters, "slope": hourly, "memory": memory}
+    files = [count for _, count in opened.samples]
+    more = grown(opened.samples)
+    report.figures["hours"] = {"letters": letters, "slope": hourly, "memory": memory, "descriptors": files}
     report.line(
         f"  {letters} letters; memory {memory[0]:.0f} MB at first, {memory[len(memory) // 4]:.0f} after a quarter, "
-        f"{memory[-1]:.0f} at the end, {max(memory):.0f} at most"
+        f"{memory[-1]:.0f} at the end, {max(memory):.0f} at most; {min(files)} to {max(files)} descriptors"
     )
     report.judge(
         "hours: every message exactly once, unchanged, indexed, posted", not found, "; ".join(found) or "verified"
@@ -62,3 +75,4 @@ def measure(place: Workplace, relay: Relay, hours: float, rate: float, stretch: 
     report.judge(
         f"hours: memory grows by less than {GOAL / 1e6:g} MB an hour", hourly < GOAL, f"{hourly / 1e6:+.2f} MB/h"
     )
+    report.judge("hours: as many descriptors are open as before", more <= FLAT, f"{more:+g}")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -40,6 +41,15 @@ def pss(root: int) -> int:
 def pss_anonymous(root: int) -> int:
     """The same without pages of files, which count for less while any other program has the same library open."""
     return _memory(root, "Pss_Anon:")
+
+
+def descriptors(root: int) -> int:
+    """File descriptors that the tree has open."""
+    total = 0
+    for pid in tree(root):
+        with suppress(OSError):  # it has ended
+            total += sum(1 for _ in (_PROC / str(pid) / "fd").iterdir())
+    return total
 
 
 def _memory(root: int, kind: str) -> int:
@@ -101,8 +111,8 @@ class Foreign:
 
 
 class Watch:
-    """The memory of a tree, as ``measure`` has it, while the block runs, every ``step`` seconds: (seconds since the
-    start, octets)."""
+    """What ``measure`` says of a tree (its memory, in octets) while the block runs, every ``step`` seconds: (seconds
+    since the start, value)."""
 
     def __init__(self, root: int, step: float = 0.5, measure: Callable[[int], int] = pss) -> None:
         self.samples: list[tuple[float, int]] = []
@@ -115,7 +125,7 @@ class Watch:
 
     @property
     def peak(self) -> int:
-        return max(memory for _, memory in self.samples)
+        return max(value for _, value in self.samples)
 
     def _look(self) -> None:
         while True:

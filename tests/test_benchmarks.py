@@ -184,12 +184,20 @@ def test_hours_are_verified_and_their_memory_is_judged(
 ) -> None:
     hours.measure(place, measured, 4 / 3600, 20.0, stretch=2.0)
     assert place.report.figures["hours"]["letters"] >= 60
-    assert "PASS  hours: every message exactly once, unchanged, indexed, posted: verified" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "PASS  hours: every message exactly once, unchanged, indexed, posted: verified" in printed
+    assert "hours: as many descriptors are open as before" in printed
+    assert min(place.report.figures["hours"]["descriptors"]) > 10
 
 
 def test_the_slope_leaves_out_the_first_quarter() -> None:
     samples = [(at * 3600.0, 0 if at < 1 else 100_000_000 + 2_000_000 * at) for at in range(1 + 4)]
     assert hours.slope(samples) == pytest.approx(2_000_000)
+
+
+def test_descriptors_are_compared_by_quarters_without_the_first() -> None:
+    samples = [(float(at), {0: 90, 1: 20, 2: 50, 3: 25}[at // 10]) for at in range(40)]
+    assert hours.grown(samples) == 5
 
 
 def test_binds_are_paced_timed_and_each_an_address_of_its_own(place: Workplace, measured: Relay) -> None:
