@@ -337,7 +337,7 @@ class TestRefused:
             headers = {"Origin": SHOP_ORIGIN, "Content-Type": "text/plain"}
             for data in (b" " * 2001, pieces()):
                 status, problem = await api.call("POST", "/v1/bind", data=data, headers=headers)
-                assert (status, problem["title"]) == (413, "Request Entity Too Large")
+                assert (status, problem["title"]) == (413, "Content Too Large")
             assert (await api.bind())[0] == 200
 
     async def test_another_content_type_is_refused(self, api: Api) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -188,7 +187,7 @@ def _responses(operation: Operation, refs: dict[Any, Document]) -> Document:
     answer = operation.answer
     status = operation.status if answer is not None else 204
     for code in (status, *operation.alike):
-        found[str(code)] = {"description": HTTPStatus(code).phrase}
+        found[str(code)] = {"description": problems.phrase(code)}
         if isinstance(answer, str):
             found[str(code)]["content"] = {answer.partition(";")[0]: {}}
         elif answer is not None:
@@ -200,7 +199,7 @@ def _responses(operation: Operation, refs: dict[Any, Document]) -> Document:
         statuses |= {400, 413, 415}
     problem = {problems.MEDIA_TYPE: {"schema": refs[ProblemDocument]}}
     for code in sorted(statuses):
-        found[str(code)] = {"description": HTTPStatus(code).phrase, "content": problem}
+        found[str(code)] = {"description": problems.phrase(code), "content": problem}
     return found
 
 

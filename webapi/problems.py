@@ -23,7 +23,24 @@ RETRY_STORE = 5
 #: Errors of one request that are named; more would only help somebody who probes.
 MOST_ERRORS = 20
 
+#: Names of RFC 9110 (§15.5) that Python has since 3.13; before, it has those of the RFCs that were replaced.
+_RENAMED = {
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def phrase(status: int) -> str:
+    """A status in words (RFC 9110 §15), the same with every Python.
+
+    >>> phrase(404), phrase(413)
+    ('Not Found', 'Content Too Large')
+    """
+    return _RENAMED.get(status) or HTTPStatus(status).phrase
 
 
 class FieldError(BaseModel):
@@ -67,7 +84,7 @@ class Problem(Exception):
     def response(self) -> web.Response:
         document: dict[str, object] = {
             "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
+            "title": phrase(self.status),
             "status": self.status,
             "detail": self.detail,
         }

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from aiohttp import web
 
 from webapi.context import CONTEXT
-from webapi.problems import Handler, Problem, from_exception
+from webapi.problems import Handler, Problem, from_exception, phrase
 from webapi.ui import (
     addresses,
     checks,
@@ -85,8 +83,6 @@ async def _problem_page(request: web.Request, problem: Problem) -> web.StreamRes
     if problem.status not in (500, 503):
         visitor = await session.visitor(request)
         view = None if visitor is None else View(request, request.app[CONTEXT], visitor, {})
-    response = render(
-        view, "problem.html", status=problem.status, problem=problem, title=HTTPStatus(problem.status).phrase
-    )
+    response = render(view, "problem.html", status=problem.status, problem=problem, title=phrase(problem.status))
     response.headers.update(problem.headers)
     return response
