@@ -100,8 +100,8 @@ def size(octets: int) -> str:
 
 def number(value: float) -> str:
     """
-    >>> number(1234567)
-    '1 234 567'
+    >>> number(1234567).split("\N{NARROW NO-BREAK SPACE}")
+    ['1', '234', '567']
     """
     return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
