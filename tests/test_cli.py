@@ -282,6 +282,14 @@ class TestMigrate:
         assert result.stderr == "Error: interrupted: what was applied stays; the next start goes on from there\n"
         assert run("migrate").exit_code == 0
 
+    def test_one_that_got_lost_is_not_made_anew(self, run: Run, tmp_path: Path) -> None:
+        run("migrate")
+        (tmp_path / "data" / "relay.db").unlink()
+        result = run("migrate")
+        assert result.exit_code == 1
+        assert "it is missing, but" in result.stderr
+        assert not (tmp_path / "data" / "relay.db").exists()
+
     def test_a_database_of_a_newer_program_is_left_alone(self, run: Run, tmp_path: Path) -> None:
         run("migrate")
         with closing(sqlite3.connect(tmp_path / "data" / "relay.db")) as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -13,8 +14,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay.store import damage
-from relay.store.damage import Damage
+from relay.store.damage import Damage, Damaged
 from relay.store.errors import StoreUnavailable
+from relay.store.store import DATABASE, Store
+from tests.store_fixtures import opened
 
 PATIENCE = 10.0
 #: SQLite's words for damage, and for a page that could not be read once (EIO).
@@ -116,3 +119,49 @@ def test_other_errors_say_nothing_of_damage(said: str, database: Path, monkeypat
     found.note(StoreUnavailable(said))
     found.refuse()
     assert held.looks == 0
+
+
+class TestWord:
+    """What tells that there was a database, when it is gone: relay.db-was-made."""
+
+    async def test_a_store_leaves_it_and_a_lost_or_emptied_database_is_not_made_anew(self, tmp_path: Path) -> None:
+        path = tmp_path / DATABASE
+        async with opened(tmp_path):
+            pass
+        assert stat.S_IMODE((tmp_path / f"{DATABASE}-was-made").stat().st_mode) == 0o600
+        path.unlink()
+        with pytest.raises(Damaged, match=r"it is missing, but .*relay\.db-was-made is there"):
+            await Store(path).open()
+        assert not path.exists()
+        path.touch()
+        with pytest.raises(Damaged, match="it is empty, but"):
+            await Store(path).open()
+        assert not path.stat().st_size
+
+    async def test_a_database_of_before_there_was_a_word_gets_one(self, tmp_path: Path) -> None:
+        path = tmp_path / DATABASE
+        async with opened(tmp_path):
+            pass
+        word = tmp_path / f"{DATABASE}-was-made"
+        word.unlink()  # or the machine went down between the two
+        store = Store(path)
+        await store.open()
+        await store.close()
+        assert word.exists()
+
+    async def test_who_removes_it_too_begins_anew(self, tmp_path: Path) -> None:
+        async with opened(tmp_path):
+            pass
+        for name in (DATABASE, f"{DATABASE}-was-made"):
+            (tmp_path / name).unlink()
+        store = Store(tmp_path / DATABASE)
+        await store.open()
+        await store.close()
+
+    def test_where_it_cannot_be_written_the_log_says_so(self, database: Path) -> None:
+        (database.parent / "relay.db-was-made").symlink_to(database.parent / "nowhere" / "file")
+        with capture_logs() as entries:
+            damage.mark(database)
+        (entry,) = entries
+        assert entry["log_level"] == "warning"
+        assert "No such file" in entry["error"]

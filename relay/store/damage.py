@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sqlite3
 import threading
 import time
@@ -32,6 +33,11 @@ AGAIN = 1.0
 #: index that is damaged where a look does not find it would keep the disk busy, and mail off, for good.
 SOUND, SOUND_TIMES = 60.0, 20.0
 REMEDY = "stop the daemon, keep data_dir as it is, restore the last backup (docs/operations.md, Backup and restore)"
+#: What lies beside a database from its first day on, to miss it by.
+_WORD = """\
+A database was made here. When it is missing or empty the daemon does not start: an empty one would refuse the mail to
+every address that was ever shown. Restore the last backup. To begin anew on purpose remove this file, too.
+"""
 _CODES = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 #: What SQLite says of these codes (sqlite3_errstr), in whatever words around it.
 _WORDS = ("disk image is malformed", "malformed database schema", "file is not a database")
@@ -99,10 +105,32 @@ class Damage:
             return
 
 
+def mark(path: Path) -> None:
+    """Leave word beside the database that it was made: for one with small messages only, nothing else would tell.
+
+    Where that cannot be written the log says so; a daemon that runs is worth more.
+    """
+    word = _word_of(path)
+    if word.exists():
+        return
+    try:
+        with os.fdopen(os.open(word, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(_WORD)
+            file.flush()
+            os.fsync(file.fileno())
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        log.warning("database not marked as made: a loss of it may pass unnoticed", file=str(word), error=str(error))
+
+
 def check(path: Path, patience: float | None = PATIENCE) -> None:
     """Look for damage, ``patience`` seconds at most (None: to the end). Raises Damaged, other sqlite3.Errors.
 
-    One that is missing or empty where messages have been kept is damaged, too: no other would ever be made of it.
+    One that is missing or empty where there was one (:func:`mark`) is damaged, too: no other is ever made in its place.
     """
     if not path.exists() or not path.stat().st_size:
         if traces := _traces(path):
@@ -139,8 +167,14 @@ def _octets(connection: sqlite3.Connection) -> int:
 
 
 def _traces(path: Path) -> Path | None:
-    """What says that messages were kept here."""
-    log_file, bodies = path.with_name(f"{path.name}-wal"), path.parent / "bodies"
+    """What says that there was a database here."""
+    word, log_file, bodies = _word_of(path), path.with_name(f"{path.name}-wal"), path.parent / "bodies"
+    if word.exists():
+        return word
     if log_file.exists() and log_file.stat().st_size:
         return log_file
     return next(bodies.iterdir(), None) if bodies.is_dir() else None
+
+
+def _word_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-was-made")

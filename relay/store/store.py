@@ -44,6 +44,7 @@ class Store:
         """
         damage.check(self.path)
         migrate.migrate(self.path, progress)
+        damage.mark(self.path)
         try:
             self.writer.start()
             await self.reader.start()

@@ -62,11 +62,12 @@ def lost(path: Path) -> None:
     path.unlink()
 
 
+@pytest.mark.parametrize("content", [letter("small"), LARGE], ids=["small letters", "a large one"])
 async def test_a_database_that_is_damaged_before_the_start_is_refused_with_the_remedy_and_left_as_it_is(
-    tmp_path: Path,
+    tmp_path: Path, content: bytes
 ) -> None:
     async with world(tmp_path) as relay:
-        await relay.mail(BASE, LARGE)  # its body lies in a file, so what was kept here shows without a database
+        await relay.mail(BASE, content)
         assert await asyncio.to_thread(relay.daemon.stop) == 0
         whole = database(relay).read_bytes()
         harms: list[Callable[[Path], None]] = [head, cut_off, emptied, lost, inner]
@@ -79,6 +80,10 @@ async def test_a_database_that_is_damaged_before_the_start_is_refused_with_the_r
         with pytest.raises(DaemonFailed, match=REMEDY):
             await asyncio.to_thread(relay.daemon.start)
         assert database(relay).read_bytes() == harmed
+        lost(database(relay))
+        with pytest.raises(DaemonFailed, match=REMEDY):
+            await asyncio.to_thread(relay.daemon.start)
+        assert not database(relay).exists()
         database(relay).write_bytes(whole)
         await asyncio.to_thread(relay.daemon.start)
 
