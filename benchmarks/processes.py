@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,12 +35,12 @@ def cpu_seconds(root: int) -> float:
 
 def pss(root: int) -> int:
     """Octets of memory of the tree, pages shared between processes counted once (proportional set size)."""
-    return _memory(root, "Pss:")
+    return _memory(tree(root), "Pss:")
 
 
 def pss_anonymous(root: int) -> int:
     """The same without pages of files, which count for less while any other program has the same library open."""
-    return _memory(root, "Pss_Anon:")
+    return _memory(tree(root), "Pss_Anon:")
 
 
 def descriptors(root: int) -> int:
@@ -52,9 +52,14 @@ def descriptors(root: int) -> int:
     return total
 
 
-def _memory(root: int, kind: str) -> int:
+def rss(pid: int) -> int:
+    """Octets of memory of the one process, shared pages and all (resident set size)."""
+    return _memory([pid], "Rss:")
+
+
+def _memory(pids: Iterable[int], kind: str) -> int:
     total = 0
-    for pid in tree(root):
+    for pid in pids:
         try:
             rollup = (_PROC / str(pid) / "smaps_rollup").read_text()
         except OSError:

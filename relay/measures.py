@@ -85,6 +85,9 @@ class Measures:
         yield gauge(
             "relay_event_loop_lag_max_seconds", "The largest of the last one to two minutes.", self.loop.largest
         )
+        yield histogram(
+            "relay_event_loop_busy_seconds", "CPU time of its thread between two such looks.", self.loop.busy
+        )
         yield gauge("relay_disk_free_bytes", "Free space on the disk of data_dir.", space.free())
         yield gauge("relay_disk_size_bytes", "Size of that disk.", space.size())
         yield gauge("relay_disk_floor_bytes", "Below it mail is put off, below twice that page views.", self.floor)

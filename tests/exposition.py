@@ -38,6 +38,10 @@ class Metric:
         name = self.name + ("_count" if self.kind == "histogram" else "")
         return self.samples[name, tuple(sorted(labels.items()))]
 
+    def above(self, bound: str) -> float:
+        """How many observations of a histogram without labels lie above one of its bounds."""
+        return self.value() - self.samples[f"{self.name}_bucket", (("le", bound),)]
+
 
 def parse(text: str) -> dict[str, Metric]:
     """Every metric by its name; raises AssertionError for what is not right."""

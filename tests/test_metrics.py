@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -86,20 +88,39 @@ class TestText:
 class TestLoop:
     def test_the_largest_lag_is_remembered_for_a_minute_however_often_it_is_read(self) -> None:
         watch = LoopWatch()
-        watch.note(0.5, 1000.0)
-        watch.note(0.001, 1001.0)
+        watch.note(0.5, 1000.0, 0.0)
+        watch.note(0.001, 1001.0, 0.0)
         assert [watch.largest, watch.largest] == [0.5, 0.5]
-        watch.note(0.002, 1000.0 + REMEMBERED)
+        watch.note(0.002, 1000.0 + REMEMBERED, 0.0)
         assert watch.largest == 0.5
-        watch.note(0.001, 1000.0 + 2 * REMEMBERED)
+        watch.note(0.001, 1000.0 + 2 * REMEMBERED, 0.0)
         assert watch.largest == 0.002
         assert sum(watch.lag.counts) == 4
 
     def test_a_long_one_is_told(self) -> None:
         with structlog.testing.capture_logs() as logs:
-            LoopWatch().note(1.5, 0.0)
-            LoopWatch().note(0.9, 0.0)
-        assert [(entry["event"], entry["seconds"]) for entry in logs] == [("event loop held up", 1.5)]
+            LoopWatch().note(1.5, 0.0, 0.2)
+            LoopWatch().note(0.9, 0.0, 0.9)
+        assert [(entry["event"], entry["seconds"], entry["busy"]) for entry in logs] == [
+            ("event loop held up", 1.5, 0.2)
+        ]
+
+    async def test_what_the_loop_itself_does_is_told_from_what_it_waits_for(self) -> None:
+        watch = LoopWatch()
+        watching = asyncio.create_task(watch.run())
+        await asyncio.sleep(0)
+        time.sleep(0.3)  # as if others had the processor
+        while not sum(watch.lag.counts):
+            await asyncio.sleep(0.01)
+        assert watch.lag.sum > 0.2
+        assert watch.busy.sum < 0.2
+        began = time.thread_time()
+        while time.thread_time() - began < 0.3:
+            pass
+        while sum(watch.lag.counts) < 2:
+            await asyncio.sleep(0.01)
+        assert watch.busy.sum > 0.3
+        watching.cancel()
 
 
 class TestFigures:

@@ -10,8 +10,11 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 
+from benchmarks.processes import pss, rss
 from relay.core.wire import stuff
 from tests.certificates import Certificate
+from tests.daemon import Entry
+from tests.exposition import Metric, parse
 from tests.ledger import SOAK
 from tests.scenarios.world import DOMAIN, World, letter, unique_letter, world
 from tests.smtp_client import SmtpClient, bdat
@@ -19,10 +22,15 @@ from tests.smtp_client import SmtpClient, bdat
 pytestmark = [pytest.mark.scenario, pytest.mark.asyncio(loop_scope="module")]
 
 BASE = f"plus@{DOMAIN}"
+#: With a visit that nobody issued: what comes there is posted.
+CLAIMED = f"plus+17@{DOMAIN}"
 #: Connections of the attacker, of 50 an address, and how many are taken at all.
 LORISES, CONNECTIONS = (2_000, 1_000) if SOAK else (300, 150)
 LETTERS = 200 if SOAK else 20
 PER_ADDRESS = 50
+#: How often all bombs come, one behind the other. In the soak they may hold the event loop up for so many seconds, and
+#: the daemon may have grown by so many octets.
+ROUNDS, STALL, GROWTH = 20 if SOAK else 1, "0.1", 50e6
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -137,10 +145,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
-async def test_a_bomb_is_forwarded_as_it_came_and_history_shows_it(name: str, relay: World) -> None:
-    content = BOMBS[name]()
-    message = await relay.mail(BASE, content)
+async def explode(relay: World, content: bytes) -> None:
+    message = await relay.mail(CLAIMED, content)
     await relay.arrived(content)
     await relay.until(
         lambda: relay.row("SELECT extraction FROM messages WHERE id = ?", message), lambda row: row[0] != "waiting"
@@ -148,7 +154,46 @@ async def test_a_bomb_is_forwarded_as_it_came_and_history_shows_it(name: str, re
     shown = await relay.call("GET", f"/v1/messages/{message}")
     assert len(shown["attachments"]) <= 1_000
     assert await relay.octets("GET", f"/v1/messages/{message}/raw") == content
+    await relay.posted(message)
+
+
+def held_up(relay: World) -> list[Entry]:
+    return [entry for entry in relay.daemon.log if entry["event"] == "event loop held up"]
+
+
+@pytest.mark.parametrize("name", BOMBS)
+async def test_a_bomb_is_forwarded_as_it_came_and_history_shows_it(name: str, relay: World) -> None:
+    await explode(relay, BOMBS[name]())
     assert relay.daemon.errors == []
+    assert held_up(relay) == []
+
+
+async def test_bombs_neither_stall_the_event_loop_nor_swell_the_daemon(relay: World) -> None:
+    """By the CPU time of the loop's thread, which is the daemon's own doing whoever else is on the machine."""
+
+    async def busy() -> Metric:
+        async with relay.http.get(f"{relay.daemon.url}/metrics") as response:
+            return parse(await response.text())["relay_event_loop_busy_seconds"]
+
+    await explode(relay, unique_letter())
+    looks, resident, tree = await busy(), rss(relay.daemon.pid), pss(relay.daemon.pid)
+    for number in range(ROUNDS):
+        for bomb in BOMBS.values():
+            await explode(relay, b"X-Round: %d\r\n" % number + bomb())
+    await relay.until(busy, lambda now: now.value() > looks.value() + 1)  # the last bomb is in it
+    now = await busy()
+    passed = {bound: now.above(bound) - looks.above(bound) for bound in ("0.025", "0.05", "0.075", STALL, "0.25")}
+    swollen, all_together = rss(relay.daemon.pid) - resident, pss(relay.daemon.pid) - tree
+    print(
+        f"\nbombs: {ROUNDS * len(BOMBS):,}; looks at the event loop between which it was busy for more than so many"
+        f" seconds: { {bound: round(count) for bound, count in passed.items()} } of {now.value() - looks.value():,.0f};"
+        f" the daemon has grown by {swollen / 1e6:.1f} MB, with its workers by {all_together / 1e6:.1f} MB"
+    )
+    assert held_up(relay) == []
+    assert relay.daemon.errors == []
+    if SOAK:
+        assert passed[STALL] == 0
+        assert swollen < GROWTH
 
 
 @pytest.mark.parametrize(
