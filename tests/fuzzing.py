@@ -102,15 +102,25 @@ _VALUES = (b"Ann <ann@ext.test>", b'"A \\" B" <a@b.test>, c@d.test', b"group: a@
            b"<1.2@ext.test>", b"<1@a> <2@b>\r\n\t<3@c>", b"=?utf-8?q?Gr=C3=BC=C3=9Fe?=", b"=?koi8-r?b?8NLJ18XU?=",
            b"mx.test; spf=pass", b'(c) "mx.test"; none', b"auto-replied", b"bulk", b"no", b"", b"x" * 500,
            b'"' * 400, b"(" * 400, b"<" * 400, b"=?" * 200, b"multipart/report; report-type=x")  # fmt: skip
+#: What a reader of headers may begin anew at each of: of these a value now and then has 32 kB.
+_RUNS = (b'"', b"(", b"()", b"<", b"\\", b",", b";", b":", b"[", b" ", b"\t", b"\r\n ", b";p*0*=v", b";p*0=v", b'; p="',
+         b"=?utf-8?q?=", b"=?utf-8?q?x?= ", b"=?utf-8?b?", b"=?", b"a@b.c,", b"<a@b>", b"a:;", b"%", b"=",
+         b"\xff")  # fmt: skip
+_RUN, _ONE_IN = 32 * 1024, 150
 HEADER_PIECES = (b"\r\n", b"\r\n ", b"\r\n\r\n", b"\n", b"\r", b"\0", b":", b'"', b"(", b")", b"<", b">", b"@", b"\\",
                  b",", b";", b"=?", b"?=", b"From ", b".", b"[", b"]", b"\xff", b"a@b", *_FIELDS)  # fmt: skip
 
 
+def value(rng: Random) -> bytes:
+    if rng.randrange(_ONE_IN):
+        return rng.choice(_VALUES)
+    run = rng.choice(_RUNS)
+    return rng.choice((b"", b"text/plain", b"Ann ")) + run * (_RUN // len(run))
+
+
 def header(rng: Random, *more: bytes) -> bytes:
     """A header block, its empty line included."""
-    fields = [
-        rng.choice(_FIELDS) + rng.choice((b": ", b":", b" : ")) + rng.choice(_VALUES) for _ in range(rng.randrange(8))
-    ]
+    fields = [rng.choice(_FIELDS) + rng.choice((b": ", b":", b" : ")) + value(rng) for _ in range(rng.randrange(8))]
     fields.extend(more)
     rng.shuffle(fields)
     first = [b"From ann Mon Nov 23 12:00:00 2026"] if not rng.randrange(20) else []
