@@ -1,0 +1,106 @@
+"""The log's canonical lines are as docs/operations.md says: one for each thing, with these fields and no others."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemon import ROOT, Entry
+from tests.scenarios.world import DOMAIN, SECRET, letter, site, target, world
+from tests.webhook_receiver import Post, Receiver
+
+pytestmark = pytest.mark.scenario
+
+TABLE = "| `event` | one line for | fields |\n"
+_ROW = re.compile(r"\| `([^`]+)` \| [^|]+ \| ([^|]+) \|").fullmatch
+#: What every line has, by the sentence above the table.
+ALWAYS = {"event", "level", "timestamp"}
+#: What tells lines of one kind apart: a second one of the same would be one too many.
+THING = {
+    "ready": (),
+    "SMTP session": ("session",),
+    "message": ("session", "id"),
+    "message refused": ("session",),
+    "delivery": ("id", "attempt"),
+    "post": ("webhook", "uid", "attempt"),
+}
+TO = f"plus+17@{DOMAIN}"
+
+
+def promised() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """By event: its fields; and the states that it can have."""
+    fields, states = dict[str, set[str]](), dict[str, set[str]]()
+    table = (ROOT / "docs" / "operations.md").read_text("utf-8").partition(TABLE)[2].partition("\n\n")[0]
+    for line in table.splitlines()[1:]:
+        row = _ROW(line)
+        assert row is not None, line
+        event, listed = row.groups()
+        fields[event] = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", listed)))
+        states[event] = set(re.findall(r"`(\w+)`", "".join(re.findall(r"`state` \(([^)]*)\)", listed))))
+    return fields, states
+
+
+def answered(post: Post) -> int:
+    return 503 if "not now" in post.json["subject"] else 410 if "nevermore" in post.json["subject"] else 200
+
+
+def hooks(crm: Receiver) -> list[dict[str, Any]]:
+    """The second one can post nothing: a letter to nobody's visit has no client id of Google's."""
+    google = {"measurement_id": "G-TEST", "api_secret": "hush hush"}
+    return [
+        {"url": crm.url, "secret": SECRET},
+        {"url": crm.at("/mp/collect"), "secret": SECRET, "template": "ga4", "variables": google},
+    ]
+
+
+async def test_each_thing_has_one_line_with_the_fields_that_the_document_lists(tmp_path: Path) -> None:
+    fields, states = promised()
+    plus = site(target("plus@example.test", "plus"))
+    async with world(tmp_path, sites=(plus,), crm=answered, hook=hooks) as relay:
+
+        async def send(subject: str, delivery: str = "forwarded", post: str = "delivered", **script: str) -> int:
+            relay.sink.script = dict(script)
+            message = await relay.mail(TO, letter(subject))
+            await relay.forwarded(message, delivery)
+            await relay.daemon.logged("post", message=message, webhook=1, state=post)
+            await relay.daemon.logged("post", message=message, webhook=2, state="withheld")
+            return message
+
+        first = await send("it goes through")
+        assert await relay.mail(TO, letter("it goes through")) == first  # resent
+        deferred = await send("it is put off", "deferred", rcpt="450 4.2.1 later")
+        relay.sink.script = {}
+        await relay.retry_all()
+        await relay.forwarded(deferred)
+        await send("it is held", "failed", rcpt="550 5.1.1 no")
+        await send("the CRM is not now there", post="waiting")
+        refused = await relay.answer(b"A: b\r\n" * 1_001 + b"\r\nx\r\n", TO)
+        assert refused.code == 552
+        await send("the CRM is there nevermore", post="failed")
+    lines: dict[str, list[Entry]] = defaultdict(list)
+    for entry in relay.daemon.log:
+        lines[entry["event"]].append(entry)
+    assert {event: len(lines[event]) for event in fields} == {
+        "ready": 1,
+        "SMTP session": 7,
+        "message": 6,
+        "message refused": 1,
+        "delivery": 6,  # the one that was put off has two
+        "post": 10,
+    }
+    for event, named in fields.items():
+        for entry in lines[event]:
+            assert entry.keys() == named | ALWAYS, event
+            assert entry["level"] == ("info" if entry.get("state") in (None, "forwarded", "delivered") else "warning")
+        things = Counter(tuple(entry[key] for key in THING[event]) for entry in lines[event])
+        assert set(things.values()) == {1}, event
+        assert {entry["state"] for entry in lines[event] if states[event]} == states[event]
+    sessions = {entry["session"] for entry in lines["SMTP session"]}
+    assert {entry["session"] for event in ("message", "message refused") for entry in lines[event]} == sessions
+    assert {entry["message"] for entry in lines["delivery"]} == {entry["id"] for entry in lines["message"]}
+    assert {entry["message"] for entry in lines["post"]} == {entry["id"] for entry in lines["message"]}
+    assert [entry["resent"] for entry in lines["message"]] == [False, True, False, False, False, False]
