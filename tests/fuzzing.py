@@ -184,42 +184,49 @@ def _command(rng: Random) -> bytes:
             return rng.choice(_COMMANDS)
 
 
-def _body(rng: Random) -> bytes:
+def _body(rng: Random, large: bool) -> bytes:
+    """Nothing but CR LF lines, the last one perhaps without its end; ``large``: more than is kept in memory."""
+    content = rng.choice(_CONTENTS)
     return (
         header(rng)
-        + rng.choice(_CONTENTS) * rng.choice((1, 1, 2, 300))
+        + content * rng.choice((1, 1, 2, 300))
+        + b"a line of a large letter\r\n" * (12_000 if large else 0)
         + _BAIT
         + rng.choice((b".\r\n", b"..\r\n", b"", b"no line end"))
     )
 
 
-def _transaction(rng: Random) -> list[bytes]:
-    """Groups that wait for no answer within them. DATA has to end its group."""
+def _transaction(rng: Random, large: bool) -> tuple[list[bytes], bytes]:
+    """Groups that wait for no answer within them, and the message. DATA has to end its group."""
     envelope = [rng.choice(_SENDERS), _RECIPIENTS[0], *[rng.choice(_RECIPIENTS) for _ in range(rng.choice((0, 0, 2)))]]
-    body = _body(rng)
+    body = _body(rng, large)
+    whole = body if body.endswith(b"\r\n") else body + b"\r\n"
     if rng.randrange(2):
-        if not body.endswith(b"\r\n"):
-            body += b"\r\n"
-        return [b"".join(envelope) + b"DATA\r\n", stuff(body) + b".\r\n"]
+        return [b"".join(envelope) + b"DATA\r\n", stuff(whole) + b".\r\n"], whole
     places = sorted({0, len(body), *(rng.randrange(len(body) + 1) for _ in range(rng.randrange(4)))})
     chunks = [bdat(body[start:end], end == len(body)) for start, end in pairwise(places)]
-    return [b"".join([*envelope, *chunks])]
+    return [b"".join([*envelope, *chunks])], whole
 
 
 @dataclass(frozen=True)
 class Case:
-    """``groups``: what a client sends, each when the one before was answered. ``sound``: nothing in it was spoiled."""
+    """``groups``: what a client sends, each when the one before was answered. ``sound``: nothing in it was spoiled,
+    so that its ``messages`` are all that it can mean."""
 
     groups: list[bytes]
     sound: bool
+    messages: list[bytes]
 
 
-def session(rng: Random) -> Case:
+def session(rng: Random, large: bool = False) -> Case:
+    """``large``: its messages have more octets than are kept in memory."""
     groups = [b"EHLO c.test\r\n"] if rng.randrange(10) else []
-    sound = bool(groups)
+    sound, messages = bool(groups), list[bytes]()
     for _ in range(rng.randrange(1, 4)):
         if rng.randrange(4):
-            groups.extend(_transaction(rng))
+            more, message = _transaction(rng, large)
+            groups.extend(more)
+            messages.append(message)
         else:
             sound = False
             groups.append(b"".join(_command(rng) + b"\r\n" for _ in range(rng.randrange(1, 6))))
@@ -230,7 +237,7 @@ def session(rng: Random) -> Case:
     if not rng.randrange(10):
         sound = False
         groups = [b"".join(groups)]
-    return Case(groups, sound)
+    return Case(groups, sound, messages)
 
 
 class Wire(asyncio.Transport):
@@ -284,6 +291,11 @@ class Wire(asyncio.Transport):
         pass
 
 
+def _waits(session: Session) -> bool:
+    """Whether it has nothing left to do but to wait for its client."""
+    return session._waiter is not None and not session._waiter.done()
+
+
 async def play(service: Service, case: Case, rng: Random) -> bytes:
     """All that a session of ``service`` answers to the octets of ``case``, and to their end, with which it must end."""
     wire, played = Wire(), Session(service)
@@ -294,10 +306,8 @@ async def play(service: Service, case: Case, rng: Random) -> bytes:
                 played.data_received(piece)
             if rng.randrange(4) == 0 or not wire.reading:
                 await asyncio.sleep(0)
-        answered = -1
-        while answered != len(wire.written):  # a turn in which nothing more was said
-            answered = len(wire.written)
-            for _ in range(4):
+        async with asyncio.timeout(PATIENCE):
+            while not (wire.closed or _waits(played)):
                 await asyncio.sleep(0)
     if not wire.closed:
         played.eof_received()

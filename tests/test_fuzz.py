@@ -6,13 +6,16 @@ RELAY_SEED repeats a run.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from structlog.testing import capture_logs
 
 from relay.bodies import Bodies
@@ -20,7 +23,7 @@ from relay.core import substitute
 from relay.core.address import AddressError, lookup_keys, parse, parse_mail, parse_rcpt
 from relay.core.message import scan, without
 from relay.core.mime import bodies, walk
-from relay.core.model import Address
+from relay.core.model import Address, Method
 from relay.core.wire import stuff, unstuff
 from relay.extract_frames import as_json, from_json
 from relay.extract_worker import extract
@@ -28,14 +31,28 @@ from relay.smtp_envelope import mail, rcpt
 from relay.smtp_limits import Limits, Settings
 from relay.smtp_service import Service
 from relay.smtp_transaction import Recipient, Transaction
+from relay.store import history
+from relay.store.schema import bodies as stored_bodies
+from relay.store.schema import messages
+from relay.store.sites import StaticDefinition, TargetDefinition
 from tests import fuzzing
 from tests.fuzzing import CANARY, Costs
 from tests.ledger import SOAK, seeded
+from tests.parts import PATIENCE, SITE, Parts, running_parts
+from tests.test_extraction import reading
 
 #: Cases of each kind: a million together.
 SESSIONS, HEADERS, TREES, ADDRESSES = (150_000, 300_000, 150_000, 400_000) if SOAK else (1_000, 1_500, 600, 3_000)
+#: Sessions with the real intake and the real store behind them: each message costs a sync.
+STORED = 5_000 if SOAK else 200
 #: Octets that a message may have here.
 LARGEST = 5_000
+#: The site whose addresses the grammars know.
+U1 = replace(
+    SITE,
+    targets=(TargetDefinition(Address("sales", "example.com"), Method.PLUS, "track.test", (), 900.0),),
+    statics=(StaticDefinition(Address("u1", "track.test"), "sales@example.com", "u1"),),
+)
 _REPLIES = re.compile(rb"(?:[245]\d\d[ -][ -~]*\r\n|354 [ -~]*\r\n)+").fullmatch
 
 
@@ -102,6 +119,83 @@ async def test_any_octets_of_a_client_are_answered_or_end_the_session(
     assert {"220", "221", "250", "354", "421", "500", "501", "503", "550", "552", "554"} <= codes.keys()
     assert service.sessions == set()
     assert list(tmp_path.iterdir()) == []
+
+
+class Witness:
+    """The real intake, and what it said to whom: the wire form of each message that it took, by its id."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.taken: dict[str, bytes] = {}
+        self.promised: list[str] = []  # ids, in the order of the answers; one that was there already comes again
+
+    def room(self, size: int) -> bool:
+        return self._parts.intake.room(size)
+
+    async def route(self, recipient: Recipient, mail_from: Address | None) -> object | None:
+        return await self._parts.intake.route(recipient, mail_from)
+
+    async def accept(self, transaction: Transaction) -> str:
+        body = transaction.body
+        wire = body.data if body.data is not None else self._parts.bodies.read(body.file or "")
+        message_id = await self._parts.intake.accept(transaction)
+        assert self.taken.setdefault(message_id, wire) == wire
+        self.promised.append(message_id)
+        return message_id
+
+
+async def test_what_is_answered_250_is_stored_and_read_and_nothing_else_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same sessions, a large letter now and then, down to the database, the files and the search index."""
+    monkeypatch.setattr("relay.smtp_limits.UNKNOWN_TIME", 0.0)
+    monkeypatch.setattr("relay.smtp_session.SPREAD", 0.0)
+    rng, codes, large = seeded("fuzzed sessions, stored"), Counter[str](), 0
+    limits = Limits(exempt=(), tarpit=0.0, errors=8, commands=60, idle_commands=8)
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", sites=(U1,), start_forwarding=False) as parts:
+        parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
+        intake = Witness(parts)
+        service = Service(intake, parts.bodies, Settings("mx.test", limits=limits))
+        async with fuzzing.watched("sessions, stored", STORED) as costs:
+            for number in range(STORED):
+                case = fuzzing.session(rng, large=not rng.randrange(30))
+                before = len(intake.promised)
+                with capture_logs() as entries:
+                    replies = await fuzzing.play(service, case, rng)
+                told = [entry["event"] for entry in entries if entry["event"] not in ("message", "message refused")]
+                assert told == ["SMTP session"], (entries, case)
+                assert _REPLIES(replies), (case, replies)
+                queued = re.findall(r"^250 2\.0\.0 Queued as (\d+)\r$", replies.decode("ascii"), re.MULTILINE)
+                assert queued == intake.promised[before:], case
+                contents = [unstuff(intake.taken[message_id]) for message_id in queued]
+                if case.sound:  # its messages and nothing else, in their order
+                    left = iter(case.messages)
+                    assert all(content in left for content in contents), case
+                codes.update(re.findall(r"^\d\d\d", replies.decode("ascii"), re.MULTILINE))
+                costs.count(number)
+        with capture_logs() as entries:
+            async with reading(parts):
+                async with asyncio.timeout(PATIENCE + STORED / 10):
+                    while await parts.store.reader.all(select(messages.c.id).where(messages.c.extraction == "waiting")):
+                        await asyncio.sleep(0.05)
+        assert [entry for entry in entries if entry["log_level"] in ("warning", "error")] == []
+        stored = {}
+        for message_id, data, file, extraction in await parts.store.reader.all(
+            select(messages.c.id, stored_bodies.c.data, messages.c.body_file, messages.c.extraction).select_from(
+                messages.outerjoin(stored_bodies, stored_bodies.c.message_id == messages.c.id)
+            )
+        ):
+            stored[str(message_id)] = data if data is not None else parts.bodies.read(file)
+            large += file is not None
+            assert extraction in ("done", "partial"), message_id
+        shown = await history.page(parts.store.reader, history.Filter(), 5)
+    judged(costs)
+    print(f"{len(stored):,} messages stored, {large} in files; replies: {dict(sorted(codes.items()))}")
+    assert stored == intake.taken
+    assert len(stored) > STORED // 2
+    assert len(list((tmp_path / "bodies").iterdir())) == large > 0
+    assert len(shown) == 5
+    assert service.sessions == set()
 
 
 async def test_any_header_is_scanned_within_its_bounds() -> None:
