@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -11,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from benchmarks.processes import pss, rss
+from relay.core import reply, substitute
 from relay.core.wire import stuff
 from tests.certificates import Certificate
 from tests.daemon import Entry
@@ -28,6 +30,8 @@ CLAIMED = f"plus+17@{DOMAIN}"
 LORISES, CONNECTIONS = (2_000, 1_000) if SOAK else (300, 150)
 LETTERS = 200 if SOAK else 20
 PER_ADDRESS = 50
+#: Guesses of addresses at once, and how often. A session has five before it is made to wait.
+GUESSES, WAVES, QUICK = (1_000, 100, 5) if SOAK else (100, 4, 5)
 #: How often all bombs come, one behind the other. In the soak they may hold the event loop up for so many seconds, and
 #: the daemon may have grown by so many octets.
 ROUNDS, STALL, GROWTH = 20 if SOAK else 1, "0.1", 50e6
@@ -118,6 +122,47 @@ async def test_slow_clients_from_many_addresses_keep_nobody_else_out(relay: Worl
     assert relay.daemon.errors == []
 
 
+# Who harvests addresses
+
+
+def guesses(number: int) -> list[str]:
+    """What a session tries: the likely, and what our substitutes look like."""
+    minted = substitute.mint(os.urandom(substitute.RANDOM_OCTETS))
+    return [
+        f"info{number}@{DOMAIN}",
+        f"{minted}@{DOMAIN}",
+        f"{minted}+17@{DOMAIN}",
+        f"SRS0=aaaa=bb=example.org=a{number}@{DOMAIN}",
+        f"{minted}@elsewhere.test",
+    ]
+
+
+async def test_whoever_guesses_addresses_learns_nothing_and_holds_up_no_mail(relay: World) -> None:
+    port, answers, letters = relay.daemon.smtp_port, Counter[str](), Counter[str]()
+    contents = [unique_letter() for _ in range(WAVES)]
+
+    async def guess(number: int, source: str) -> None:
+        async with await SmtpClient.hello(port, source=source) as client:
+            assert (await client.command("MAIL FROM:<>")).code == 250
+            for address in guesses(number):
+                answer = await client.command(f"RCPT TO:<{address}>")
+                answers[f"{answer.code} {answer.text}"] += 1
+
+    async def write(content: bytes) -> None:
+        async with await SmtpClient.hello(port, source="127.1.0.9") as client:
+            letters[(await client.mail(stuff(content) + b".\r\n", f"<{BASE}>")).short] += 1
+
+    for wave, content in enumerate(contents):
+        sources = (f"127.3.{wave}.{1 + number // PER_ADDRESS}" for number in range(GUESSES // QUICK))
+        await asyncio.gather(*(guess(number, source) for number, source in enumerate(sources)), write(content))
+    print(f"\nguesses: {answers}; letters meanwhile: {letters}")
+    assert answers == {reply.NO_SUCH_USER.line: GUESSES * WAVES}
+    assert letters == {"250 2.0.0": WAVES}
+    for content in contents:
+        assert len(await relay.arrived(content)) == 1
+    assert relay.daemon.errors == []
+
+
 # Bombs: each is forwarded as it came, and read as far as the limits allow
 
 
@@ -135,10 +180,14 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "50,000 parts": lambda: parts(50_000),
     "20,000 nested messages": lambda: b"Content-Type: message/rfc822\r\n\r\n" * 20_000,
     "8,000 parameters": lambda: b"Content-Type: text/plain" + b";p*0*=v" * 8_000 + b"\r\n\r\nx\r\n",
+    "8,000 parameters of an attachment": lambda: (
+        b"Content-Disposition: attachment" + b";p*0*=v" * 8_000 + b"\r\n\r\nx\r\n"
+    ),
     "32 kB of quotes in From": lambda: b"From: " + b'"' * 32_768 + b"\r\n\r\nx\r\n",
     "32 kB of parentheses in From": lambda: b"From: " + b"(" * 32_768 + b"\r\n\r\nx\r\n",
     "32,000 addresses in To": lambda: b"To: " + b",".join([b"a@b.c"] * 32_000) + b"\r\n\r\nx\r\n",
     "20,000 encoded words": lambda: b"Subject: " + b"=?utf-8?q?x?= " * 17_000 + b"\r\n\r\nx\r\n",
+    "encoded words without an end in From": lambda: b"From: " + b"=?utf-8?q?=" * 2_978 + b"\r\n\r\nx\r\n",
     "a line of 3 MB": lambda: b"Subject: x\r\n\r\n" + b"y" * 3_000_000 + b"\r\n",
     "1,000 nested tables": lambda: b"Content-Type: text/html\r\n\r\n" + b"<table><tr><td>" * 1_000 + b"\r\n",
     "999 fields": lambda: b"A: b\r\n" * 999 + b"\r\nx\r\n",
