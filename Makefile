@@ -77,7 +77,7 @@ bench: setup debian
 # The full counts: 1,000 kills and as many faults, 20 power cuts each of ext4 and XFS, 1,000 real messages, 1,000,000
 # fuzzed inputs; some hours.
 soak: setup debian
-	RELAY_SOAK=1 $(PYTEST) -s tests/faults tests/scenarios tests/test_fuzz.py
+	RELAY_SOAK=1 $(PYTEST) -s tests/faults tests/scenarios tests/test_fuzz.py tests/test_intake.py
 
 lock: setup
 	$(BIN)/python -m pip install --quiet uv
