@@ -66,6 +66,11 @@ class Damage:
             return f"the database is damaged: {self.reason}"
         return "the database is being looked through for damage" if self._looking else None
 
+    @property
+    def level(self) -> int:
+        """For /metrics: 0 no trouble, 1 it is being looked through, 2 it is damaged."""
+        return 2 if self.reason is not None else int(self._looking)
+
     def refuse(self) -> None:
         """Raises StoreUnavailable while there is trouble."""
         if (trouble := self.trouble) is not None:

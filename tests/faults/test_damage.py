@@ -12,7 +12,9 @@ import pytest
 
 from relay.store import damage
 from tests.daemon import DaemonFailed
+from tests.exposition import parse, rules, selected
 from tests.scenarios.world import DOMAIN, World, letter, unique_letter, world
+from tests.smtp_client import SmtpClient
 
 pytestmark = pytest.mark.fault
 
@@ -116,6 +118,18 @@ async def test_damage_under_the_running_daemon_puts_mail_off_and_shows_and_a_bac
         async with relay.http.get(relay.daemon.url + "/healthz") as response:
             assert response.status == 200
         assert await put_off()
+        async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+            await client.command("MAIL FROM:<ann@customer.test>")
+            assert (await client.command(f"RCPT TO:<not.in.memory@{DOMAIN}>")).code == 451
+        async with relay.http.get(relay.daemon.url + "/metrics") as response:
+            assert response.status == 200
+            found = parse(await response.text())
+        assert found["relay_database_damaged"].value() == 2
+        refused = found["relay_smtp_refusals_total"]
+        at_data, at_recipient = (refused.value(command=command, code="451") for command in ("DATA", "RCPT"))
+        assert (at_data >= 2, at_recipient) == (True, 1)
+        (rule,) = (rule for rule in rules() if rule["alert"] == "VisitRelayMailPutOff")
+        assert selected(rule["expr"], found) == at_data + at_recipient
 
         relay.daemon.kill()
         relay.daemon.data_dir.rename(tmp_path / "damaged")
