@@ -139,6 +139,9 @@ class TestFigures:
             assert found["relay_pool_addresses"].value(**labels) == pooled
 
 
+RULES: list[dict[str, Any]] = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+
+
 def used(expression: str) -> Iterable[tuple[str, set[str]]]:
     """The metrics of an expression, with the labels that are asked of each."""
     grouped = {name.strip() for names in _GROUPS.findall(expression) for name in names.split(",")} - {"le", ""}
@@ -148,11 +151,9 @@ def used(expression: str) -> Iterable[tuple[str, set[str]]]:
 
 def expressions() -> Iterable[tuple[str, str, str]]:
     """Where each stands, the expression, and the text in which its labels are used."""
-    rules: Any = yaml.safe_load((MONITORING / "alerts.yml").read_text())
-    for group in rules["groups"]:
-        for rule in group["rules"]:
-            said = " ".join(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
-            yield rule["alert"], rule["expr"], said
+    for rule in RULES:
+        said = " ".join(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
+        yield rule["alert"], rule["expr"], said
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
@@ -198,8 +199,8 @@ class TestMonitoring:
     def test_what_does_not_exist_is_noticed(self, expression: str, said: str) -> None:
         assert unknown(expression, said)
 
-    def test_every_alert_says_how_grave_it_is_and_what_is_the_matter(self) -> None:
-        rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())
-        for rule in rules["groups"][0]["rules"]:
-            assert rule["labels"]["severity"] in ("warning", "critical")
-            assert rule["annotations"]["summary"]
+    @pytest.mark.parametrize("rule", RULES, ids=[rule["alert"] for rule in RULES])
+    def test_every_alert_says_how_grave_it_is_what_is_the_matter_and_what_to_do(self, rule: dict[str, Any]) -> None:
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert set(rule["annotations"]) == {"summary", "action"}
+        assert f"| `{rule['alert']}` |" in (MONITORING.parent / "operations.md").read_text()

@@ -10,7 +10,8 @@ from aiohttp import web
 from relay.core.metrics import Family, counter, each, gauge, histogram
 from relay.store import figures
 from relay.store.directory import SiteView
-from relay.store.engine import WriterStats
+from relay.store.engine import StoreUnavailable
+from relay.store.store import Store
 from webapi.bind import TALLY, Tally
 from webapi.context import CONTEXT, Context
 
@@ -33,19 +34,28 @@ def note(request: web.Request, status: int) -> None:
 
 
 async def families(app: web.Application) -> list[Family]:
-    """Every metric of the daemon; raises StoreUnavailable."""
-    context = app[CONTEXT]
-    now, answered = context.clock(), app[ANSWERED]
-    depths = await figures.depths(context.store.reader)
-    pools = await figures.pools(context.store.reader, now)
-    sites = list(context.store.sites.by_id.values())
+    """Every metric of the daemon; without those that only the database knows while it cannot be read."""
+    context, answered = app[CONTEXT], app[ANSWERED]
     return [
         *context.measures(),
+        *await _stored(app, context),
+        *_store(context.store),
+        each("counter", "relay_http_answers_total", "Answers to HTTP requests.", "part status", answered),
+    ]
+
+
+async def _stored(app: web.Application, context: Context) -> list[Family]:
+    now = context.clock()
+    try:
+        depths = await figures.depths(context.store.reader)
+        pools = await figures.pools(context.store.reader, now)
+    except StoreUnavailable:
+        return []  # that it is damaged has to be seen all the same
+    sites = list(context.store.sites.by_id.values())
+    return [
         *_queues(depths, now),
         *_webhooks(context, sites, depths, now),
         *_pools(sites, pools, app[TALLY]),
-        *_store(context.store.writer.stats),
-        each("counter", "relay_http_answers_total", "Answers to HTTP requests.", "part status", answered),
     ]
 
 
@@ -132,7 +142,15 @@ def _pools(sites: Iterable[SiteView], pools: dict[int, tuple[int, int]], tally: 
     yield each("counter", "relay_binds_total", "Page views by outcome.", "site outcome", tally.views)
 
 
-def _store(stats: WriterStats) -> Iterable[Family]:
+def _store(store: Store) -> Iterable[Family]:
+    stats, damage = store.writer.stats, store.damage
+    yield each(
+        "gauge",
+        "relay_database_trouble",
+        "Whether the database is damaged, or being looked through for damage; mail is put off in both cases.",
+        "kind",
+        {("damaged",): int(damage.reason is not None), ("looking",): int(damage.looking)},
+    )
     yield counter("relay_store_transactions_total", "Transactions of the writer.", stats.batches)
     yield counter("relay_store_verbs_total", "Verbs in them.", stats.verbs)
     yield counter("relay_store_failures_total", "Transactions that died.", stats.failures)

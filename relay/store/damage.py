@@ -60,6 +60,11 @@ class Damage:
     _sound_until: float = -math.inf  # time.monotonic()
 
     @property
+    def looking(self) -> bool:
+        """Whether the file is being looked through just now."""
+        return self._looking
+
+    @property
     def trouble(self) -> str | None:
         """Why nothing is written now; None: it is."""
         if self.reason is not None:
