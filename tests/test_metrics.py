@@ -147,14 +147,14 @@ class TestFigures:
             assert exhausted == 1
             assert found["relay_pool_addresses"].value(**labels) == pooled
 
-    @pytest.mark.parametrize(
-        ("reason", "looking", "level"), [(None, False, 0), (None, True, 1), ("malformed", False, 2)]
-    )
-    async def test_damage_of_the_database(self, tmp_path: Path, reason: str | None, looking: bool, level: int) -> None:
+    @pytest.mark.parametrize(("reason", "looking"), [(None, False), (None, True), ("malformed", False)])
+    async def test_damage_of_the_database(self, tmp_path: Path, reason: str | None, looking: bool) -> None:
         async with serving(tmp_path) as api:
             api.w.store.damage.reason, api.w.store.damage._looking = reason, looking
             _, octets = await api.request("GET", "/metrics")
-            assert parse(octets.decode())["relay_database_damaged"].value() == level
+            trouble = parse(octets.decode())["relay_database_trouble"]
+            values = trouble.value(kind="damaged"), trouble.value(kind="looking")
+            assert values == (reason is not None, looking)
 
     async def test_a_database_that_cannot_be_read_hides_only_what_is_in_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -233,10 +233,11 @@ class TestMonitoring:
     def test_what_does_not_exist_is_noticed(self, expression: str, said: str) -> None:
         assert unknown(expression, said)
 
-    def test_every_alert_says_how_grave_it_is_and_what_is_the_matter(self) -> None:
-        for rule in rules():
-            assert rule["labels"]["severity"] in ("warning", "critical")
-            assert rule["annotations"]["summary"]
+    @pytest.mark.parametrize("rule", rules(), ids=[rule["alert"] for rule in rules()])
+    def test_every_alert_says_how_grave_it_is_what_is_the_matter_and_what_to_do(self, rule: dict[str, Any]) -> None:
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert set(rule["annotations"]) == {"summary", "action"}
+        assert f"| `{rule['alert']}` |" in (MONITORING.parent / "operations.md").read_text()
 
 
 class TestMailPutOff:

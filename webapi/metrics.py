@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-import structlog
 from aiohttp import web
 
 from relay.core.metrics import Family, counter, each, gauge, histogram
@@ -15,8 +15,6 @@ from relay.store.errors import StoreUnavailable
 from relay.store.store import Store
 from webapi.bind import TALLY, Tally
 from webapi.context import CONTEXT, Context
-
-log = structlog.get_logger()
 
 #: Answers by part and class of the status.
 ANSWERED = web.AppKey("answered", Counter[tuple[str, str]])
@@ -47,10 +45,8 @@ async def families(app: web.Application) -> list[Family]:
         *_store(context.store),
         each("counter", "relay_http_answers_total", "Answers to HTTP requests.", "part status", answered),
     ]
-    try:
+    with contextlib.suppress(StoreUnavailable):  # that it is damaged has to be seen all the same
         found += await _read(context, sites, tally)
-    except StoreUnavailable as error:  # the rest is what tells of it
-        log.warning("figures not read from the database", error=str(error))
     return found
 
 
@@ -159,9 +155,13 @@ def _pools(sites: Iterable[SiteView], pools: dict[int, tuple[int, int]], tally: 
 
 
 def _store(store: Store) -> Iterable[Family]:
-    stats = store.writer.stats
-    yield gauge(
-        "relay_database_damaged", "0 none known, 1 being looked through for damage, 2 damaged.", store.damage.level
+    stats, damage = store.writer.stats, store.damage
+    yield each(
+        "gauge",
+        "relay_database_trouble",
+        "Whether the database is damaged, or being looked through for damage; mail is put off in both cases.",
+        "kind",
+        {("damaged",): int(damage.reason is not None), ("looking",): int(damage.looking)},
     )
     yield counter("relay_store_transactions_total", "Transactions of the writer.", stats.batches)
     yield counter("relay_store_verbs_total", "Verbs in them.", stats.verbs)

@@ -61,16 +61,16 @@ class Damage:
     _sound_until: float = -math.inf  # time.monotonic()
 
     @property
+    def looking(self) -> bool:
+        """Whether the file is being looked through just now."""
+        return self._looking
+
+    @property
     def trouble(self) -> str | None:
         """Why nothing is written now; None: it is."""
         if self.reason is not None:
             return f"the database is damaged: {self.reason}"
         return "the database is being looked through for damage" if self._looking else None
-
-    @property
-    def level(self) -> int:
-        """For /metrics: 0 no trouble, 1 it is being looked through, 2 it is damaged."""
-        return 2 if self.reason is not None else int(self._looking)
 
     def refuse(self) -> None:
         """Raises StoreUnavailable while there is trouble."""
