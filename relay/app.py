@@ -63,6 +63,8 @@ FILES = 65_536
 #: Seconds until the event loop gives way to the writer's thread, which waits for its turn after every statement:
 #: Python's 5 ms are longer than a commit takes.
 SWITCH = 0.0005
+#: The descriptor of standard output.
+STDOUT = 1
 Clock = Callable[[], float]
 MakePoster = Callable[[Store, PosterSettings, Clock, Pace], Posting]
 
@@ -279,12 +281,16 @@ def _poster_settings(config: Config, keys: Keys) -> PosterSettings:
 async def _first_admin(store: Store, public_url: str, now: float) -> None:
     """While nobody can log in to the pages, every start prints a one-time link for the first administrator.
 
-    On standard output and not in the log, which is collected and kept by others.
+    On standard output and not in the log, which is collected and kept by others; so is the journal.
     """
     link = new_link()
-    if await store.write(lambda tx: users.invite(tx, None, token_hash(link), now)):
+    if not await store.write(lambda tx: users.invite(tx, None, token_hash(link), now)):
+        return
+    if notify.is_journal(STDOUT):
+        print("Nobody can log in yet. `relay user create NAME --role admin` prints a link for the first administrator.")
+    else:
         print(f"Nobody can log in yet. The first administrator, within three days: {public_url}/ui/welcome/{link}")
-        sys.stdout.flush()
+    sys.stdout.flush()
 
 
 def _background(stack: AsyncExitStack, task: asyncio.Task[None]) -> None:

@@ -76,6 +76,15 @@ async def watchdog(healthy: Callable[[], bool]) -> None:
         await asyncio.sleep(interval)
 
 
+def is_journal(descriptor: int) -> bool:
+    """Whether what is written there goes to the journal (systemd.exec(5), JOURNAL_STREAM)."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:  # it is closed
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
 def take_sockets() -> dict[str, list[socket.socket]]:
     """The listening sockets handed over by the manager, by FileDescriptorName ("smtp", "http"; "unknown" without one).
 

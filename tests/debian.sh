@@ -4,6 +4,7 @@ set -u
 declare -A needed=(
   [postfix]=postfix [swaks]=swaks [chromium]=chromium [strace]=strace [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [openssl]=openssl
   [losetup]=mount [php]=php-cli [gcc]=gcc [node]=nodejs [curl]=curl
+  [sqlite3]=sqlite3 [nginx]=nginx-light [caddy]=caddy
 )
 PATH=$PATH:/usr/sbin:/sbin
 missing=()

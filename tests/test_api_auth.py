@@ -372,6 +372,22 @@ class TestHealth:
         monkeypatch.setattr("webapi.health.PATIENCE", 0.01)
         assert (await api.call("GET", "/readyz"))[0] == 503
 
+    async def test_without_a_database_that_can_be_read_metrics_have_the_rest_and_say_what_is_known(
+        self, api: Api, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def broken(*_: object, **__: object) -> None:
+            raise StoreUnavailable("database disk image is malformed")
+
+        monkeypatch.setattr("relay.store.figures.depths", broken)
+        monkeypatch.setattr(api.w.store.damage, "reason", "database disk image is malformed")
+        response, octets = await api.request("GET", "/metrics")
+        assert response.status == 200
+        found = parse(octets.decode())
+        assert found["relay_database_trouble"].value(kind="damaged") == 1
+        assert found["relay_database_trouble"].value(kind="looking") == 0
+        assert "relay_store_failures_total" in found
+        assert "relay_deliveries" not in found
+
     async def test_metrics_count_what_there_is(self, api: Api) -> None:
         await fill(api)
         _, octets = await api.request("GET", "/metrics")

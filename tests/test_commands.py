@@ -577,6 +577,18 @@ async def test_held_mail_is_forwarded_once_the_next_hop_is_back(tmp_path: Path) 
             await daemon.logged("delivery", state="forwarded")
 
 
+async def test_mail_that_waits_can_be_looked_at_and_taken_out_while_the_daemon_is_stopped(tmp_path: Path) -> None:
+    settings = {"forward": {"next_hop": f"smtp://127.0.0.1:{dead_port()}"}, "site": [declared()]}
+    async with Daemon(tmp_path, settings) as daemon:
+        await mail(daemon, letter(1))
+        message = (await daemon.logged("delivery", state="deferred"))["message"]
+        daemon.stop()
+        waiting = json.loads(daemon.cli("queue", "list", "--json").stdout)
+        assert [(one["message"], one["state"]) for one in waiting] == [(message, "deferred")]
+        assert daemon.cli("message", "raw", str(message)).stdout.encode() == letter(1).replace(b"\r\n", b"\n")
+        assert "sales@example.test" in daemon.cli("message", "show", str(message)).stdout
+
+
 def test_a_command_while_the_daemon_starts_or_stops_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
     with daemon:

@@ -404,6 +404,33 @@ class TestInterrupted:
         assert revision(path) == HEAD
 
 
+class TestRollback:
+    async def test_the_copy_of_before_the_upgrade_put_in_place_is_what_the_old_version_had(
+        self, tmp_path: Path, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, old = unpacked(OLD[-1], tmp_path), HEAD
+        before = contents(path)
+        scripts.add("8001", old, TestInterrupted.WORKS)
+        migrate.migrate(path)
+        with database(path) as connection:
+            connection.execute("UPDATE sites SET name = name || '-newer'")
+        (scripts.directory / "versions" / "8001_test.py").unlink()  # the old version again
+        monkeypatch.setattr(migrate, "HEAD", old)
+        with pytest.raises(WrongRevision):
+            migrate.migrate(path)
+        # docs/operations.md, "Back to the old version"
+        newer = tmp_path / "newer"
+        newer.mkdir()
+        for file in (path, *tmp_path.glob(f"{DATABASE}-*")):
+            file.rename(newer / file.name)
+        (copy,) = tmp_path.glob("relay-before-8001-*.db")
+        copy.rename(path)
+        store = Store(path)
+        await store.open()
+        await store.close()
+        assert contents(path) == before
+
+
 class TestBackup:
     async def test_it_is_consistent_while_mail_flows_and_can_be_restored(self, tmp_path: Path) -> None:
         """What is written when half of it is copied is not in it at all."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from relay import notify
+from tests.daemon import Daemon
 
 
 @pytest.fixture(autouse=True)
@@ -190,3 +191,27 @@ def test_sockets_meant_for_another_process_are_left_alone() -> None:
 def test_a_nonsense_count_is_no_socket() -> None:
     _, lines = hand_over(1, {"LISTEN_FDS": "many", "LISTEN_FDNAMES": "smtp"})
     assert lines == ["[]"]
+
+
+class TestJournal:
+    def test_it_is_what_systemd_has_connected_and_nothing_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with (tmp_path / "journal").open("wb") as journal, (tmp_path / "other").open("wb") as other:
+            assert not notify.is_journal(journal.fileno())
+            found = os.fstat(journal.fileno())
+            monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+            assert notify.is_journal(journal.fileno())
+            assert not notify.is_journal(other.fileno())
+        assert not notify.is_journal(999_999)
+
+    def test_no_link_is_printed_into_it_but_how_to_get_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        journal = tmp_path / "printed.txt"
+        journal.touch()
+        monkeypatch.setenv("JOURNAL_STREAM", f"{journal.stat().st_dev}:{journal.stat().st_ino}")
+        with Daemon(tmp_path) as daemon:
+            (line,) = daemon.printed
+            assert line.startswith("Nobody can log in yet. `relay user create NAME --role admin` prints a link")
+            assert "/ui/welcome/" in daemon.cli("user", "create", "anna", "--role", "admin").stdout

@@ -19,9 +19,9 @@ from relay.cli.settings import config_option
 )
 @click.option(
     "--operator",
-    prompt="Mailbox for postmaster and abuse mail and alerts (may stay empty)",
+    prompt="Mailbox for postmaster and abuse mail (may stay empty)",
     default="",
-    help="Who gets postmaster and abuse mail, and alerts. Asked for when it is not given.",
+    help="Who gets postmaster and abuse mail. Asked for when it is not given.",
 )
 def init(config_file: Path, hostname: str, operator: str) -> None:
     """Write a first relay.toml. A file that exists is never overwritten."""

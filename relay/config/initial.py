@@ -5,7 +5,7 @@ INITIAL = """\
 # Check this file and everything round it with `relay check`.
 
 hostname = {hostname}           # the name of this server: EHLO, Received
-operator = {operator}           # postmaster and abuse mail, alerts; required to listen beyond loopback
+operator = {operator}           # postmaster and abuse mail; required to listen beyond loopback
 data_dir = "var"                # database, large bodies, keys; relative to this file
 
 [smtp]

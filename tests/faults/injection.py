@@ -7,7 +7,6 @@ import contextlib
 import re
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,8 @@ PATIENCE = 20.0
 LETTING_GO = 5.0
 #: Seconds between two looks at what announces nothing.
 LOOK = 0.02
-_CALL = re.compile(r"^(\d+) +(\w+)\(", re.MULTILINE)
+#: A thread, its call, and of what kind the descriptor is that it begins with (strace -yy: "TCP", "UNIX-STREAM", …).
+_CALL = re.compile(r"^(\d+) +(\w+)\((?:\d+<([\w-]*))?", re.MULTILINE)
 
 
 @cache
@@ -64,13 +64,16 @@ async def injecting(
 @contextlib.asynccontextmanager
 async def tracing(pid: int, output: Path, calls: str) -> AsyncIterator[None]:
     """Every one of these system calls (strace's names and classes, with commas) noted in ``output``."""
-    async with _tracing(pid, (), output, "-e", f"trace={calls}"):
+    async with _tracing(pid, (), output, "-yy", "-e", f"trace={calls}"):
         yield
 
 
-def counted(output: Path) -> Counter[tuple[int, str]]:
-    """How often each thread made each call, by strace's output."""
-    return Counter((int(thread), call) for thread, call in _CALL.findall(output.read_text(errors="replace")))
+def made(output: Path) -> dict[tuple[int, str], list[str]]:
+    """Each thread's calls by name, in their order, by strace's output: the kind of the descriptor of each, or ""."""
+    found: dict[tuple[int, str], list[str]] = {}
+    for thread, call, kind in _CALL.findall(output.read_text(errors="replace")):
+        found.setdefault((int(thread), call), []).append(kind)
+    return found
 
 
 def struck(output: Path) -> bool:

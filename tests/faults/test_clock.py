@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from relay.clockwatch import ClockWatch
-from tests.parts import Parts, running_parts
+from relay.store.schema import deliveries
+from tests.faults.test_webhook_clock import LOOK, PATIENCE, running
+from tests.parts import Clock, Parts, running_parts
 from tests.smtp_client import SmtpClient
 from tests.smtp_sink import SmtpSink, Step
+from tests.webhook_receiver import Receiver
 
 pytestmark = pytest.mark.fault
 
@@ -57,4 +62,40 @@ async def test_mail_that_waits_goes_on_waiting_and_is_forwarded(step: float, cor
         await watch.look()
         parts.forwarder.retry_now()
         await parts.until(lambda rows: [row["state"] for row in rows] == ["forwarded"] * WAITING)
+        assert len(sink.accepted) == WAITING
+
+
+@pytest.mark.parametrize("step", [YEAR, -HOUR, -YEAR], ids=["a year on", "an hour back", "a year back"])
+async def test_the_daemon_as_a_whole_gives_nothing_up_that_falls_due_before_the_jump_is_noticed(
+    step: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.clockwatch.INTERVAL", 1.0)
+    answers: list[Step] = ["450 4.2.1 later"]
+    sink = SmtpSink(script={"rcpt": lambda session, line: answers[0]})
+    async with Receiver(200) as crm, running(tmp_path, crm, Clock(), sink) as relay:
+        forwarder = relay.daemon.forwarder
+
+        async def states() -> set[str]:
+            return {state for (state,) in await relay.daemon.store.reader.all(select(deliveries.c.state))}
+
+        async def tried(attempts: int) -> None:
+            async with asyncio.timeout(PATIENCE):
+                while forwarder.outcomes["temporary"] < attempts:
+                    await asyncio.sleep(LOOK)
+
+        await relay.mail(WAITING)
+        await tried(WAITING)
+        relay.clock.ahead = step
+        forwarder.retry_now()
+        if step > 0:
+            await tried(2 * WAITING)
+        assert await states() <= {"queued", "deferred"}
+        await asyncio.sleep(2.0)  # it is noticed meanwhile, and what waits is moved along
+        assert await states() <= {"queued", "deferred"}
+        answers[0] = None
+        relay.clock.ahead += LATER
+        async with asyncio.timeout(PATIENCE):
+            while await states() != {"forwarded"}:
+                forwarder.retry_now()
+                await asyncio.sleep(LOOK)
         assert len(sink.accepted) == WAITING

@@ -124,9 +124,10 @@ async def test_a_large_message_that_fills_the_disk_gets_452_and_leaves_nothing(t
         ("fdatasync:error=EIO", b""),
         ("pwrite64:error=ENOSPC", b""),
         ("fsync:error=EIO", LARGE),
+        ("fsync:error=EIO:when=2", LARGE),
         ("openat:error=EMFILE", LARGE),
     ],
-    ids=["the store's sync", "the store's write", "a large body's sync", "a large body's file"],
+    ids=["the store's sync", "the store's write", "a large body's sync", "its folder's sync", "a large body's file"],
 )
 async def test_what_could_not_be_written_for_sure_is_not_acknowledged_and_the_next_try_is(
     rule: str, content: bytes, tmp_path: Path

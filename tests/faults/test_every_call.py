@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.injection import counted, ended, injecting, is_dead, strace_problem, struck, threads, tracing
+from tests.faults.injection import ended, injecting, is_dead, made, strace_problem, struck, threads, tracing
 from tests.faults.test_kill import drained, killed
 from tests.ledger import SOAK, Account, Ledger, seeded
 from tests.scenarios.world import World, world
@@ -38,6 +38,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "fdatasync": _WRITES,
     "ftruncate": _WRITES,
     "fallocate": _WRITES,
+    "writev": _WRITES,
     "fcntl": (),  # it locks and unlocks a local file: no error but "locked" comes of that
     "lseek": ("EIO",),
     "newfstatat": ("EIO",),
@@ -51,13 +52,33 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "sendto": ("EINTR", "ECONNRESET"),
     "recvfrom": ("EINTR", "ECONNRESET"),
     "sendmsg": ("EINTR",),
+    "recvmsg": ("EINTR",),
+    "ioctl": (),  # it makes a socket non-blocking
     "epoll_ctl": ("ENOSPC",),
     "epoll_wait": ("EINTR",),
+    "epoll_pwait": ("EINTR",),
+    "io_uring_enter": ("EINTR",),  # libuv hands over several epoll_ctl(2) at once by it
     "getsockname": (),
     "getpeername": (),
     "getsockopt": (),
     "setsockopt": (),
     "shutdown": (),
+    # Not on every way: the write-ahead log's index grows, a library is loaded at its first use.
+    "mmap": (),
+    "fstat": (),
+    "statx": (),
+    "access": (),
+    "readlink": (),
+    "getdents64": (),
+    "poll": ("EINTR",),
+}
+#: What they fail with besides where they are on a connection.
+ON_SOCKETS = {
+    "read": ("ECONNRESET",),
+    "write": ("ECONNRESET", "EPIPE"),
+    "writev": ("ECONNRESET", "EPIPE"),
+    "sendmsg": ("ECONNRESET", "EPIPE"),
+    "recvmsg": ("ECONNRESET",),
 }
 #: What ends the process (libuv calls abort), in strace's words: a thread cannot write the one to the eventfd(2) that
 #: wakes the event loop, which cannot read it, or cannot wait for one more descriptor. No system in order does that; the
@@ -137,18 +158,18 @@ class Sweep:
             await self.arrived(await self.send(large=large))  # once before, so that all threads are there
             async with tracing(pid, output, "%file,%desc,%network"):
                 await self.arrived(await self.send(large=large))
-            most: dict[tuple[str, str], int] = {}
-            for (thread, call), count in counted(output).items():
-                if call in FAULTS:
-                    key = role(pid, thread), call
-                    most[key] = max(count, most.get(key, 0))
+            most: dict[tuple[str, str], list[str]] = {}
+            for (thread, call), kinds in made(output).items():
+                most[role(pid, thread), call] = max(most.get((role(pid, thread), call), []), kinds, key=len)
+            assert {call for _, call in most} <= FAULTS.keys(), "there are calls of which nobody has thought"
             assert [thread for thread, call in most if call == "fdatasync"] == ["writer"]
-            print(f"{'large' if large else 'small'}: {', '.join(f'{t} {c} {n}' for (t, c), n in sorted(most.items()))}")
+            counts = ", ".join(f"{thread} {call} {len(kinds)}" for (thread, call), kinds in sorted(most.items()))
+            print(f"{'large' if large else 'small'}: {counts}")
             cases += [
                 Case(thread, call, number, fault, large)
-                for (thread, call), count in most.items()
-                for number in range(1, count + 1)
-                for fault in (KILL, *FAULTS[call])
+                for (thread, call), kinds in most.items()
+                for number, kind in enumerate(kinds, 1)
+                for fault in (KILL, *FAULTS[call], *(ON_SOCKETS.get(call, ()) if kind.startswith("TCP") else ()))
             ]
         return cases
 

@@ -1,6 +1,6 @@
 """kill -9 over the steps of a delivery: nothing acknowledged is lost, and what came twice says so.
 
-Ten kills in the suite (120 in the soak) strike at any moment of a stream of mail, twelve (106) at exactly the N-th of
+Ten kills in the suite (120 in the soak) strike at any moment of a stream of mail, twelve (110) at exactly the N-th of
 some system call while one mail goes all its way.
 """
 

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.processes import cpu_seconds
 from relay.accepting import PAUSE
+from relay.core.wire import stuff
 from tests.scenarios.world import DOMAIN, World, letter, site, target, unique_letter, world
 from tests.smtp_client import SmtpClient
 from tests.smtp_sink import Close, SmtpSink, Stall
@@ -104,6 +105,8 @@ async def test_more_connections_than_file_descriptors_leave_the_daemon_alive_and
     async with world(tmp_path) as relay:
         pid = relay.daemon.pid
         await relay.mail(BASE, unique_letter())
+        async with relay.http.get(f"{relay.daemon.url}/healthz") as response:
+            assert response.status == 200
         used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
         _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 20, hard))
@@ -120,11 +123,22 @@ async def test_more_connections_than_file_descriptors_leave_the_daemon_alive_and
             complaints = sum("out of system resource" in str(entry) for entry in relay.daemon.log)
             turns = 1 + time.monotonic() - since
             assert 0 < complaints <= turns / PAUSE * 2, "each of the two listeners tries again after its pause"
+            # Who is in goes on being served: with what there is no descriptor for he is put off.
+            inside = next(client for client, answered in zip(clients, served, strict=True) if answered)
+            await inside.command("EHLO client.test")
+            starving = {
+                content: (await inside.mail(stuff(content) + b".\r\n", f"<{BASE}>")).code
+                for content in (unique_letter(), LARGE)
+            }
+            assert set(starving.values()) <= {250, 451, 452}, starving
+            async with relay.http.get(f"{relay.daemon.url}/healthz") as response:  # on the connection of before
+                assert response.status == 200
         content = unique_letter()
         await relay.until(lambda: taken(relay, content), bool)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
         await relay.retry_all()
-        assert len(await relay.arrived(content)) == 1
+        for accepted in (content, *(one for one, code in starving.items() if code == 250)):
+            assert len(await relay.arrived(accepted)) == 1
         assert await relay.call("GET", "/v1/queue") == {"items": [], "next": None}
 
 

@@ -83,8 +83,10 @@ def _here(store: Store, settings: Settings, clock: Callable[[], float], pace: Pa
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, crm: Receiver, clock: Clock) -> AsyncIterator[Relay]:
-    async with SmtpSink() as next_hop:
+async def running(
+    directory: Path, crm: Receiver, clock: Clock, next_hop: SmtpSink | None = None
+) -> AsyncIterator[Relay]:
+    async with next_hop or SmtpSink() as next_hop:
         settings: dict[str, Any] = {
             "forward": {"next_hop": f"smtp://{next_hop.address}"},
             "webhooks": {"allow_private_addresses": True},

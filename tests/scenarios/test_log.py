@@ -11,6 +11,7 @@ import pytest
 
 from tests.daemon import ROOT, Entry
 from tests.scenarios.world import DOMAIN, SECRET, letter, site, target, world
+from tests.smtp_client import SmtpClient
 from tests.webhook_receiver import Post, Receiver
 
 pytestmark = pytest.mark.scenario
@@ -80,13 +81,16 @@ async def test_each_thing_has_one_line_with_the_fields_that_the_document_lists(t
         await send("the CRM is not now there", post="waiting")
         refused = await relay.answer(b"A: b\r\n" * 1_001 + b"\r\nx\r\n", TO)
         assert refused.code == 552
+        async with await SmtpClient.hello(relay.daemon.smtp_port) as client:  # a session without a message
+            await client.command("MAIL FROM:<ann@customer.test>")
+            assert (await client.command(f"RCPT TO:<nobody@{DOMAIN}>")).code == 550
         await send("the CRM is there nevermore", post="failed")
     lines: dict[str, list[Entry]] = defaultdict(list)
     for entry in relay.daemon.log:
         lines[entry["event"]].append(entry)
     assert {event: len(lines[event]) for event in fields} == {
         "ready": 1,
-        "SMTP session": 7,
+        "SMTP session": 8,
         "message": 6,
         "message refused": 1,
         "delivery": 6,  # the one that was put off has two
@@ -99,7 +103,7 @@ async def test_each_thing_has_one_line_with_the_fields_that_the_document_lists(t
         things = Counter(tuple(entry[key] for key in THING[event]) for entry in lines[event])
         assert set(things.values()) == {1}, event
         assert {entry["state"] for entry in lines[event] if states[event]} == states[event]
-    sessions = {entry["session"] for entry in lines["SMTP session"]}
+    sessions = {entry["session"] for entry in lines["SMTP session"] if entry["commands"] > 3}
     assert {entry["session"] for event in ("message", "message refused") for entry in lines[event]} == sessions
     assert {entry["message"] for entry in lines["delivery"]} == {entry["id"] for entry in lines["message"]}
     assert {entry["message"] for entry in lines["post"]} == {entry["id"] for entry in lines["message"]}

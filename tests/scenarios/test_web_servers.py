@@ -18,6 +18,7 @@ import pytest
 
 from tests.certificates import Certificate
 from tests.exposition import ROOT
+from tests.missing import missing
 from tests.scenarios.world import LOOK, ORIGIN, world
 
 pytestmark = pytest.mark.scenario
@@ -73,7 +74,7 @@ def caddy(directory: Path, made: Certificate, port: int, behind: int) -> list[st
 def program(name: str) -> str:
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if found is None:
-        pytest.skip(f"NOT TESTED, the settings for {name}: it is not installed (Debian: apt-get install {name})")
+        missing(f"NOT TESTED, the settings for {name}: it is not installed (Debian: apt-get install {name})")
     return found
 
 
