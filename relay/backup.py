@@ -3,6 +3,7 @@
     relay.db   by SQLite's online backup, in one read transaction: the state of one moment
     keys/      after it, so that every value sealed in it can be opened
     bodies/    what the copied database names, as hard links where the file system allows: body files never change
+    relay.db-was-made   so that a copy which comes without its database somewhere else is not begun anew
 
 Mail goes on meanwhile. A body that is gone by the time it is to be linked was removed by retention or erased; the copy
 then says the same of it. Everything is made under another name and appears whole or not at all.
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from sqlalchemy import bindparam, func, select, update
 
-from relay.store import migrate
+from relay.store import damage, migrate
 from relay.store.engine import Statement, Tx
 from relay.store.schema import deliveries, messages
 from relay.store.store import DATABASE
@@ -55,11 +56,12 @@ class Copied:
 def backup(data_dir: Path, directory: Path, progress: Progress) -> Copied:
     """Copy ``data_dir`` to ``directory``, which must not exist. Blocks; an interruption leaves nothing.
 
-    Raises FileExistsError, other OSErrors, sqlite3.Error.
+    Raises FileExistsError, other OSErrors, sqlite3.Error, Damaged where the database is gone.
     """
     directory = directory.absolute()
     database = data_dir / DATABASE
     if not database.exists():
+        damage.refuse_anew(database)
         raise FileNotFoundError(errno.ENOENT, "there is no database yet", str(database))
     if directory.exists():
         raise FileExistsError(errno.EEXIST, "exists already", str(directory))
@@ -68,6 +70,7 @@ def backup(data_dir: Path, directory: Path, progress: Progress) -> Copied:
         migrate.backup(database, copy, progress)
         _copy_keys(data_dir / "keys", partial / "keys")
         copied = _complete(data_dir, copy, progress)
+        damage.mark(copy)  # one that comes without its database somewhere else must not begin anew there
         for made in (partial / "keys", partial / "bodies", partial):
             _sync(made)
     _sync(directory.parent)

@@ -14,7 +14,7 @@ from relay.core.check import FAIL, OK, WARN, Finding, Level
 from relay.core.model import Address
 from relay.core.nexthop import NextHop, parse_next_hop
 from relay.secrets import Keys, KeysError, SealError
-from relay.store import migrate, routes
+from relay.store import damage, migrate, routes
 from relay.store.directory import Directory, TargetView
 from relay.store.engine import StoreUnavailable
 from relay.store.reader import Reader
@@ -23,6 +23,7 @@ from relay.store.store import DATABASE
 
 __all__ = ["FAIL", "OK", "WARN", "Finding", "Level", "Subject", "gather"]
 
+_UNUSABLE = (OSError, sqlite3.Error, StoreUnavailable, migrate.WrongRevision, damage.Damaged, KeysError, SealError)
 #: Seconds that any check may take in all.
 PATIENCE = 60.0
 
@@ -69,9 +70,11 @@ async def gather(config: Config, now: float, patience: float = PATIENCE) -> tupl
     path = config.data_dir / DATABASE
     try:
         subject.revision = migrate.revision(path)
+        if subject.revision is None:
+            damage.refuse_anew(path)
         if subject.revision == migrate.HEAD:
             await _from_database(subject)
-    except (OSError, sqlite3.Error, StoreUnavailable, migrate.WrongRevision, KeysError, SealError) as error:
+    except _UNUSABLE as error:
         return subject, [Finding(FAIL, "database", str(error), "see docs/operations.md, Backup and restore")]
     return subject, []
 

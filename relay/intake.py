@@ -128,6 +128,8 @@ class Intake:
             found = await self._route(recipient)
         except StoreUnavailable:
             raise Refused(reply.STORE_UNAVAILABLE) from None
+        if found is None and self._store.damage.trouble is not None:  # what is damaged may miss a route that there is
+            raise Refused(reply.STORE_UNAVAILABLE)
         if isinstance(found, Return) and mail_from is not None:  # reports alone go back, and they have no sender
             return None
         if found is not None:  # who guesses addresses holds nothing up

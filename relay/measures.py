@@ -19,12 +19,18 @@ from relay.forward import Forwarder
 from relay.intake import Intake
 from relay.loopwatch import LoopWatch
 from relay.smtp_in import SmtpServer
+from relay.smtp_service import Tally
 from webapi.poster_process import Posting
 
 #: What the system says of this process; there is none but on Linux.
 _PROC = Path("/proc/self")
 #: How an attempt to post may end; shown from the start, so that the first failure is an increase.
 _POST_STATES = ("delivered", "waiting", "failed", "withheld")
+#: Replies that put mail off for trouble of our own, by command and code; shown from the start for the same reason.
+_OWN_TROUBLE = [
+    *((command, "451") for command in ("MAIL", "RCPT", "DATA", "BDAT")),
+    *((command, "452") for command in ("MAIL", "DATA", "BDAT")),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ class Measures:
             ),
             {(reply,): tally.messages[reply] for reply in ("2xx", "4xx", "5xx")},
         )
-        yield each(*("counter", "relay_smtp_refusals_total", "Replies of 4xx and 5xx.", "command code"), tally.refusals)
+        yield refusals(tally)
         yield histogram("relay_accept_seconds", "From the final dot of a message to its reply.", tally.accepting)
 
     def _forwarding(self) -> Iterator[Family]:
@@ -90,6 +96,11 @@ class Measures:
         yield gauge("relay_disk_floor_bytes", "Below it mail is put off, below twice that page views.", self.floor)
         labels = {(_version(), platform.python_version(), sqlite3.sqlite_version): 1}
         yield each("gauge", "relay_build_info", "Always 1.", "version python sqlite", labels)
+
+
+def refusals(tally: Tally) -> Family:
+    values = {**dict.fromkeys(_OWN_TROUBLE, 0), **tally.refusals}
+    return each("counter", "relay_smtp_refusals_total", "Replies of 4xx and 5xx.", "command code", values)
 
 
 def process() -> Iterable[Family]:

@@ -10,13 +10,19 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "metrics.md"
+MONITORING = ROOT / "docs" / "monitoring"
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*").fullmatch
 _SAMPLE = re.compile(r"([a-z][a-z0-9_]*)(?:\{(.+)\})? ([^ ]+)").fullmatch
 _LABEL = re.compile(r'([a-z][a-z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"(?:,|\Z)')
+_SELECTOR = re.compile(r"\b([a-z][a-z0-9_]*)\{([^}]*)\}")
+_MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 _ROW = re.compile(r"\| `(\w+)` \| (counter|gauge|histogram) \|([^|]*)\| ([^|]+) \|").fullmatch
 
 Labels = tuple[tuple[str, str], ...]
@@ -119,3 +125,25 @@ def documented() -> dict[str, tuple[str, set[str]]]:
             found[row[1]] = row[2], set(re.findall(r"`(\w+)`", row[3]))
     assert found
     return found
+
+
+def rules() -> list[dict[str, Any]]:
+    """The alert rules, as the file has them."""
+    read: Any = yaml.safe_load((MONITORING / "alerts.yml").read_text("utf-8"))
+    return [rule for group in read["groups"] for rule in group["rules"]]
+
+
+def selected(expression: str, found: dict[str, Metric]) -> float:
+    """The sum of the samples that an expression's selectors select, those with braces; a sample counts once."""
+    keys = {
+        key
+        for name, matchers in _SELECTOR.findall(expression)
+        for key in found[name].samples
+        if all(_matches(dict(key[1]).get(label, ""), how, what) for label, how, what in _MATCHER.findall(matchers))
+    }
+    return sum(metric.samples.get(key, 0.0) for metric in found.values() for key in keys)
+
+
+def _matches(value: str, how: str, what: str) -> bool:
+    same = re.fullmatch(what, value) is not None if how.endswith("~") else value == what
+    return same != how.startswith("!")

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from relay import backup as copies
 from relay.cli.root import cli
-from tests.daemon import Daemon, environment
+from tests.daemon import Daemon, DaemonFailed, environment
 from tests.dead_ends import CARD, SETTINGS, declared, letter, mail
 from tests.smtp_sink import SmtpSink
 
@@ -93,6 +93,15 @@ class TestBackup:
         assert [path.name for path in made if path.suffix == ".key"] == ["links.key", "loop.key", "seal.key", "srs.key"]
         for path in (stopped.data_dir / "keys").iterdir():
             assert (tmp_path / "copy" / "keys" / path.name).read_bytes() == path.read_bytes()
+
+    def test_a_copy_that_came_without_its_database_is_not_served(self, stopped: Daemon, tmp_path: Path) -> None:
+        copies.backup(stopped.data_dir, tmp_path / "copy", lambda line: None)
+        shutil.rmtree(tmp_path / "copy" / "bodies")  # where all letters are small there is nothing in it
+        (tmp_path / "copy" / "relay.db").unlink()
+        stopped.data_dir.rename(tmp_path / "away")
+        (tmp_path / "copy").rename(stopped.data_dir)
+        with pytest.raises(DaemonFailed, match="it is missing, but"):
+            stopped.start()
 
     def test_what_waited_is_flagged_for_the_original_has_forwarded_it_since(
         self, stopped: Daemon, tmp_path: Path

@@ -21,7 +21,7 @@ from relay import check, check_clock, check_dns, check_peers
 from relay.check_findings import FAIL, OK, WARN, Finding, Subject, gather
 from relay.cli.root import cli
 from relay.core.check import NAMES
-from relay.store import migrate
+from relay.store import damage, migrate
 from tests.check_helpers import NAME, configured, findings, only
 from tests.daemon import Daemon, example_site, merged
 from tests.dns_server import DnsServer, Fault, Table
@@ -91,6 +91,13 @@ class TestThisMachine:
 
     async def test_no_database_yet_is_good(self, tmp_path: Path) -> None:
         assert only(await findings(check.database, configured(tmp_path)), "database").level == OK
+
+    async def test_one_that_got_lost_has_failed(self, tmp_path: Path, data: Path) -> None:
+        damage.mark(data / "relay.db")
+        (data / "relay.db").unlink()
+        _, problems = await gather(configured(tmp_path), time.time())
+        assert [(finding.level, finding.what) for finding in problems] == [(FAIL, "database")]
+        assert "it is missing, but" in problems[0].text
 
     async def test_a_database_of_another_revision_has_failed(self, tmp_path: Path, data: Path) -> None:
         with closing(sqlite3.connect(data / "relay.db")) as connection:

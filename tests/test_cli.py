@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from relay.cli import backup as backup_command
 from relay.cli import migrate as migrate_command
 from relay.cli.root import cli
-from relay.store import migrate
+from relay.store import damage, migrate
 from tests.daemon import BASE, ROOT, Daemon, DaemonFailed, entry_of, environment, example_site, merged, relay, toml
 
 Run = Callable[..., Result]
@@ -245,6 +245,17 @@ class TestReadingWithoutADatabase:
         assert f"there is no database at {tmp_path / 'data' / 'relay.db'} yet" in result.stderr
         assert not (tmp_path / "data").exists()
 
+    @pytest.mark.parametrize("left", [None, b""], ids=["missing", "empty"])
+    def test_one_that_got_lost_is_missed(self, run: Run, words: list[str], tmp_path: Path, left: bytes | None) -> None:
+        database = tmp_path / "data" / "relay.db"
+        database.parent.mkdir()
+        damage.mark(database)
+        if left is not None:
+            database.write_bytes(left)
+        result = run(*words)
+        assert result.exit_code == 1
+        assert "restore the last backup" in result.stderr
+
     def test_one_of_another_revision_is_refused(self, run: Run, words: list[str], tmp_path: Path) -> None:
         (tmp_path / "data").mkdir()
         with closing(sqlite3.connect(tmp_path / "data" / "relay.db")) as connection:
@@ -305,6 +316,13 @@ class TestBackup:
         result = run("backup", str(tmp_path / "copy"))
         assert result.exit_code == 1
         assert result.stderr == f"Error: {tmp_path / 'data' / 'relay.db'}: there is no database yet\n"
+
+    def test_of_a_database_that_got_lost_there_is_none(self, run: Run, tmp_path: Path) -> None:
+        run("migrate")
+        (tmp_path / "data" / "relay.db").unlink()
+        result = run("backup", str(tmp_path / "copy"))
+        assert result.exit_code == 1
+        assert "restore the last backup" in result.stderr
 
     def test_a_directory_that_exists_is_never_touched(self, run: Run, tmp_path: Path) -> None:
         run("migrate")

@@ -190,6 +190,19 @@ async def test_a_store_that_fails_is_451_and_the_session_goes_on(parts: Parts, m
     assert await mail(parts, MAIL, "<sales@track.example.com>") == "250 2.0.0"
 
 
+@pytest.mark.parametrize("known", [{"reason": "malformed"}, {"_looking": True}], ids=["damaged", "looked through"])
+async def test_a_database_that_may_be_damaged_knows_of_nobody_that_he_is_not_there(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, known: dict[str, object]
+) -> None:
+    assert await rcpt(parts, "<nobody@track.example.com>") == 550
+    with monkeypatch.context() as patch:
+        for name, value in known.items():
+            patch.setattr(parts.store.damage, name, value)
+        assert await rcpt(parts, "<nobody@track.example.com>") == 451
+        assert await rcpt(parts, "<nobody@elsewhere.example>") == 451
+    assert await rcpt(parts, "<nobody@track.example.com>") == 550
+
+
 @pytest.mark.parametrize(("error", "files"), [(StoreUnavailable, 0), (CommitUnknown, 1)])
 async def test_a_large_body_outlives_a_commit_that_may_have_happened(
     parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[StoreUnavailable], files: int

@@ -10,15 +10,24 @@ from typing import Any
 
 import pytest
 import structlog.testing
-import yaml
 
 from relay.core.metrics import Family, Histogram, counter, each, gauge, histogram, text
+from relay.core.reply import (
+    INSUFFICIENT_STORAGE,
+    INTERNAL_ERROR,
+    NO_SUCH_USER,
+    STORE_UNAVAILABLE,
+    TOO_MANY_RECIPIENTS,
+    Reply,
+)
 from relay.loopwatch import REMEMBERED, LoopWatch
-from tests.exposition import ROOT, documented, parse
+from relay.measures import refusals
+from relay.smtp_service import Tally
+from relay.store.errors import StoreUnavailable
+from tests.exposition import MONITORING, documented, parse, rules, selected
 from tests.store_fixtures import TRACK
 from tests.webapi_fixtures import serving
 
-MONITORING = ROOT / "docs" / "monitoring"
 _NAMES = re.compile(r"\b((?:relay|process)_\w+)(?:\{([^}]*)\})?")
 _GROUPS = re.compile(r"\bby \(([^)]*)\)")
 
@@ -138,8 +147,33 @@ class TestFigures:
             assert exhausted == 1
             assert found["relay_pool_addresses"].value(**labels) == pooled
 
+    @pytest.mark.parametrize(("reason", "looking"), [(None, False), (None, True), ("malformed", False)])
+    async def test_damage_of_the_database(self, tmp_path: Path, reason: str | None, looking: bool) -> None:
+        async with serving(tmp_path) as api:
+            api.w.store.damage.reason, api.w.store.damage._looking = reason, looking
+            _, octets = await api.request("GET", "/metrics")
+            trouble = parse(octets.decode())["relay_database_trouble"]
+            values = trouble.value(kind="damaged"), trouble.value(kind="looking")
+            assert values == (reason is not None, looking)
 
-RULES: list[dict[str, Any]] = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+    async def test_a_database_that_cannot_be_read_hides_only_what_is_in_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with serving(tmp_path) as api:
+            await api.bind()
+            _, octets = await api.request("GET", "/metrics")
+            everything = parse(octets.decode())
+            monkeypatch.setattr("relay.store.figures.depths", unreadable)
+            response, octets = await api.request("GET", "/metrics")
+            assert response.status == 200
+            rest = parse(octets.decode())
+            assert rest["relay_binds_total"].value(site="shop", outcome="shown") == 1
+            hidden = r"relay_(messages|deliveries|extractions|posts|pool)_?\w*"
+            assert set(rest) == {name for name in everything if not re.fullmatch(hidden, name)}
+
+
+async def unreadable(*_: object) -> None:
+    raise StoreUnavailable("database disk image is malformed")
 
 
 def used(expression: str) -> Iterable[tuple[str, set[str]]]:
@@ -151,10 +185,10 @@ def used(expression: str) -> Iterable[tuple[str, set[str]]]:
 
 def expressions() -> Iterable[tuple[str, str, str]]:
     """Where each stands, the expression, and the text in which its labels are used."""
-    for rule in RULES:
+    for rule in rules():
         said = " ".join(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
         yield rule["alert"], rule["expr"], said
-    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    dashboard: Any = json.loads((MONITORING / "dashboard.json").read_text())
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
             yield panel["title"], target["expr"], " ".join(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
@@ -199,8 +233,33 @@ class TestMonitoring:
     def test_what_does_not_exist_is_noticed(self, expression: str, said: str) -> None:
         assert unknown(expression, said)
 
-    @pytest.mark.parametrize("rule", RULES, ids=[rule["alert"] for rule in RULES])
+    @pytest.mark.parametrize("rule", rules(), ids=[rule["alert"] for rule in rules()])
     def test_every_alert_says_how_grave_it_is_what_is_the_matter_and_what_to_do(self, rule: dict[str, Any]) -> None:
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert set(rule["annotations"]) == {"summary", "action"}
         assert f"| `{rule['alert']}` |" in (MONITORING.parent / "operations.md").read_text()
+
+
+class TestMailPutOff:
+    """VisitRelayMailPutOff sees what we put off for our own trouble, and nothing that a client brought upon itself."""
+
+    (rule,) = (rule for rule in rules() if rule["alert"] == "VisitRelayMailPutOff")
+
+    @pytest.mark.parametrize("command", ["MAIL", "RCPT", "DATA", "BDAT", "idle"])
+    @pytest.mark.parametrize("answer", [STORE_UNAVAILABLE, INTERNAL_ERROR, INSUFFICIENT_STORAGE])
+    def test_our_own_trouble_is_seen_wherever_it_is_told(self, command: str, answer: Reply) -> None:
+        if (command, answer) != ("RCPT", INSUFFICIENT_STORAGE):  # never given there
+            assert self.seen(command, answer) == 1
+
+    @pytest.mark.parametrize(("command", "answer"), [("RCPT", TOO_MANY_RECIPIENTS), ("RCPT", NO_SUCH_USER)])
+    def test_a_client_s_own_is_not(self, command: str, answer: Reply) -> None:
+        assert self.seen(command, answer) == 0
+
+    @pytest.mark.parametrize("command", ["MAIL", "RCPT", "DATA", "BDAT"])
+    def test_the_first_one_is_an_increase(self, command: str) -> None:
+        assert parse(text([refusals(Tally())]))["relay_smtp_refusals_total"].value(command=command, code="451") == 0
+
+    def seen(self, command: str, answer: Reply) -> float:
+        tally = Tally()
+        tally.refused(command, answer)
+        return selected(self.rule["expr"], parse(text([refusals(tally)])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import stat
 import threading
@@ -137,6 +138,30 @@ class TestWord:
         with pytest.raises(Damaged, match="it is empty, but"):
             await Store(path).open()
         assert not path.stat().st_size
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA user_version = 1")  # a sound database without a table
+        bare = path.read_bytes()
+        with pytest.raises(Damaged, match="it is empty, but"):
+            await Store(path).open()
+        assert path.read_bytes() == bare
+
+    async def test_what_a_crash_left_before_the_first_table_was_made_is_gone_on_with(self, tmp_path: Path) -> None:
+        path = tmp_path / DATABASE
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("CREATE TABLE t (a)")
+        connection.execute("COMMIT")
+        connection.execute("DROP TABLE t")
+        for file in (path, path.with_name(f"{DATABASE}-wal")):
+            shutil.copy(file, tmp_path / f"crashed-{file.name}")
+            assert file.stat().st_size
+        connection.close()
+        for file in tmp_path.glob("crashed-*"):
+            file.rename(tmp_path / file.name.removeprefix("crashed-"))
+        store = Store(path)
+        await store.open()
+        await store.close()
 
     async def test_a_database_of_before_there_was_a_word_gets_one(self, tmp_path: Path) -> None:
         path = tmp_path / DATABASE

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from aiohttp import web
 
 from relay.core.metrics import Family, counter, each, gauge, histogram
 from relay.store import figures
 from relay.store.directory import SiteView
-from relay.store.engine import StoreUnavailable
+from relay.store.errors import StoreUnavailable
 from relay.store.store import Store
 from webapi.bind import TALLY, Tally
 from webapi.context import CONTEXT, Context
@@ -34,29 +35,27 @@ def note(request: web.Request, status: int) -> None:
 
 
 async def families(app: web.Application) -> list[Family]:
-    """Every metric of the daemon; without those that only the database knows while it cannot be read."""
-    context, answered = app[CONTEXT], app[ANSWERED]
-    return [
+    """Every metric of the daemon; without those that are read from the database while it cannot be read."""
+    context, tally, answered = app[CONTEXT], app[TALLY], app[ANSWERED]
+    sites = list(context.store.sites.by_id.values())
+    found = [
         *context.measures(),
-        *await _stored(app, context),
+        *_webhooks(context, sites),
+        each("counter", "relay_binds_total", "Page views by outcome.", "site outcome", tally.views),
         *_store(context.store),
         each("counter", "relay_http_answers_total", "Answers to HTTP requests.", "part status", answered),
     ]
+    with contextlib.suppress(StoreUnavailable):  # that it is damaged has to be seen all the same
+        found += await _read(context, sites, tally)
+    return found
 
 
-async def _stored(app: web.Application, context: Context) -> list[Family]:
+async def _read(context: Context, sites: Sequence[SiteView], tally: Tally) -> list[Family]:
+    """What is read from the database; raises StoreUnavailable."""
     now = context.clock()
-    try:
-        depths = await figures.depths(context.store.reader)
-        pools = await figures.pools(context.store.reader, now)
-    except StoreUnavailable:
-        return []  # that it is damaged has to be seen all the same
-    sites = list(context.store.sites.by_id.values())
-    return [
-        *_queues(depths, now),
-        *_webhooks(context, sites, depths, now),
-        *_pools(sites, pools, app[TALLY]),
-    ]
+    depths = await figures.depths(context.store.reader)
+    pools = await figures.pools(context.store.reader, now)
+    return [*_queues(depths, now), *_posts(sites, depths, now), *_pools(sites, pools, tally)]
 
 
 def _queues(depths: figures.Depths, now: float) -> Iterable[Family]:
@@ -85,16 +84,14 @@ def _queues(depths: figures.Depths, now: float) -> Iterable[Family]:
     )
 
 
-def _webhooks(context: Context, sites: Iterable[SiteView], depths: figures.Depths, now: float) -> Iterable[Family]:
-    hooks = [(site.name, webhook) for site in sites for webhook in site.webhooks]
-    keys = {webhook.id: (name, str(webhook.id)) for name, webhook in hooks}
-    standings = {keys[webhook.id]: context.standing(webhook.id) for _, webhook in hooks}
-    waiting = {key: depths.posts.get(webhook, figures.NOTHING) for webhook, key in keys.items()}
+def _webhooks(context: Context, sites: Iterable[SiteView]) -> Iterable[Family]:
+    hooks = {(site.name, str(webhook.id)): webhook for site in sites for webhook in site.webhooks}
+    standings = {key: context.standing(webhook.id) for key, webhook in hooks.items()}
     for name, about, values in (
         (
             "relay_webhook_enabled",
             "1 while it is posted to, 0 when it is disabled.",
-            {keys[webhook.id]: float(webhook.enabled) for _, webhook in hooks},
+            {key: float(webhook.enabled) for key, webhook in hooks.items()},
         ),
         (
             "relay_webhook_consecutive_failures",
@@ -106,14 +103,30 @@ def _webhooks(context: Context, sites: Iterable[SiteView], depths: figures.Depth
             "Seconds until it is tried again; 0 when it does not rest.",
             {key: standing.rests_for or 0.0 for key, standing in standings.items()},
         ),
-        ("relay_posts_waiting", "Posts that wait.", {key: float(depth.count) for key, depth in waiting.items()}),
-        (
-            "relay_posts_oldest_age_seconds",
-            "Age of the oldest event among them.",
-            {key: _age(depth, now) for key, depth in waiting.items()},
-        ),
     ):
         yield each("gauge", name, about, "site webhook", values)
+
+
+def _posts(sites: Iterable[SiteView], depths: figures.Depths, now: float) -> Iterable[Family]:
+    waiting = {
+        (site.name, str(webhook.id)): depths.posts.get(webhook.id, figures.NOTHING)
+        for site in sites
+        for webhook in site.webhooks
+    }
+    yield each(
+        "gauge",
+        "relay_posts_waiting",
+        "Posts that wait.",
+        "site webhook",
+        {key: depth.count for key, depth in waiting.items()},
+    )
+    yield each(
+        "gauge",
+        "relay_posts_oldest_age_seconds",
+        "Age of the oldest event among them.",
+        "site webhook",
+        {key: _age(depth, now) for key, depth in waiting.items()},
+    )
 
 
 def _pools(sites: Iterable[SiteView], pools: dict[int, tuple[int, int]], tally: Tally) -> Iterable[Family]:
@@ -139,7 +152,6 @@ def _pools(sites: Iterable[SiteView], pools: dict[int, tuple[int, int]], tally: 
         "site target",
         {key: tally.exhausted[key] for key in keys.values()},
     )
-    yield each("counter", "relay_binds_total", "Page views by outcome.", "site outcome", tally.views)
 
 
 def _store(store: Store) -> Iterable[Family]:

@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def reading(config: Config) -> AsyncIterator[Reader]:
-    """The database, to be read. Raises ClickException when there is none, or one of another schema revision."""
-    from relay.store import migrate
+    """The database, to be read. Raises ClickException when there is none, or one of another schema revision.
+
+    Raises Damaged where there was one.
+    """
+    from relay.store import damage, migrate
     from relay.store.reader import Reader
     from relay.store.store import DATABASE
 
     database = config.data_dir / DATABASE
     found = migrate.revision(database)
     if found is None:
+        damage.refuse_anew(database)
         raise click.ClickException(f"there is no database at {database} yet: relay serve makes one")
     if found != migrate.HEAD:
         raise click.ClickException(

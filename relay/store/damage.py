@@ -33,10 +33,11 @@ AGAIN = 1.0
 #: index that is damaged where a look does not find it would keep the disk busy, and mail off, for good.
 SOUND, SOUND_TIMES = 60.0, 20.0
 REMEDY = "stop the daemon, keep data_dir as it is, restore the last backup (docs/operations.md, Backup and restore)"
+ANEW = "to begin anew on purpose (mail to every address that was ever shown is refused then) move data_dir away"
 #: What lies beside a database from its first day on, to miss it by.
-_WORD = """\
-A database was made here. When it is missing or empty the daemon does not start: an empty one would refuse the mail to
-every address that was ever shown. Restore the last backup. To begin anew on purpose remove this file, too.
+_WORD = f"""\
+A database was made here. While it is missing or empty the daemon does not start.
+Remedy: {REMEDY}; {ANEW}.
 """
 _CODES = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 #: What SQLite says of these codes (sqlite3_errstr), in whatever words around it.
@@ -46,8 +47,8 @@ _WORDS = ("disk image is malformed", "malformed database schema", "file is not a
 class Damaged(Exception):
     """The database at ``path`` cannot be used any more; the message names the remedy."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"the database {path} is damaged ({reason}): {REMEDY}")
+    def __init__(self, path: Path, reason: str, remedy: str = REMEDY) -> None:
+        super().__init__(f"the database {path} is damaged ({reason}): {remedy}")
 
 
 @dataclass(slots=True)
@@ -135,21 +136,33 @@ def mark(path: Path) -> None:
 def check(path: Path, patience: float | None = PATIENCE) -> None:
     """Look for damage, ``patience`` seconds at most (None: to the end). Raises Damaged, other sqlite3.Errors.
 
-    One that is missing or empty where there was one (:func:`mark`) is damaged, too: no other is ever made in its place.
+    One that is missing or empty where there was one is damaged, too (:func:`refuse_anew`).
     """
-    if not path.exists() or not path.stat().st_size:
-        if traces := _traces(path):
-            raise Damaged(path, f"it is {'empty' if path.exists() else 'missing'}, but {traces} is there")
+    if not _octets_of(path):
+        refuse_anew(path)
         return
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
         try:
             found = _quick_check(connection, patience)
+            bare = connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _CODES:
                 raise
-            found = str(error)
+            found, bare = str(error), False
     if found is not None:
         raise Damaged(path, found)
+    if bare:
+        refuse_anew(path)
+
+
+def refuse_anew(path: Path) -> None:
+    """Raises Damaged if there was a database at ``path`` where there is none now, or one without tables.
+
+    No other is ever made in its place. A start that was cut short before the first table left no word (:func:`mark`).
+    """
+    if (trace := _trace(path)) is not None:
+        state = "empty" if path.exists() else "missing"
+        raise Damaged(path, f"it is {state}, but {trace} is there", f"{REMEDY}; {ANEW}")
 
 
 def _quick_check(connection: sqlite3.Connection, patience: float | None) -> str | None:
@@ -171,12 +184,18 @@ def _octets(connection: sqlite3.Connection) -> int:
     return int(pages) * int(size)
 
 
-def _traces(path: Path) -> Path | None:
-    """What says that there was a database here."""
+def _octets_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _trace(path: Path) -> Path | None:
+    """What says that there was a database here, other than is here now."""
     word, log_file, bodies = _word_of(path), path.with_name(f"{path.name}-wal"), path.parent / "bodies"
     if word.exists():
         return word
-    if log_file.exists() and log_file.stat().st_size:
+    if _octets_of(path):  # one that is just being made has a log, too
+        return None
+    if _octets_of(log_file):
         return log_file
     return next(bodies.iterdir(), None) if bodies.is_dir() else None
 

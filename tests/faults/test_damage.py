@@ -15,9 +15,10 @@ import pytest
 
 from relay.store import damage
 from tests.daemon import ROOT, DaemonFailed, environment
-from tests.exposition import parse
+from tests.exposition import parse, rules, selected
 from tests.missing import missing
 from tests.scenarios.world import DOMAIN, World, letter, unique_letter, world
+from tests.smtp_client import SmtpClient
 
 pytestmark = pytest.mark.fault
 
@@ -63,6 +64,17 @@ def emptied(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def zeroed(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def bare(path: Path) -> None:
+    """Sound and without a table, as a recovery leaves it that found nothing."""
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 1")
+
+
 def lost(path: Path) -> None:
     path.unlink()
 
@@ -75,7 +87,7 @@ async def test_a_database_that_is_damaged_before_the_start_is_refused_with_the_r
         await relay.mail(BASE, content)
         assert await asyncio.to_thread(relay.daemon.stop) == 0
         whole = database(relay).read_bytes()
-        harms: list[Callable[[Path], None]] = [head, cut_off, emptied, lost, inner]
+        harms: list[Callable[[Path], None]] = [head, cut_off, emptied, zeroed, bare, lost, inner]
         for harm in harms:
             database(relay).write_bytes(whole)
             harm(database(relay))
@@ -86,11 +98,23 @@ async def test_a_database_that_is_damaged_before_the_start_is_refused_with_the_r
             await asyncio.to_thread(relay.daemon.start)
         assert database(relay).read_bytes() == harmed
         lost(database(relay))
-        with pytest.raises(DaemonFailed, match=REMEDY):
+        left = sorted(relay.daemon.data_dir.rglob("*"))
+        with pytest.raises(DaemonFailed, match=f"{REMEDY}.*to begin anew on purpose .* move data_dir away"):
             await asyncio.to_thread(relay.daemon.start)
-        assert not database(relay).exists()
+        assert sorted(relay.daemon.data_dir.rglob("*")) == left
         database(relay).write_bytes(whole)
         await asyncio.to_thread(relay.daemon.start)
+
+
+async def test_who_moves_data_dir_away_begins_anew(tmp_path: Path) -> None:
+    async with world(tmp_path) as relay:
+        await relay.mail(BASE, unique_letter())
+        assert await asyncio.to_thread(relay.daemon.stop) == 0
+        relay.daemon.data_dir.rename(tmp_path / "away")
+        await asyncio.to_thread(relay.daemon.start)
+        new = unique_letter()
+        assert await relay.mail(BASE, new) == 1
+        await relay.arrived(new)
 
 
 async def test_damage_under_the_running_daemon_puts_mail_off_and_shows_and_a_backup_brings_all_of_it_back(
@@ -121,15 +145,18 @@ async def test_damage_under_the_running_daemon_puts_mail_off_and_shows_and_a_bac
         async with relay.http.get(relay.daemon.url + "/healthz") as response:
             assert response.status == 200
         assert await put_off()
+        async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+            await client.command("MAIL FROM:<ann@customer.test>")
+            assert (await client.command(f"RCPT TO:<not.in.memory@{DOMAIN}>")).code == 451
         async with relay.http.get(relay.daemon.url + "/metrics") as response:
-            found = parse(await response.text())  # without what only the database knows
+            assert response.status == 200
+            found = parse(await response.text())
         assert found["relay_database_trouble"].value(kind="damaged") == 1
-        refusals = [dict(labels) for _, labels in found["relay_smtp_refusals_total"].samples]
-        assert {one["command"] for one in refusals if one["code"] == "451"} & {
-            "MAIL",
-            "RCPT",
-            "DATA",
-        }  # as the alert asks
+        refused = found["relay_smtp_refusals_total"]
+        at_data, at_recipient = (refused.value(command=command, code="451") for command in ("DATA", "RCPT"))
+        assert (at_data >= 2, at_recipient) == (True, 1)
+        (rule,) = (rule for rule in rules() if rule["alert"] == "VisitRelayMailPutOff")
+        assert selected(rule["expr"], found) == at_data + at_recipient
 
         relay.daemon.kill()
         relay.daemon.data_dir.rename(tmp_path / "damaged")

@@ -63,6 +63,14 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "getsockopt": (),
     "setsockopt": (),
     "shutdown": (),
+    # Not on every way: the write-ahead log's index grows, a library is loaded at its first use.
+    "mmap": (),
+    "fstat": (),
+    "statx": (),
+    "access": (),
+    "readlink": (),
+    "getdents64": (),
+    "poll": ("EINTR",),
 }
 #: What they fail with besides where they are on a connection.
 ON_SOCKETS = {
