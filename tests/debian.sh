@@ -4,7 +4,7 @@ set -u
 declare -A needed=(
   [postfix]=postfix [swaks]=swaks [chromium]=chromium [strace]=strace [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [openssl]=openssl
   [losetup]=mount [php]=php-cli [gcc]=gcc [node]=nodejs [curl]=curl
-  [sqlite3]=sqlite3 [nginx]=nginx-light [caddy]=caddy
+  [sqlite3]=sqlite3 [nginx]=nginx-light [caddy]=caddy [jq]=jq
 )
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
@@ -14,6 +14,8 @@ perl -MNet::SSLeay -e1 2>/dev/null || missing+=(libnet-ssleay-perl)  # swaks nee
 if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then
   export DEBIAN_FRONTEND=noninteractive
   echo "installing: ${missing[*]}"
+  policy=/usr/sbin/policy-rc.d  # while it ends with 101, no service is started that a package brings
+  [ -e $policy ] || { trap "rm -f $policy" EXIT && printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy; }
   apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}" >/tmp/visit-relay-apt.log 2>&1 && exit 0
   tail -5 /tmp/visit-relay-apt.log
 fi

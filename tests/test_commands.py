@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import csv
 import getpass
@@ -9,7 +10,9 @@ import io
 import json
 import os
 import re
+import shutil
 import sqlite3
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -24,8 +27,9 @@ from relay import commands
 from relay.cli.root import cli
 from relay.control import ControlError, call
 from relay.secrets import token_hash
-from tests.daemon import PATIENCE, Daemon
+from tests.daemon import PATIENCE, ROOT, Daemon, environment
 from tests.dead_ends import CARD, SECRET, SETTINGS, dead_port, declared, letter, mail
+from tests.missing import missing
 from tests.smtp_sink import SmtpSink
 from webapi.hook_models import WebhookShown
 from webapi.message_views import MessageItem
@@ -587,6 +591,38 @@ async def test_mail_that_waits_can_be_looked_at_and_taken_out_while_the_daemon_i
         assert [(one["message"], one["state"]) for one in waiting] == [(message, "deferred")]
         assert daemon.cli("message", "raw", str(message)).stdout.encode() == letter(1).replace(b"\r\n", b"\n")
         assert "sales@example.test" in daemon.cli("message", "show", str(message)).stdout
+
+
+async def test_mail_that_waits_is_taken_out_and_sent_on_by_the_commands_of_the_documentation(tmp_path: Path) -> None:
+    """docs/operations.md, "Back to the old version", letter for letter, but for the host and the places."""
+    for name in ("bash", "curl", "jq"):
+        if shutil.which(name) is None:
+            missing(f"NOT TESTED, how mail is taken out before a rollback: {name} is not installed")
+    chapter = (ROOT / "docs" / "operations.md").read_text().partition("**Back to the old version**")[2]
+    first, _, then = re.findall(r"```\n(.*?)```", chapter, re.DOTALL)[:3]
+    take = first.partition("systemctl stop relay.socket relay.service\n")[2]
+    assert take.count("relay ") == 2
+    letters = {letter(1), letter(2) + b"%DATE% \\n\r\n" * 20_000}  # the second has a file of its own
+    dead = dead_port()
+    settings = {"forward": {"next_hop": f"smtp://127.0.0.1:{dead}"}, "site": [declared()]}
+    async with Daemon(tmp_path, settings) as daemon:
+        for content in letters:
+            await mail(daemon, content)
+        await daemon.logged("delivery", state="deferred")
+        daemon.stop()
+        async with SmtpSink() as sink:
+            script = (
+                f'set -eu -o pipefail; relay() {{ {sys.executable} -m relay "$@"; }}; '
+                f"RELAY='--config {daemon.config}'\n{take}{then}"
+            )
+            for old, new in (("/root/taken-out", str(tmp_path / "out")), ("mail.example.com:25", sink.address)):
+                assert old in script
+                script = script.replace(old, new)
+            done = await asyncio.create_subprocess_exec("bash", "-c", script, env=environment())
+            assert await done.wait() == 0
+            received = await sink.wait_for_messages(2)
+    assert {one.content for one in received} == letters
+    assert {tuple(one.recipients) for one in received} == {("sales@example.test",)}
 
 
 def test_a_command_while_the_daemon_starts_or_stops_is_refused_and_changes_nothing(tmp_path: Path) -> None:

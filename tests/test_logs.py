@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
@@ -13,6 +14,7 @@ import pytest
 import structlog
 
 from relay import logs
+from tests.daemon import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -223,3 +225,22 @@ def test_the_default_stream_is_stderr(capsys: pytest.CaptureFixture[str]) -> Non
     captured = capsys.readouterr()
     assert captured.out == ""
     assert json.loads(captured.err)["event"] == "a"
+
+
+def loud(source: str) -> Iterator[str]:
+    """The events that a module logs at level error or worse."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id=name), attr="error" | "exception" | "critical"),
+                args=[ast.Constant(value=event), *_],
+            ) if name.endswith("log"):
+                yield str(event)
+
+
+def test_of_every_loud_line_the_documentation_says_what_to_do() -> None:
+    sources = [file.read_text() for part in ("relay", "webapi") for file in (ROOT / part).rglob("*.py")]
+    events = {event for source in sources for event in loud(source)}
+    assert len(events) > 50
+    rows = (ROOT / "docs" / "operations.md").read_text().partition("## What to do when …")[2]
+    assert {event for event in events if f"`{event}`" not in rows} == set()

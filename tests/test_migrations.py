@@ -9,6 +9,7 @@ import re
 import shutil
 import sqlite3
 import stat
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, select
 
 from relay.core.site import SiteSettings
-from relay.store import history, migrate
+from relay.store import damage, history, migrate
 from relay.store.engine import Tx
 from relay.store.migrate import HEAD, WrongRevision, backup, revision
 from relay.store.schema import SEARCH_DDL, events, metadata, tokens, visits
@@ -408,7 +409,11 @@ class TestRollback:
     async def test_the_copy_of_before_the_upgrade_put_in_place_is_what_the_old_version_had(
         self, tmp_path: Path, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path, old = unpacked(OLD[-1], tmp_path), HEAD
+        data = tmp_path / "data"
+        for name in ("keys", "bodies"):
+            (data / name).mkdir(parents=True)
+        (data / "bodies" / "large").write_bytes(b"accepted since")
+        path, old = unpacked(OLD[-1], data), HEAD
         before = contents(path)
         scripts.add("8001", old, TestInterrupted.WORKS)
         migrate.migrate(path)
@@ -418,17 +423,29 @@ class TestRollback:
         monkeypatch.setattr(migrate, "HEAD", old)
         with pytest.raises(WrongRevision):
             migrate.migrate(path)
-        # docs/operations.md, "Back to the old version"
-        newer = tmp_path / "newer"
-        newer.mkdir()
-        for file in (path, *tmp_path.glob(f"{DATABASE}-*")):
-            file.rename(newer / file.name)
-        (copy,) = tmp_path.glob("relay-before-8001-*.db")
-        copy.rename(path)
+        damage.mark(path)
+        (copy,) = data.glob("relay-before-8001-*.db")
+        self.put_in_place(copy)
+        newer = tmp_path / "visit-relay.newer"
+        assert contents(newer / DATABASE)["tokens"][0]["name"] == "ci!"
+        (data / "bodies" / "large").unlink()  # as the old version's daemon does with what it does not know
+        assert (newer / "bodies" / "large").read_bytes() == b"accepted since"
         store = Store(path)
         await store.open()
         await store.close()
         assert contents(path) == before
+
+    def put_in_place(self, copy: Path) -> None:
+        """As docs/operations.md says, "Back to the old version"."""
+        chapter = (
+            (UPGRADE.parent.parent / "docs" / "operations.md").read_text().partition("**Back to the old version**")[2]
+        )
+        (lines,) = re.findall(r"^(cd /var/lib/visit-relay .*?)^relay queue list", chapter, re.DOTALL | re.MULTILINE)
+        assert "relay-before-REVISION-TIME.db" in lines
+        said = lines.replace("/var/lib/visit-relay", str(copy.parent)).replace(
+            "relay-before-REVISION-TIME.db", copy.name
+        )
+        subprocess.run(["bash", "-euc", said], check=True)
 
 
 class TestBackup:

@@ -215,3 +215,4 @@ class TestJournal:
             (line,) = daemon.printed
             assert line.startswith("Nobody can log in yet. `relay user create NAME --role admin` prints a link")
             assert "/ui/welcome/" in daemon.cli("user", "create", "anna", "--role", "admin").stdout
+        assert [entry for entry in daemon.log if "/ui/welcome/" in str(entry)] == []
