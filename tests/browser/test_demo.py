@@ -10,14 +10,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, FilePayload, Locator, Page, expect
 
 from relay.demo import Demo, demo_running
 from relay.demo.letter import Letter, send
 from relay.demo.settings import CARD
-from tests.browser.chromium import chromium, executable
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 CAMPAIGN = "?utm_source=google&utm_medium=cpc&utm_campaign=sash_windows"
 #: Seconds from "send" to "in the CRM" (README).
@@ -25,17 +25,10 @@ PROMISED = 1.0
 SUBSTITUTE = re.compile(r"^info[1-5]@track\.example\.com$")
 
 
-@pytest.fixture
-async def demo() -> AsyncIterator[Demo]:
-    executable()  # skips before anything is started
+@pytest_asyncio.fixture(loop_scope="module")
+async def demo(browser: Browser) -> AsyncIterator[Demo]:
     async with demo_running(page_port=29080, smtp_port=23525) as demo:
         yield demo
-
-
-@pytest.fixture
-async def browser(demo: Demo) -> AsyncIterator[Browser]:
-    async with chromium() as browser:
-        yield browser
 
 
 @asynccontextmanager
