@@ -12,6 +12,7 @@ import math
 import os
 import random
 import re
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class Ledger:
     ) -> None:
         self.seed = seed
         self.acknowledged: dict[int, int] = {}  # number → our id
+        self.heard: dict[int, float] = {}  # number → when its 250 was read
         self.put_off: Counter[str] = Counter()  # 4xx answers
         self.tries: Counter[int] = Counter()
         self.begun = 0  # numbers given out, from 0 on
@@ -143,6 +145,7 @@ class Ledger:
             self.put_off[answer.short] += 1
             return False
         _expect(answer, 250)
+        self.heard[number] = time.time()
         self.acknowledged[number] = int(answer.text.rpartition(" ")[2])
         async with self._news:
             self._news.notify_all()

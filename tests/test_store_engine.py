@@ -8,6 +8,7 @@ import importlib
 import os
 import pkgutil
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -267,6 +268,34 @@ class TestClosing:
             await store.write(adding("one"))
             assert (tmp_path / f"{DATABASE}-wal").stat().st_size > 0
         assert not (tmp_path / f"{DATABASE}-wal").exists()
+
+    async def test_what_a_killed_process_left_in_it_is_in_the_database_before_anything_is_chained_behind(
+        self, tmp_path: Path
+    ) -> None:
+        lived, killed = tmp_path / "lived", tmp_path / "killed"
+        for directory in (lived, killed):
+            directory.mkdir()
+        async with opened(lived) as store:
+            await store.write(adding("a"))
+            for name in (DATABASE, f"{DATABASE}-wal"):
+                shutil.copy(lived / name, killed / name)
+        assert (killed / f"{DATABASE}-wal").stat().st_size > 0
+        async with opened(killed) as store:
+            assert not (killed / f"{DATABASE}-wal").stat().st_size
+            assert await names(store) == ["a"]
+
+    async def test_a_log_that_cannot_be_folded_now_is_no_reason_not_to_start(self, tmp_path: Path) -> None:
+        fresh_database(tmp_path)
+        with (
+            contextlib.closing(connect(tmp_path / DATABASE)) as reader,
+            contextlib.closing(connect(tmp_path / DATABASE)) as other,
+        ):
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM tokens").fetchone()
+            other.execute("UPDATE alembic_version SET version_num = version_num")
+            async with opened(tmp_path) as store:
+                await store.write(adding("a"))
+                assert await names(store) == ["a"]
 
     async def test_what_could_not_be_opened_is_closed_again(self, tmp_path: Path) -> None:
         fresh_database(tmp_path)

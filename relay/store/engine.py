@@ -54,6 +54,8 @@ FEW = 4
 IDLE_TURN = 20
 #: Seconds to wait for a lock that a foreign process holds on the database.
 BUSY_TIMEOUT = 5.0
+#: Seconds that the start waits for who reads the write-ahead log.
+READERS_AT_START = 0.2
 #: Pages in the write-ahead log before a commit copies them back (4 KiB each).
 WAL_PAGES = 4000
 
@@ -215,6 +217,22 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _begin_log_anew(connection: sqlite3.Connection) -> None:
+    """Bring what a killed process left in the write-ahead log into the database.
+
+    A sync that failed before the kill may have left frames in the log that the system has in memory and the disk does
+    not: commits chained behind them would be lost with the power. Who reads just now, or a full disk, is no reason not
+    to start.
+    """
+    try:
+        connection.execute(f"PRAGMA busy_timeout={READERS_AT_START * 1000:.0f}")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error as error:
+        log.warning("write-ahead log not brought into the database at the start", error=str(error))
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT * 1000:.0f}")
+
+
 @dataclass(slots=True)
 class WriterStats:
     """Figures for /metrics: what the writer did since start."""
@@ -250,6 +268,7 @@ class Writer:
     def start(self) -> None:
         """Open the database and start the thread; raises sqlite3.Error or StoreUnavailable."""
         self._connection = connect(self._path)
+        _begin_log_anew(self._connection)
         self._thread.start()
 
     async def run(self, verb: Verb[T], *, turn: Turn = Turn.NEXT) -> T:

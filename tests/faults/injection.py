@@ -19,6 +19,7 @@ LETTING_GO = 5.0
 LOOK = 0.02
 #: A thread, its call, and of what kind the descriptor is that it begins with (strace -yy: "TCP", "UNIX-STREAM", …).
 _CALL = re.compile(r"^(\d+) +(\w+)\((?:\d+<([\w-]*))?", re.MULTILINE)
+_SYNC = re.compile(r"^(?:\d+ +)?([\d.]+) f(?:data)?sync\(.*\) += (-1 .*\(INJECTED\)|0$)", re.MULTILINE)
 
 
 @cache
@@ -57,7 +58,7 @@ async def injecting(
     """
     calls = ",".join(rule.partition(":")[0] for rule in rules)
     options = [option for rule in rules for option in ("-e", f"inject={rule}")]
-    async with _tracing(pid, only, output, "-e", f"trace={calls}", *options):
+    async with _tracing(pid, only, output, "-ttt", "-e", f"trace={calls}", *options):
         yield
 
 
@@ -79,6 +80,12 @@ def made(output: Path) -> dict[tuple[int, str], list[str]]:
 def struck(output: Path) -> bool:
     """Whether an error was injected, by strace's output."""
     return "(INJECTED)" in output.read_text(errors="replace")
+
+
+def syncs(output: Path) -> list[tuple[float, bool]]:
+    """When each sync began, and whether it succeeded, by ``injecting``; one that was interrupted did not fail."""
+    found = _SYNC.findall(output.read_text(errors="replace"))
+    return [(float(time), end == "0") for time, end in found if "EINTR" not in end]
 
 
 @contextlib.asynccontextmanager
