@@ -281,14 +281,14 @@ def _poster_settings(config: Config, keys: Keys) -> PosterSettings:
 async def _first_admin(store: Store, public_url: str, now: float) -> None:
     """While nobody can log in to the pages, every start prints a one-time link for the first administrator.
 
-    On standard output and not in the log, which is collected and kept by others; so is the journal.
+    On standard output and not in the log, which is collected and kept by others. So is the journal: there it says how
+    to get one.
     """
     link = new_link()
-    if not await store.write(lambda tx: users.invite(tx, None, token_hash(link), now)):
-        return
     if notify.is_journal(STDOUT):
-        print("Nobody can log in yet. `relay user create NAME --role admin` prints a link for the first administrator.")
-    else:
+        if not await users.any_user(store.reader):
+            print("Nobody can log in yet. `relay user create NAME --role admin` prints the first administrator's link.")
+    elif await store.write(lambda tx: users.invite(tx, None, token_hash(link), now)):
         print(f"Nobody can log in yet. The first administrator, within three days: {public_url}/ui/welcome/{link}")
     sys.stdout.flush()
 

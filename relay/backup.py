@@ -60,7 +60,7 @@ def backup(data_dir: Path, directory: Path, progress: Progress) -> Copied:
     """
     directory = directory.absolute()
     database = data_dir / DATABASE
-    if not database.exists():
+    if migrate.revision(database) is None:
         damage.refuse_anew(database)
         raise FileNotFoundError(errno.ENOENT, "there is no database yet", str(database))
     if directory.exists():

@@ -104,8 +104,7 @@ class GeoIp:
         self._checked = float("-inf")
         self._files: dict[Path, _File] = {}
         self._lacking = False
-        if files_of(self._configured, self._directory):
-            _territories()  # 70 ms, which the first page view would else wait for
+        _territories()  # 70 ms, which the first page view would else wait for
 
     def place(self, ip: str) -> Place:
         """City and country of an address; NOWHERE when no file knows it, or when it is none. Raises nothing."""

@@ -23,8 +23,9 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2
 class LoopWatch:
     """Asks to be woken, again and again, and notes how much later it was.
 
-    ``busy`` is the CPU time of the loop's thread from one look to the next. No callback of ours has taken longer than
-    that; where it is much less than the lag, others had the processor.
+    ``busy`` is the CPU time of the loop's thread from one look to the next. No callback of ours has computed for
+    longer. Where it is much less than the lag, others had the processor or the interpreter's lock, or it waited for a
+    disk.
     """
 
     def __init__(self) -> None:

@@ -213,6 +213,6 @@ class TestJournal:
         monkeypatch.setenv("JOURNAL_STREAM", f"{journal.stat().st_dev}:{journal.stat().st_ino}")
         with Daemon(tmp_path) as daemon:
             (line,) = daemon.printed
-            assert line.startswith("Nobody can log in yet. `relay user create NAME --role admin` prints a link")
+            assert line.startswith("Nobody can log in yet. `relay user create NAME --role admin` prints ")
             assert "/ui/welcome/" in daemon.cli("user", "create", "anna", "--role", "admin").stdout
         assert [entry for entry in daemon.log if "/ui/welcome/" in str(entry)] == []

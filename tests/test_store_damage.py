@@ -190,3 +190,12 @@ class TestWord:
         (entry,) = entries
         assert entry["log_level"] == "warning"
         assert "No such file" in entry["error"]
+
+    async def test_a_database_without_tables_is_none_where_bodies_lie_whatever_the_word(self, tmp_path: Path) -> None:
+        path = tmp_path / DATABASE
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA user_version = 1")
+        (tmp_path / "bodies").mkdir()
+        (tmp_path / "bodies" / "large").touch()
+        with pytest.raises(Damaged, match="bodies/large is there"):
+            await Store(path).open()

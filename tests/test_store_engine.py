@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy import insert as insert_into
+from structlog.testing import capture_logs
 
 import relay.store
 from relay.store import engine
@@ -284,18 +285,27 @@ class TestClosing:
             assert not (killed / f"{DATABASE}-wal").stat().st_size
             assert await names(store) == ["a"]
 
-    async def test_a_log_that_cannot_be_folded_now_is_no_reason_not_to_start(self, tmp_path: Path) -> None:
-        fresh_database(tmp_path)
+    async def test_a_log_that_somebody_reads_at_the_start_is_begun_anew_as_soon_as_nobody_does(
+        self, tmp_path: Path
+    ) -> None:
+        path = fresh_database(tmp_path)
         with (
-            contextlib.closing(connect(tmp_path / DATABASE)) as reader,
-            contextlib.closing(connect(tmp_path / DATABASE)) as other,
+            contextlib.closing(connect(path)) as reader,
+            contextlib.closing(connect(path)) as killed,
+            capture_logs() as entries,
         ):
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM tokens").fetchone()
-            other.execute("UPDATE alembic_version SET version_num = version_num")
+            killed.execute("UPDATE alembic_version SET version_num = version_num")
             async with opened(tmp_path) as store:
                 await store.write(adding("a"))
-                assert await names(store) == ["a"]
+                assert [entry["reason"] for entry in entries] == ["somebody reads the database"]
+                log = tmp_path / f"{DATABASE}-wal"
+                before = log.read_bytes()[:32]  # its header has another salt after each beginning
+                reader.execute("COMMIT")
+                await store.write(adding("b"))
+                assert log.read_bytes()[:32] != before
+                assert await names(store) == ["a", "b"]
 
     async def test_what_could_not_be_opened_is_closed_again(self, tmp_path: Path) -> None:
         fresh_database(tmp_path)

@@ -193,11 +193,10 @@ def _trace(path: Path) -> Path | None:
     word, log_file, bodies = _word_of(path), path.with_name(f"{path.name}-wal"), path.parent / "bodies"
     if word.exists():
         return word
-    if _octets_of(path):  # one that is just being made has a log, too
-        return None
-    if _octets_of(log_file):
-        return log_file
-    return next(bodies.iterdir(), None) if bodies.is_dir() else None
+    if bodies.is_dir() and (body := next(bodies.iterdir(), None)) is not None:
+        return body
+    # One that is just being made has a log, too.
+    return log_file if _octets_of(log_file) and not _octets_of(path) else None
 
 
 def _word_of(path: Path) -> Path:

@@ -217,20 +217,20 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _begin_log_anew(connection: sqlite3.Connection) -> None:
-    """Bring what a killed process left in the write-ahead log into the database.
+def _reset_log(connection: sqlite3.Connection, patience: float) -> str | None:
+    """Bring what a killed process left in the write-ahead log into the database, and begin the log anew; or why not.
 
     A sync that failed before the kill may have left frames in the log that the system has in memory and the disk does
-    not: commits chained behind them would be lost with the power. Who reads just now, or a full disk, is no reason not
-    to start.
+    not: commits chained behind them would be lost with the power. ``patience``: seconds for who reads just now.
     """
     try:
-        connection.execute(f"PRAGMA busy_timeout={READERS_AT_START * 1000:.0f}")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        connection.execute(f"PRAGMA busy_timeout={patience * 1000:.0f}")
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except sqlite3.Error as error:
-        log.warning("write-ahead log not brought into the database at the start", error=str(error))
+        return str(error)
     finally:
         connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT * 1000:.0f}")
+    return "somebody reads the database" if busy else None
 
 
 @dataclass(slots=True)
@@ -254,6 +254,7 @@ class Writer:
         self._passed_over = False
         self._since_idle = 0  # batches
         self._connection: sqlite3.Connection | None = None
+        self._log_is_old = False  # the write-ahead log is that of the process before, since somebody reads it
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self.stats = WriterStats()
         #: A copy of rows with another number (``Tx.edition``) is to be read again before it is acted upon.
@@ -268,7 +269,10 @@ class Writer:
     def start(self) -> None:
         """Open the database and start the thread; raises sqlite3.Error or StoreUnavailable."""
         self._connection = connect(self._path)
-        _begin_log_anew(self._connection)
+        reason = _reset_log(self._connection, READERS_AT_START)
+        self._log_is_old = reason is not None
+        if reason is not None:  # that, or a full disk, is no reason not to start
+            log.warning("write-ahead log not brought into the database yet", reason=reason)
         self._thread.start()
 
     async def run(self, verb: Verb[T], *, turn: Turn = Turn.NEXT) -> T:
@@ -331,6 +335,8 @@ class Writer:
         try:
             if self._connection is None:
                 self._connection = connect(self._path)
+            if self._log_is_old:
+                self._log_is_old = _reset_log(self._connection, 0.0) is not None
             if not self._attempt(batch):
                 self._attempt_apart(batch)
         except (sqlite3.Error, StoreUnavailable) as error:

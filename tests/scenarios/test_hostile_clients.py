@@ -207,7 +207,8 @@ async def explode(relay: World, content: bytes) -> None:
 
 
 def held_up(relay: World) -> list[Entry]:
-    return [entry for entry in relay.daemon.log if entry["event"] == "event loop held up"]
+    """By the daemon's own doing, whoever else is on the machine."""
+    return [entry for entry in relay.daemon.log if entry["event"] == "event loop held up" and entry["busy"] > 0.5]
 
 
 @pytest.mark.parametrize("name", BOMBS)

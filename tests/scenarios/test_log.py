@@ -12,7 +12,7 @@ import pytest
 from tests.daemon import ROOT, Entry
 from tests.scenarios.world import DOMAIN, SECRET, letter, site, target, world
 from tests.smtp_client import SmtpClient
-from tests.webhook_receiver import Post, Receiver
+from tests.webhook_receiver import Post, Receiver, Step, retry_after
 
 pytestmark = pytest.mark.scenario
 
@@ -45,8 +45,10 @@ def promised() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     return fields, states
 
 
-def answered(post: Post) -> int:
-    return 503 if "not now" in post.json["subject"] else 410 if "nevermore" in post.json["subject"] else 200
+def answered(post: Post) -> Step:
+    if "not now" in post.json["subject"]:
+        return retry_after(503, "3600")  # and not once more while the test goes on
+    return 410 if "nevermore" in post.json["subject"] else 200
 
 
 def hooks(crm: Receiver) -> list[dict[str, Any]]:

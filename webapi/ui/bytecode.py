@@ -38,3 +38,4 @@ class TemplateBytecode(FileSystemBytecodeCache):
         if not sys.dont_write_bytecode:
             with suppress(OSError):
                 super().dump_bytecode(bucket)
+                Path(self._get_cache_filename(bucket)).chmod(0o644)  # for the daemon's user, when root compiles
