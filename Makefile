@@ -47,7 +47,7 @@ script-test:
 	fi
 
 # Units say nothing about power cuts: with their thousands of databases in memory the disk's syncs cost them no time.
-# Three processes for two cores, here and below: a quarter of their time tests wait for clocks.
+# Three processes for two cores: a quarter of their time tests wait for clocks. The browser's do not.
 unit: setup
 	$(IN_MEMORY) $(PYTEST) -n 3 --dist worksteal tests --ignore=tests/scenarios --ignore=tests/faults --ignore=tests/browser
 
@@ -58,7 +58,7 @@ faults: setup
 	$(PYTEST) -n 3 --dist loadfile tests/faults
 
 browser: setup
-	$(PYTEST) -n 3 --dist loadfile tests/browser
+	$(PYTEST) -n 2 --dist loadfile tests/browser
 
 lint: setup
 	$(BIN)/ruff check .
