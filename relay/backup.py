@@ -23,6 +23,7 @@ from pathlib import Path
 
 from sqlalchemy import bindparam, func, select, update
 
+from relay.durable import sync_directory
 from relay.store import damage, migrate
 from relay.store.engine import Statement, Tx
 from relay.store.schema import deliveries, messages
@@ -72,8 +73,8 @@ def backup(data_dir: Path, directory: Path, progress: Progress) -> Copied:
         copied = _complete(data_dir, copy, progress)
         damage.mark(copy)  # one that comes without its database somewhere else must not begin anew there
         for made in (partial / "keys", partial / "bodies", partial):
-            _sync(made)
-    _sync(directory.parent)
+            sync_directory(made)
+    sync_directory(directory.parent)
     return copied
 
 
@@ -152,11 +153,3 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(original, copy, 1 << 20)
         copy.flush()
         os.fsync(copy.fileno())
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from relay.durable import sync_directory
+
 #: Octets up to which a body is kept in memory and stored in the database.
 INLINE = 256 * 1024
 #: Octets of a larger one that wait to be written: what came off the socket at once is more as a rule.
@@ -186,8 +188,4 @@ class BodyWriter:
         os.fsync(self._file)
         os.close(self._file)
         self._file = -1
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(self._directory)

@@ -22,6 +22,8 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from relay.durable import sync_directory
+
 #: What each key is for: the loop token in X-Visit-Relay, SRS hashes, signed links, values sealed in the database.
 NAMES = ("loop", "srs", "links", "seal")
 
@@ -64,7 +66,7 @@ class Keys:
         """
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync(directory.parent)  # a power cut must not take the whole directory away again
+            sync_directory(directory.parent)  # a power cut must not take the whole directory away again
             _refuse_open_to_others(directory, directory.stat().st_mode, "700")
             return cls(directory, {name: _read_or_create(directory / f"{name}.key") for name in NAMES})
         except OSError as error:
@@ -136,15 +138,7 @@ def _write(path: Path, generations: Sequence[bytes]) -> None:
         file.flush()
         os.fsync(descriptor)
     temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(path.parent)
 
 
 def seal(key: bytes, plaintext: str) -> str:

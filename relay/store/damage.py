@@ -20,6 +20,7 @@ from pathlib import Path
 
 import structlog
 
+from relay.durable import sync_directory
 from relay.store.errors import StoreUnavailable
 
 log = structlog.get_logger()
@@ -57,20 +58,15 @@ class Damage:
 
     path: Path
     reason: str | None = None
-    _looking: bool = False
+    looking: bool = False  # the file is being looked through
     _sound_until: float = -math.inf  # time.monotonic()
-
-    @property
-    def looking(self) -> bool:
-        """Whether the file is being looked through just now."""
-        return self._looking
 
     @property
     def trouble(self) -> str | None:
         """Why nothing is written now; None: it is."""
         if self.reason is not None:
             return f"the database is damaged: {self.reason}"
-        return "the database is being looked through for damage" if self._looking else None
+        return "the database is being looked through for damage" if self.looking else None
 
     def refuse(self) -> None:
         """Raises StoreUnavailable while there is trouble."""
@@ -85,7 +81,7 @@ class Damage:
         if time.monotonic() < self._sound_until:
             log.error("database looks damaged again, it was sound just now", error=said)
             return
-        self._looking = True
+        self.looking = True
         log.error(
             "database looks damaged", database=str(self.path), error=said, hint="mail is put off for a look through it"
         )
@@ -107,7 +103,7 @@ class Damage:
                 ended = time.monotonic()
                 self._sound_until = ended + max(SOUND, SOUND_TIMES * (ended - began))
                 log.warning("database looked through, it is sound", seconds=round(ended - began, 3))
-            self._looking = False
+            self.looking = False
             return
 
 
@@ -124,11 +120,7 @@ def mark(path: Path) -> None:
             file.write(_WORD)
             file.flush()
             os.fsync(file.fileno())
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(path.parent)
     except OSError as error:
         log.warning("database not marked as made: a loss of it may pass unnoticed", file=str(word), error=str(error))
 
