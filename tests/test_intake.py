@@ -190,7 +190,7 @@ async def test_a_store_that_fails_is_451_and_the_session_goes_on(parts: Parts, m
     assert await mail(parts, MAIL, "<sales@track.example.com>") == "250 2.0.0"
 
 
-@pytest.mark.parametrize("known", [{"reason": "malformed"}, {"_looking": True}], ids=["damaged", "looked through"])
+@pytest.mark.parametrize("known", [{"reason": "malformed"}, {"looking": True}], ids=["damaged", "looked through"])
 async def test_a_database_that_may_be_damaged_knows_of_nobody_that_he_is_not_there(
     parts: Parts, monkeypatch: pytest.MonkeyPatch, known: dict[str, object]
 ) -> None:

@@ -20,16 +20,13 @@ def migrate(config_file: Path) -> None:
     """
     config = load(config_file)
     from relay.control import DirectoryLock
-    from relay.store import damage
     from relay.store import migrate as schema
-    from relay.store.store import DATABASE
+    from relay.store.store import DATABASE, prepare
 
     database = config.data_dir / DATABASE
     if schema.revision(database) == schema.HEAD:
         click.echo(f"{database} has schema revision {schema.HEAD} already")
         return
     with interruptible("what was applied stays; the next start goes on from there"), DirectoryLock(config.data_dir):
-        damage.check(database)
-        schema.migrate(database, say)
-        damage.mark(database)
+        prepare(database, say)
     click.echo(f"{database} has schema revision {schema.HEAD}")

@@ -21,6 +21,16 @@ DATABASE = "relay.db"
 PATIENCE = 60.0
 
 
+def prepare(path: Path, progress: migrate.Progress = lambda line: None) -> None:
+    """Make the database at ``path``, or bring it up to date; one that got lost is never made anew. Blocks.
+
+    Raises Damaged, WrongRevision, sqlite3.Error, OSError.
+    """
+    damage.check(path)
+    migrate.migrate(path, progress)
+    damage.mark(path)
+
+
 class Store:
     """One open database. Only the process that holds data_dir's lock may open one (relay/control.py)."""
 
@@ -42,9 +52,7 @@ class Store:
 
         Raises Damaged, WrongRevision, sqlite3.Error, OSError: a broken database is never replaced by an empty one.
         """
-        damage.check(self.path)
-        migrate.migrate(self.path, progress)
-        damage.mark(self.path)
+        prepare(self.path, progress)
         try:
             self.writer.start()
             await self.reader.start()

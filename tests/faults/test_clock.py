@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from structlog.testing import capture_logs
 
 from relay.clockwatch import ClockWatch
 from relay.store.schema import deliveries
@@ -72,7 +74,7 @@ async def test_the_daemon_as_a_whole_gives_nothing_up_that_falls_due_before_the_
     monkeypatch.setattr("relay.clockwatch.INTERVAL", 1.0)
     answers: list[Step] = ["450 4.2.1 later"]
     sink = SmtpSink(script={"rcpt": lambda session, line: answers[0]})
-    async with Receiver(200) as crm, running(tmp_path, crm, Clock(), sink) as relay:
+    async with AsyncExitStack() as stack, Receiver(200) as crm, running(tmp_path, crm, Clock(), sink) as relay:
         forwarder = relay.daemon.forwarder
 
         async def states() -> set[str]:
@@ -85,12 +87,15 @@ async def test_the_daemon_as_a_whole_gives_nothing_up_that_falls_due_before_the_
 
         await relay.mail(WAITING)
         await tried(WAITING)
+        noticed = stack.enter_context(capture_logs())
         relay.clock.ahead = step
         forwarder.retry_now()
         if step > 0:
             await tried(2 * WAITING)
         assert await states() <= {"queued", "deferred"}
-        await asyncio.sleep(2.0)  # it is noticed meanwhile, and what waits is moved along
+        async with asyncio.timeout(PATIENCE):
+            while not [entry for entry in noticed if entry["event"] == "the clock was set"]:
+                await asyncio.sleep(LOOK)
         assert await states() <= {"queued", "deferred"}
         answers[0] = None
         relay.clock.ahead += LATER
