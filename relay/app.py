@@ -27,7 +27,7 @@ from relay.clockwatch import ClockWatch
 from relay.config.fields import Endpoint
 from relay.config.models import Config
 from relay.control import DirectoryLock, serve
-from relay.declare import definitions
+from relay.declare import open_store
 from relay.dns import Resolver
 from relay.extract import Extractor
 from relay.extraction import Extraction
@@ -42,9 +42,8 @@ from relay.reload import Reloader, certificate, policy, smtp_settings
 from relay.secrets import Keys, new_link, token_hash
 from relay.smtp_in import SmtpServer
 from relay.smtp_out import Sender
-from relay.store import posts, users
-from relay.store.sites import declare_all
-from relay.store.store import DATABASE, Store
+from relay.store import users
+from relay.store.store import Store
 from relay.sweep import Ages, Sweeper
 from relay.tls import TlsFiles
 from webapi import app as web_app
@@ -104,7 +103,7 @@ async def running(
         keys = Keys.load(data_dir / "keys")
         bodies = Bodies(data_dir / "bodies")
         bodies.prepare()
-        store = await _open_store(stack, config, keys, clock)
+        store = await open_store(stack, config, keys, clock(), lambda line: log.info("migration", step=line))
         composer = Composer(keys, config.http.public_url, config.retention.raw)
         pace = Pace()
         poster = make_poster(store, _poster_settings(config, keys), clock, pace)
@@ -191,17 +190,6 @@ def _raise_file_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):  # macOS has a second limit of its own
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-async def _open_store(stack: AsyncExitStack, config: Config, keys: Keys, clock: Clock) -> Store:
-    store = Store(config.data_dir / DATABASE)
-    await store.open(lambda line: log.info("migration", step=line))
-    stack.push_async_callback(store.close)
-    declared = definitions(config, keys.seal)
-    now = clock()
-    await store.redefine(lambda tx: declare_all(tx, declared, now))
-    await store.write(lambda tx: posts.void_post_claims(tx, now))
-    return store
 
 
 async def _start_forwarding(

@@ -1,16 +1,35 @@
-"""relay.toml's sites as definitions for the store (relay/store/sites.py)."""
+"""relay.toml's sites as definitions for the store (relay/store/sites.py), and the store opened with them."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from relay.config.models import Config, Site, Target
 from relay.core.model import Address
-from relay.store import webhooks
-from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition
+from relay.secrets import Keys
+from relay.store import posts, webhooks
+from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, declare_all
+from relay.store.store import DATABASE, Store
 from webapi.signature import new_secret
+
+
+async def open_store(
+    stack: AsyncExitStack, config: Config, keys: Keys, now: float, say: Callable[[str], None]
+) -> Store:
+    """For who holds the lock on data_dir: with the sites that relay.toml names, and no claims of who held it before.
+
+    ``say`` is told of each step of a migration. Raises what Store.open and declare_all do.
+    """
+    store = Store(config.data_dir / DATABASE)
+    stack.push_async_callback(store.close)
+    await store.open(say)
+    declared = definitions(config, keys.seal)
+    await store.redefine(lambda tx: declare_all(tx, declared, now))
+    await store.write(lambda tx: posts.void_post_claims(tx, now))
+    return store
 
 
 def definitions(config: Config, seal: Callable[[str], str]) -> list[SiteDefinition]:

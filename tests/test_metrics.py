@@ -171,7 +171,7 @@ class TestFigures:
     @pytest.mark.parametrize(("reason", "looking"), [(None, False), (None, True), ("malformed", False)])
     async def test_damage_of_the_database(self, tmp_path: Path, reason: str | None, looking: bool) -> None:
         async with serving(tmp_path) as api:
-            api.w.store.damage.reason, api.w.store.damage._looking = reason, looking
+            api.w.store.damage.reason, api.w.store.damage.looking = reason, looking
             _, octets = await api.request("GET", "/metrics")
             trouble = parse(octets.decode())["relay_database_trouble"]
             values = trouble.value(kind="damaged"), trouble.value(kind="looking")

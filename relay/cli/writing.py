@@ -34,20 +34,12 @@ def write(config: Config, command: str, arguments: Arguments) -> dict[str, Any]:
 async def _alone(config: Config, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
     from relay import commands
     from relay.control import DirectoryLock
-    from relay.declare import definitions
+    from relay.declare import open_store
     from relay.secrets import Keys
-    from relay.store.sites import declare_all
-    from relay.store.store import DATABASE, Store
     from relay.workplace import Workplace
 
     async with AsyncExitStack() as stack:
         stack.enter_context(DirectoryLock(config.data_dir))
         keys = Keys.load(config.data_dir / "keys")
-        store = Store(config.data_dir / DATABASE)
-        stack.push_async_callback(store.close)
-        await store.open(say)
-        # As the daemon does at its start: relay.toml may name sites that the database does not have yet.
-        declared = definitions(config, keys.seal)
-        now = time.time()
-        await store.redefine(lambda tx: declare_all(tx, declared, now))
+        store = await open_store(stack, config, keys, time.time(), say)
         return await commands.perform(Workplace(store, keys, config, time.time), command, arguments)
