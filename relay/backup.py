@@ -27,7 +27,7 @@ from relay.durable import sync_directory
 from relay.store import damage, migrate
 from relay.store.engine import Statement, Tx
 from relay.store.schema import deliveries, messages
-from relay.store.store import DATABASE
+from relay.store.store import DATABASE, revision
 
 Progress = Callable[[str], None]
 
@@ -61,8 +61,7 @@ def backup(data_dir: Path, directory: Path, progress: Progress) -> Copied:
     """
     directory = directory.absolute()
     database = data_dir / DATABASE
-    if migrate.revision(database) is None:
-        damage.refuse_anew(database)
+    if revision(database) is None:
         raise FileNotFoundError(errno.ENOENT, "there is no database yet", str(database))
     if directory.exists():
         raise FileExistsError(errno.EEXIST, "exists already", str(directory))

@@ -19,7 +19,7 @@ from relay.store.directory import Directory, TargetView
 from relay.store.engine import StoreUnavailable
 from relay.store.reader import Reader
 from relay.store.schema import messages
-from relay.store.store import DATABASE
+from relay.store.store import DATABASE, revision
 
 __all__ = ["FAIL", "OK", "WARN", "Finding", "Level", "Subject", "gather"]
 
@@ -69,9 +69,7 @@ async def gather(config: Config, now: float, patience: float = PATIENCE) -> tupl
         subject.webhooks.update({(site.name, hook.url): _why(hook.enabled, None) for hook in site.webhooks})
     path = config.data_dir / DATABASE
     try:
-        subject.revision = migrate.revision(path)
-        if subject.revision is None:
-            damage.refuse_anew(path)
+        subject.revision = revision(path)
         if subject.revision == migrate.HEAD:
             await _from_database(subject)
     except _UNUSABLE as error:

@@ -163,16 +163,16 @@ class TestWord:
         await store.open()
         await store.close()
 
-    async def test_a_database_of_before_there_was_a_word_gets_one(self, tmp_path: Path) -> None:
+    async def test_a_database_of_before_there_was_a_marker_gets_one(self, tmp_path: Path) -> None:
         path = tmp_path / DATABASE
         async with opened(tmp_path):
             pass
-        word = tmp_path / f"{DATABASE}-was-made"
-        word.unlink()  # or the machine went down between the two
+        marker = tmp_path / f"{DATABASE}-was-made"
+        marker.unlink()  # or the machine went down between the two
         store = Store(path)
         await store.open()
         await store.close()
-        assert word.exists()
+        assert marker.exists()
 
     async def test_who_removes_it_too_begins_anew(self, tmp_path: Path) -> None:
         async with opened(tmp_path):
@@ -191,7 +191,7 @@ class TestWord:
         assert entry["log_level"] == "warning"
         assert "No such file" in entry["error"]
 
-    async def test_a_database_without_tables_is_none_where_bodies_lie_whatever_the_word(self, tmp_path: Path) -> None:
+    async def test_a_database_without_tables_is_none_where_bodies_lie_whatever_the_marker(self, tmp_path: Path) -> None:
         path = tmp_path / DATABASE
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA user_version = 1")

@@ -20,14 +20,13 @@ async def reading(config: Config) -> AsyncIterator[Reader]:
 
     Raises Damaged where there was one.
     """
-    from relay.store import damage, migrate
+    from relay.store import migrate
     from relay.store.reader import Reader
-    from relay.store.store import DATABASE
+    from relay.store.store import DATABASE, revision
 
     database = config.data_dir / DATABASE
-    found = migrate.revision(database)
+    found = revision(database)
     if found is None:
-        damage.refuse_anew(database)
         raise click.ClickException(f"there is no database at {database} yet: relay serve makes one")
     if found != migrate.HEAD:
         raise click.ClickException(

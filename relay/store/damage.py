@@ -35,8 +35,8 @@ AGAIN = 1.0
 SOUND, SOUND_TIMES = 60.0, 20.0
 REMEDY = "stop the daemon, keep data_dir as it is, restore the last backup (docs/operations.md, Backup and restore)"
 ANEW = "to begin anew on purpose (mail to every address that was ever shown is refused then) move data_dir away"
-#: What lies beside a database from its first day on, to miss it by.
-_WORD = f"""\
+#: The marker: what lies beside a database from its first day on, to miss it by.
+_MARKER = f"""\
 A database was made here. While it is missing or empty the daemon does not start.
 Remedy: {REMEDY}; {ANEW}.
 """
@@ -108,21 +108,21 @@ class Damage:
 
 
 def mark(path: Path) -> None:
-    """Leave word beside the database that it was made: for one with small messages only, nothing else would tell.
+    """Leave a marker beside the database that it was made: of one with small messages only, nothing else would tell.
 
     Where that cannot be written the log says so; a daemon that runs is worth more.
     """
-    word = _word_of(path)
-    if word.exists():
+    marker = _marker_of(path)
+    if marker.exists():
         return
     try:
-        with os.fdopen(os.open(word, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(_WORD)
+        with os.fdopen(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(_MARKER)
             file.flush()
             os.fsync(file.fileno())
         sync_directory(path.parent)
     except OSError as error:
-        log.warning("database not marked as made: a loss of it may pass unnoticed", file=str(word), error=str(error))
+        log.warning("database not marked as made: a loss of it may pass unnoticed", file=str(marker), error=str(error))
 
 
 def check(path: Path, patience: float | None = PATIENCE) -> None:
@@ -150,7 +150,7 @@ def check(path: Path, patience: float | None = PATIENCE) -> None:
 def refuse_anew(path: Path) -> None:
     """Raises Damaged if there was a database at ``path`` where there is none now, or one without tables.
 
-    No other is ever made in its place. A start that was cut short before the first table left no word (:func:`mark`).
+    No other is ever made in its place. A start that was cut short before the first table left no marker (:func:`mark`).
     """
     if (trace := _trace(path)) is not None:
         state = "empty" if path.exists() else "missing"
@@ -182,14 +182,14 @@ def _octets_of(path: Path) -> int:
 
 def _trace(path: Path) -> Path | None:
     """What says that there was a database here, other than is here now."""
-    word, log_file, bodies = _word_of(path), path.with_name(f"{path.name}-wal"), path.parent / "bodies"
-    if word.exists():
-        return word
+    marker, log_file, bodies = _marker_of(path), path.with_name(f"{path.name}-wal"), path.parent / "bodies"
+    if marker.exists():
+        return marker
     if bodies.is_dir() and (body := next(bodies.iterdir(), None)) is not None:
         return body
     # One that is just being made has a log, too.
     return log_file if _octets_of(log_file) and not _octets_of(path) else None
 
 
-def _word_of(path: Path) -> Path:
+def _marker_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-was-made")

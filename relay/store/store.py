@@ -31,6 +31,17 @@ def prepare(path: Path, progress: migrate.Progress = lambda line: None) -> None:
     damage.mark(path)
 
 
+def revision(path: Path) -> str | None:
+    """The schema revision of the database at ``path``; None when there never was one.
+
+    Raises Damaged where one got lost, WrongRevision, sqlite3.Error.
+    """
+    found = migrate.revision(path)
+    if found is None:
+        damage.refuse_anew(path)
+    return found
+
+
 class Store:
     """One open database. Only the process that holds data_dir's lock may open one (relay/control.py)."""
 
