@@ -17,7 +17,7 @@ from relay.demo import Demo, demo_running
 from relay.demo.letter import Letter, send
 from relay.demo.settings import CARD
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 CAMPAIGN = "?utm_source=google&utm_medium=cpc&utm_campaign=sash_windows"
 #: Seconds from "send" to "in the CRM" (README).
@@ -25,7 +25,7 @@ PROMISED = 1.0
 SUBSTITUTE = re.compile(r"^info[1-5]@track\.example\.com$")
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def demo(browser: Browser) -> AsyncIterator[Demo]:
     async with demo_running(page_port=29080, smtp_port=23525) as demo:
         yield demo

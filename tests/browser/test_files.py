@@ -16,7 +16,7 @@ from playwright.async_api import Browser, Download, Error, Page
 from tests.file_fixtures import attachments, of_one_file, stored
 from tests.webapi_fixtures import Api, serving
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 
 @dataclass

@@ -23,7 +23,7 @@ from tests.browser.script_site import (
     visiting,
 )
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 PAGE = """
 <p id="text">Email:sales@example.com, or (sales@example.com). Not presales@example.com nor sales@example.com.au.</p>

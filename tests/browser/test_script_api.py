@@ -21,7 +21,7 @@ from tests.browser.script_site import (
     visiting,
 )
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 SCRIPT = "<script src='/mailtrack.js'></script>"
 PAGE = f"<p>{SALES}</p><a href='mailto:{SALES}' onclick='event.preventDefault()'>write</a>"

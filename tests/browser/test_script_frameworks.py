@@ -16,7 +16,7 @@ from playwright.async_api import Browser, Page, expect
 from tests.browser.script_pages import built, rendered
 from tests.browser.script_site import BOUND, HELP, SALES, SHOWN, Site, html, quiet, serving, visiting
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 FRAMEWORKS = ["react", "vue"]
 HELPED = "help7@track.example.com"

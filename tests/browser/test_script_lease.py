@@ -27,7 +27,7 @@ from tests.browser.script_site import (
     visiting,
 )
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 PAGE = f"<p>{SALES}</p><a href='mailto:{SALES}'>write</a><button data-clipboard-text='{SALES}'>copy</button>"
 HIDE = """hidden => {
@@ -40,7 +40,7 @@ FIRST_FRAME = """requestAnimationFrame(() => {
 });"""
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
     async with chromium(back_forward_cache=True) as browser:
         yield browser

@@ -23,7 +23,7 @@ from tests.browser.script_site import (
     visiting,
 )
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 CRM = "x-sales@track.example.com"
 #: Notes what stood in the first paragraph when the first frame was drawn that has one.

@@ -17,7 +17,7 @@ from playwright.async_api import Browser, Locator, Page, expect
 from tests.browser.ui_browser import complaints_of, daemon_pages, daemon_url, looked_at, pictured, signed_in, violations
 from tests.daemon import Daemon, example_site
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 SALES = {
     "address": "sales@example.test",

@@ -12,7 +12,7 @@ from tests.browser.ui_browser import daemon_url, looked_at, pictured, signed_in
 from tests.scenarios.world import DOMAIN, letter, world
 from tests.webhook_receiver import deal
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 GOOGLE = "https://www.example.test/?utm_source=google&utm_medium=cpc"
 

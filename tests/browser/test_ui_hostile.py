@@ -27,7 +27,7 @@ from webapi.ui import history_query
 from webapi.ui.pages import PAGES
 from webapi.ui.session import COOKIE
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 LETTERS = 4
 #: What no page of ours contains: handlers in attributes, addresses that are scripts, elements of strangers.

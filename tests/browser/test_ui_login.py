@@ -10,7 +10,7 @@ from playwright.async_api import Browser, expect
 from tests.browser.ui_browser import PASSWORD, complaints_of, daemon_pages, daemon_url, looked_at, pictured
 from tests.daemon import Daemon
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 
 async def test_out_and_in_again_and_back_to_where_one_was(browser: Browser, tmp_path: Path) -> None:

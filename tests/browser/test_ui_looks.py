@@ -31,7 +31,7 @@ from tests.test_ui_login import invitation
 from tests.ui_fixtures import Pages, pages
 from webapi.ui.pages import PAGES
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 #: Defined in relay.toml, as the shop is not here: its pages say so and have no forms.
 BRANCH = site("branch", pool_target("hello@example.org", "post1@provider.example", domain=""))

@@ -24,7 +24,7 @@ from tests.ui_fixtures import pages
 from tests.webhook_receiver import deal
 from webapi.ui.session import COOKIE
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 PAGE = "https://www.example.test/prices?utm_source=google&utm_medium=cpc&utm_campaign=spring"
 SENDER = "ann@customer.test"

@@ -18,7 +18,7 @@ from tests.dead_ends import SECRET
 from tests.dns_server import DnsServer
 from tests.smtp_sink import SmtpSink
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 CARD = {"address": "card@track.test", "target": "sales@example.test", "label": "business card"}
 HOOK = {"url": "http://127.0.0.1:9/hook", "secret": SECRET}
@@ -48,7 +48,7 @@ class Scene:
         return self.page.get_by_role("row").filter(has_text=subject)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def scene(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
     directory: Path = tmp_path_factory.mktemp("queue")
     async with SmtpSink() as sink, DnsServer({("track.test", "MX"): ["10 mx.track.test."]}) as dns:

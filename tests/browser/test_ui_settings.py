@@ -12,7 +12,7 @@ from playwright.async_api import Browser, Page, expect
 from tests.browser.ui_browser import COMPLAINTS, PASSWORD, WIDE, complaints_of, daemon_url, pictured
 from tests.daemon import PATIENCE, Daemon, example_site
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 SITES = {"site": [example_site(), {"name": "orchard", "key": "pk_orchard", "origins": ["https://www.orchard.test"]}]}
 

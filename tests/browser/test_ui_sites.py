@@ -15,7 +15,7 @@ from tests.daemon import Daemon
 from tests.smtp_sink import SmtpSink
 from tests.webhook_receiver import Receiver, deal
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 SALES = "sales@example.test"
 LETTER = b"From: Ann <ann@customer.test>\r\nSubject: Windows for a school\r\n\r\nHow much?\r\n"

@@ -12,7 +12,7 @@ from tests.browser.ui_browser import daemon_url, looked_at, signed_in
 from tests.scenarios.world import DOMAIN, ORIGIN, World, site, target, unique_letter, world
 from tests.webhook_receiver import deal
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 SHOP = site(
     target("sales@example.test", "unique"),
