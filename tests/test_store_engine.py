@@ -22,9 +22,10 @@ from sqlalchemy import insert as insert_into
 from structlog.testing import capture_logs
 
 import relay.store
-from relay.store import engine
+from relay.store import connection, engine
+from relay.store.connection import connect
 from relay.store.damage import Damaged
-from relay.store.engine import BATCH, FEW, CommitUnknown, Statement, StoreUnavailable, Turn, Tx, Verb, connect
+from relay.store.engine import BATCH, FEW, CommitUnknown, Statement, StoreUnavailable, Turn, Tx, Verb
 from relay.store.schema import deliveries, tokens
 from relay.store.sites import switch
 from relay.store.store import DATABASE, Store
@@ -323,7 +324,7 @@ class TestTrouble:
     async def test_a_lock_held_by_a_foreign_process_is_waited_for_and_then_reported(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(engine, "BUSY_TIMEOUT", 0.05)
+        monkeypatch.setattr(connection, "BUSY_TIMEOUT", 0.05)
         async with opened(tmp_path) as store:
             foreign = sqlite3.connect(store.path, isolation_level=None)
             foreign.execute("BEGIN IMMEDIATE")

@@ -168,6 +168,8 @@ def _store(store: Store) -> Iterable[Family]:
     yield counter("relay_store_failures_total", "Transactions that died.", stats.failures)
     yield histogram("relay_store_batch_verbs", "Verbs that share one transaction.", stats.sizes)
     yield histogram("relay_store_commit_seconds", "Time of COMMIT, with its sync.", stats.commits)
+    text = "Time in which the write-ahead log was brought into the database."
+    yield histogram("relay_store_checkpoint_seconds", text, stats.checkpoints)
 
 
 def _age(depth: figures.Depth, now: float) -> float:

@@ -37,6 +37,8 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.elements import BindParameter
 
 from relay.core.metrics import SECONDS, Histogram
+from relay.store.checkpoint import Checkpoints
+from relay.store.connection import connect, reset_log
 from relay.store.edition import Edition
 from relay.store.errors import CommitUnknown as CommitUnknown
 from relay.store.errors import StoreUnavailable as StoreUnavailable
@@ -52,12 +54,8 @@ BATCH = 500
 FEW = 4
 #: One batch in so many takes an idle verb along, however busy the writer is.
 IDLE_TURN = 20
-#: Seconds to wait for a lock that a foreign process holds on the database.
-BUSY_TIMEOUT = 5.0
 #: Seconds that the start waits for who reads the write-ahead log.
 READERS_AT_START = 0.2
-#: Pages in the write-ahead log before a commit copies them back (4 KiB each).
-WAL_PAGES = 4000
 
 #: SQLite's result codes after which neither the transaction nor the connection is trusted. Any other error is the
 #: fault of the verb that ran into it.
@@ -183,60 +181,11 @@ class _Job:
             self.future.set_result(self.result)
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """The writing connection: WAL and ``synchronous=FULL``, asserted, since durability before 250 rests on them.
-
-    What is erased is written over, which not every build of SQLite does by itself.
-    """
-    connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA fullfsync=ON")  # macOS: fsync alone does not reach the disk
-        connection.execute("PRAGMA checkpoint_fullfsync=ON")
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA secure_delete=ON")
-        connection.execute("PRAGMA temp_store=MEMORY")
-        connection.execute("PRAGMA cache_size=-16000")
-        connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
-        connection.execute("PRAGMA journal_size_limit=67108864")
-        for pragma, expected in (
-            ("journal_mode", "wal"),
-            ("synchronous", 2),
-            ("foreign_keys", 1),
-            ("secure_delete", 1),
-        ):
-            (value,) = connection.execute(f"PRAGMA {pragma}").fetchone()
-            if value != expected:
-                raise StoreUnavailable(f"{path}: PRAGMA {pragma} is {value}, not {expected}")
-        if sqlite3.sqlite_version_info < (3, 35):
-            raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or newer is needed")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _reset_log(connection: sqlite3.Connection, patience: float) -> str | None:
-    """Bring what a killed process left in the write-ahead log into the database, and begin the log anew; or why not.
-
-    A sync that failed before the kill may have left frames in the log that the system has in memory and the disk does
-    not: commits chained behind them would be lost with the power. ``patience``: seconds for who reads just now.
-    """
-    try:
-        connection.execute(f"PRAGMA busy_timeout={patience * 1000:.0f}")
-        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    except sqlite3.Error as error:
-        return str(error)
-    finally:
-        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT * 1000:.0f}")
-    return "somebody reads the database" if busy else None
-
-
 @dataclass(slots=True)
 class WriterStats:
-    """Figures for /metrics: what the writer did since start."""
+    """Figures for /metrics: what the writer did since start. ``checkpoints``: seconds of each."""
 
+    checkpoints: Histogram
     batches: int = 0
     verbs: int = 0
     failures: int = 0
@@ -254,9 +203,10 @@ class Writer:
         self._passed_over = False
         self._since_idle = 0  # batches
         self._connection: sqlite3.Connection | None = None
+        self._checkpoints = Checkpoints()
         self._log_is_old = False  # the write-ahead log is that of the process before, since somebody reads it
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
-        self.stats = WriterStats()
+        self.stats = WriterStats(checkpoints=self._checkpoints.seconds)
         #: A copy of rows with another number (``Tx.edition``) is to be read again before it is acted upon.
         self.edition = Edition.new()
         self._stopping = False
@@ -269,7 +219,7 @@ class Writer:
     def start(self) -> None:
         """Open the database and start the thread; raises sqlite3.Error or StoreUnavailable."""
         self._connection = connect(self._path)
-        reason = _reset_log(self._connection, READERS_AT_START)
+        reason = reset_log(self._connection, READERS_AT_START)
         self._log_is_old = reason is not None
         if reason is not None:  # that, or a full disk, is no reason not to start
             log.warning("write-ahead log not brought into the database yet", reason=reason)
@@ -297,6 +247,8 @@ class Writer:
             if batch := self._batch():
                 self._transact(batch)
                 self._wake(batch)
+                if self._connection is not None:
+                    self._checkpoints.perhaps(self._connection, idle=self._wakes.empty())
         while batch := [job for turn in Turn for job in self._taken(turn)]:
             self._transact(batch)
             self._wake(batch)
@@ -336,7 +288,7 @@ class Writer:
             if self._connection is None:
                 self._connection = connect(self._path)
             if self._log_is_old:
-                self._log_is_old = _reset_log(self._connection, 0.0) is not None
+                self._log_is_old = reset_log(self._connection, 0.0) is not None
             if not self._attempt(batch):
                 self._attempt_apart(batch)
         except (sqlite3.Error, StoreUnavailable) as error:
@@ -395,6 +347,7 @@ class Writer:
         except sqlite3.Error as error:
             raise CommitUnknown(str(error)) from error
         self.stats.commits.observe(time.perf_counter() - began)
+        self._checkpoints.committed()
 
     def _discard_connection(self) -> None:
         connection, self._connection = self._connection, None

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from relay.store.engine import connect
+from relay.store.connection import connect
 
 #: The revision that this program works with; a test compares it with the scripts in migrations/.
 HEAD = "0004"

@@ -15,7 +15,8 @@ from sqlalchemy import Executable
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.sql import ClauseElement
 
-from relay.store.engine import BUSY_TIMEOUT, Row, Statement
+from relay.store.connection import BUSY_TIMEOUT
+from relay.store.engine import Row, Statement
 from relay.store.errors import StoreUnavailable, TooLong
 
 #: Seconds after which a statement that nobody waits for is interrupted once more.

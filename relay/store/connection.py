@@ -1,0 +1,64 @@
+"""The writing connection to the database, and the write-ahead log that another process has left."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from relay.store.errors import StoreUnavailable
+
+#: Seconds to wait for a lock that a foreign process holds on the database.
+BUSY_TIMEOUT = 5.0
+#: Pages (4 KiB each) in the write-ahead log before a commit itself brings them into the database. The writer is before
+#: it (relay/store/checkpoint.py).
+MOST_PAGES = 16_000
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """The writing connection: WAL and ``synchronous=FULL``, asserted, since durability before 250 rests on them.
+
+    What is erased is written over, which not every build of SQLite does by itself.
+    """
+    connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA fullfsync=ON")  # macOS: fsync alone does not reach the disk
+        connection.execute("PRAGMA checkpoint_fullfsync=ON")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA secure_delete=ON")
+        connection.execute("PRAGMA temp_store=MEMORY")
+        connection.execute("PRAGMA cache_size=-16000")
+        connection.execute(f"PRAGMA wal_autocheckpoint={MOST_PAGES}")
+        connection.execute("PRAGMA journal_size_limit=67108864")
+        for pragma, expected in (
+            ("journal_mode", "wal"),
+            ("synchronous", 2),
+            ("foreign_keys", 1),
+            ("secure_delete", 1),
+        ):
+            (value,) = connection.execute(f"PRAGMA {pragma}").fetchone()
+            if value != expected:
+                raise StoreUnavailable(f"{path}: PRAGMA {pragma} is {value}, not {expected}")
+        if sqlite3.sqlite_version_info < (3, 35):
+            raise StoreUnavailable(f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or newer is needed")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def reset_log(connection: sqlite3.Connection, patience: float) -> str | None:
+    """Bring what a killed process left in the write-ahead log into the database, and begin the log anew; or why not.
+
+    A sync that failed before the kill may have left frames in the log that the system has in memory and the disk does
+    not: commits chained behind them would be lost with the power. ``patience``: seconds for who reads just now.
+    """
+    try:
+        connection.execute(f"PRAGMA busy_timeout={patience * 1000:.0f}")
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error as error:
+        return str(error)
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT * 1000:.0f}")
+    return "somebody reads the database" if busy else None

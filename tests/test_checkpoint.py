@@ -1,0 +1,142 @@
+"""When the writer brings its write-ahead log into the database (relay/store/checkpoint.py)."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from relay.store.checkpoint import LONG, SHORT, Checkpoints
+from relay.store.connection import connect
+from relay.store.engine import Tx, Writer
+
+PAGE = 4096
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "relay.db"
+    with closing(connect(path)) as connection:
+        connection.execute("CREATE TABLE letters (body BLOB)")
+    return path
+
+
+@pytest.fixture
+def connection(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(connect(path)) as connection:
+        yield connection
+
+
+def log_pages(path: Path) -> int:
+    """The longest that the log has been."""
+    return path.with_name("relay.db-wal").stat().st_size // PAGE
+
+
+def commit(connection: sqlite3.Connection, checkpoints: Checkpoints, pages: int) -> None:
+    connection.execute("INSERT INTO letters VALUES (zeroblob(?))", (pages * PAGE,))
+    checkpoints.committed()
+
+
+def done(checkpoints: Checkpoints) -> int:
+    return sum(checkpoints.seconds.counts)
+
+
+def reopened(path: Path) -> int:
+    """What is in the database without its log: the rows that a copy of the file alone has."""
+    copy = path.with_name("copy.db")
+    copy.write_bytes(path.read_bytes())
+    with closing(sqlite3.connect(copy)) as connection:
+        ((rows,),) = connection.execute("SELECT count(*) FROM letters").fetchall()
+        return int(rows)
+
+
+async def test_the_log_of_a_writer_that_has_pauses_stays_short(path: Path) -> None:
+    def letter(tx: Tx) -> None:
+        tx.sql("INSERT INTO letters VALUES (zeroblob(?))", (20 * PAGE,))
+
+    writer = Writer(path)
+    writer.start()
+    for _ in range(200):
+        await writer.run(letter)
+        assert log_pages(path) < 2 * SHORT
+    await writer.close()
+    assert sum(writer.stats.checkpoints.counts) >= 200 * 20 // (2 * SHORT)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM letters").fetchall() == [(200,)]
+
+
+def test_it_is_brought_in_when_nobody_waits_and_begun_anew(path: Path, connection: sqlite3.Connection) -> None:
+    checkpoints = Checkpoints()
+    for number in range(1, 101):
+        commit(connection, checkpoints, 20)
+        checkpoints.perhaps(connection, idle=True)
+        if done(checkpoints) and log_pages(path) > 2 * SHORT:
+            pytest.fail(f"the log has {log_pages(path)} pages after {number} commits")
+    assert done(checkpoints) >= 3
+    assert reopened(path) > 60
+
+
+def test_while_somebody_waits_it_grows_up_to_a_bound(path: Path, connection: sqlite3.Connection) -> None:
+    checkpoints = Checkpoints()
+    commits = 0
+    while not done(checkpoints):
+        commit(connection, checkpoints, 100)
+        commits += 1
+        checkpoints.perhaps(connection, idle=False)
+        assert commits <= LONG
+    assert log_pages(path) > SHORT
+    for _ in range(200):
+        commit(connection, checkpoints, 100)
+        checkpoints.perhaps(connection, idle=False)
+        assert log_pages(path) < 3 * LONG
+    assert done(checkpoints) > 3
+
+
+def test_few_commits_are_left_where_they_are(path: Path, connection: sqlite3.Connection) -> None:
+    checkpoints = Checkpoints()
+    commit(connection, checkpoints, 1)
+    checkpoints.perhaps(connection, idle=True)
+    assert done(checkpoints) == 0
+    assert reopened(path) == 0
+
+
+def test_who_reads_keeps_the_log_and_is_not_waited_for(path: Path, connection: sqlite3.Connection) -> None:
+    checkpoints = Checkpoints()
+    commit(connection, checkpoints, 1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM letters").fetchall() == [(1,)]
+        for _ in range(50):
+            commit(connection, checkpoints, 20)
+            checkpoints.perhaps(connection, idle=True)
+        assert reader.execute("SELECT count(*) FROM letters").fetchall() == [(1,)]
+    assert done(checkpoints) >= 1
+    for _ in range(50):
+        commit(connection, checkpoints, 20)
+        checkpoints.perhaps(connection, idle=True)
+    assert reopened(path) > 51
+
+
+def test_one_that_fails_is_logged_and_tried_again_later(path: Path) -> None:
+    checkpoints = Checkpoints()
+    with closing(connect(path)) as connection:
+        for _ in range(SHORT):
+            commit(connection, checkpoints, 1)
+        broken = sqlite3.connect(path)
+        broken.close()
+        with capture_logs() as entries:
+            checkpoints.perhaps(broken, idle=True)
+        (entry,) = entries
+        assert (entry["log_level"], entry["event"]) == ("warning", "write-ahead log not brought into the database yet")
+        assert "closed database" in entry["reason"]
+        checkpoints.perhaps(connection, idle=True)
+        assert done(checkpoints) == 0  # at once it would fail again
+        for _ in range(SHORT):
+            commit(connection, checkpoints, 1)
+        checkpoints.perhaps(connection, idle=True)
+        assert done(checkpoints) == 1
+        assert reopened(path) == 2 * SHORT
