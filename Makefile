@@ -23,7 +23,8 @@ $(VENV)/.ready: requirements/dev.txt
 run: setup
 	$(BIN)/python -m relay demo
 
-# Debian packages that the scenarios need: installed when we are root on Debian, else named by the tests that miss them.
+# Debian packages that the scenarios need: installed, or unpacked into build/, when we are root on Debian, else named by the
+# tests that miss them.
 debian:
 	@bash tests/debian.sh
 

@@ -10,14 +10,33 @@ PATH=$PATH:/usr/sbin:/sbin
 missing=()
 for program in "${!needed[@]}"; do command -v "$program" >/dev/null || missing+=("${needed[$program]}"); done
 perl -MNet::SSLeay -e1 2>/dev/null || missing+=(libnet-ssleay-perl)  # swaks needs it for TLS
-[ ${#missing[@]} -eq 0 ] && exit 0
+
+# Mail servers that as packages exclude Postfix and each other: with the libraries they miss they are unpacked, not installed.
+unpacked=$PWD/build/mail-servers
+unpack() {
+  local archives=$unpacked/archives package
+  rm -rf "$unpacked" && mkdir -p "$archives/partial" && chown -R _apt "$archives" || return
+  for package in exim4-daemon-light opensmtpd; do
+    apt-get install -qq -y --no-install-recommends --download-only -o Dir::Cache::archives="$archives" $package || return
+  done
+  for package in "$archives"/*.deb; do dpkg -x "$package" "$unpacked" || return; done
+  rm -rf "$archives" && touch "$unpacked/.ready"
+}
+
+[ -e "$unpacked/.ready" ] || others="Exim and OpenSMTPD"
+[ -z "${missing[*]}${others-}" ] && exit 0
 if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then
   export DEBIAN_FRONTEND=noninteractive
-  echo "installing: ${missing[*]}"
+  echo "installing: ${missing[*]} ${others:+($others: unpacking)}"
   policy=/usr/sbin/policy-rc.d  # while it ends with 101, no service is started that a package brings
   [ -e $policy ] || { trap "rm -f $policy" EXIT && printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy; }
-  apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}" >/tmp/visit-relay-apt.log 2>&1 && exit 0
+  {
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" && missing=()
+    [ -z "${others-}" ] || { unpack && others=; }
+  } >/tmp/visit-relay-apt.log 2>&1
+  [ -z "${missing[*]}${others-}" ] && exit 0
   tail -5 /tmp/visit-relay-apt.log
 fi
-echo "NOT INSTALLED, so what needs them will be skipped and named: ${missing[*]}"
+echo "NOT INSTALLED, so what needs them will be skipped and named: ${missing[*]} ${others-}"
 exit 0
