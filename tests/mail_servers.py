@@ -39,7 +39,8 @@ class Kind:
     command: tuple[str, ...]
     config: str
     text: str
-    limit: str  # the setting that bounds the messages of a connection
+    few: str  # settings: three messages of 20,000 octets at most in a connection
+    many: str = ""
 
 
 EXIM = Kind(
@@ -71,7 +72,7 @@ box:
   message_prefix =
   message_suffix =
 """,
-    "smtp_accept_max_per_connection = {}",
+    "smtp_accept_max_per_connection = 3\nmessage_size_limit = 20000",
 )
 OPENSMTPD = Kind(
     "opensmtpd",
@@ -84,7 +85,8 @@ listen on 127.0.0.1 port {port} hostname opensmtpd.test
 action "box" maildir "{root}/mail" virtual <users>
 match from any for any action "box"
 """,
-    "smtp limit max-mails {}",
+    "smtp limit max-mails 3\nsmtp max-message-size 20000",
+    "smtp limit max-mails 1000",
 )
 
 #: The first is who owns the maildir. The numbers only have to be nobody else's.

@@ -75,7 +75,23 @@ def test_stages_are_listed_in_the_order_of_a_session() -> None:
     ],
 )
 def test_a_letter_is_too_large_where_the_enhanced_code_says_so(code: int, text: str, said: bool) -> None:
-    assert is_too_large(code, text) is said
+    assert is_too_large(code, text, is_beyond=False) is said
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "said"),
+    [
+        (552, "Message size exceeds maximum permitted", True),
+        (552, "5.3.4 Message size exceeds fixed limit", True),
+        (552, "5.2.2 mailbox full", False),
+        (550, "go away", False),
+        (452, "not now", False),
+    ],
+)
+def test_a_letter_beyond_the_announced_size_is_too_large_where_552_says_nothing_else(
+    code: int, text: str, said: bool
+) -> None:
+    assert is_too_large(code, text, is_beyond=True) is said
 
 
 def test_what_lasts_is_permanent_at_any_stage() -> None:

@@ -270,3 +270,24 @@ async def test_a_letter_that_is_too_large_is_refused_for_good_before_it_is_sent(
     async with SmtpSink(script={"mail": [reply, reply]}) as sink, sending() as sender:
         outcome = await send(sender, sink)
         assert (outcome.kind, outcome.code, outcome.text) == (kind, 552, f"MAIL: {reply}")
+
+
+@pytest.mark.parametrize(
+    ("announced", "kind"),
+    [
+        ("SIZE 20", PERMANENT),
+        ("SIZE 1000", TEMPORARY),
+        ("SIZE 0", TEMPORARY),
+        ("SIZE", TEMPORARY),
+        ("SIZE x", TEMPORARY),
+    ],
+)
+async def test_552_without_an_enhanced_code_is_for_good_where_the_letter_is_larger_than_was_announced(
+    announced: str, kind: OutcomeKind
+) -> None:
+    reply = "552 Message size exceeds maximum permitted"  # as Exim says it
+    async with SmtpSink(extensions=[announced], script={"mail": [reply, reply]}) as sink, sending() as sender:
+        outcome = await send(sender, sink)
+        assert (outcome.kind, outcome.code, outcome.text) == (kind, 552, f"MAIL: {reply}")
+        size = len(PREFIX + BODY)
+        assert any(command.endswith(f" SIZE={size}") for command in sink.commands)

@@ -15,8 +15,8 @@ and neither says that the mailbox will never take it. Retrying costs little, hol
 
 Two things before RCPT are permanent all the same, when they are so with each host of the destination, for they are the
 letter's own and stay as they are: an address that needs SMTPUTF8 where the next hop does not announce it (RFC 6531
-§3.2), and a letter that is too large for it, which 5.3.4 to MAIL says (RFC 1870 §6.1, RFC 3463 §3.4). 552 alone can be
-a full disk.
+§3.2), and a letter that is too large for it, which 5.3.4 to MAIL says (RFC 1870 §6.1, RFC 3463 §3.4), or 552 where the
+letter is larger than EHLO announced: Exim has no enhanced codes. 552 alone can be a full disk.
 
 Why an unintelligible answer to the final dot is ambiguous: the message is out of our hands, and a reply that is not a
 refusal does not say that it was refused.
@@ -60,10 +60,16 @@ def classify(stage: Stage, code: int | None, is_lasting: bool = False) -> Outcom
     return OutcomeKind.TEMPORARY
 
 
-def is_too_large(code: int, text: str) -> bool:
-    """Whether the reply to MAIL says that the next hop takes no letter of this size."""
+def is_too_large(code: int, text: str, is_beyond: bool) -> bool:
+    """Whether the reply to MAIL says that the next hop takes no letter of this size.
+
+    ``is_beyond``: it is larger than what the next hop announced.
+    """
+    if _ENHANCED.match(text) is None:
+        return code == 552 and is_beyond
     return code // 100 == 5 and _TOO_LARGE.match(text) is not None
 
 
+_ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9])")
 _TOO_LARGE = re.compile(r"5\.3\.4(?![0-9])")
 _AFTER_THE_DOT = {2: OutcomeKind.DELIVERED, 4: OutcomeKind.TEMPORARY, 5: OutcomeKind.PERMANENT}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from base64 import b64encode
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from relay.core.outcome import Stage
 from relay.smtp_out.connection import Connection, NoReply, TlsError, reason
 from relay.smtp_out.replies import Reply
 from relay.smtp_out.session import Extensions, Session, Timeouts
+
+_SIZE = re.compile(r"[0-9]{1,20}", re.ASCII)  # RFC 1870 §4
 
 
 class NoSession(Exception):
@@ -162,15 +165,19 @@ def _require(accepted: bool, stage: Stage, reply: Reply) -> None:
 def _extensions(reply: Reply) -> Extensions:
     keywords: set[str] = set()
     auth: frozenset[str] = frozenset()
+    size: int | None = None
     for line in reply.lines[1:]:
         words = line.decode("ascii", "replace").upper().replace("AUTH=", "AUTH ", 1).split()  # AUTH=: old Exchange
         if words:
             keywords.add(words[0])
             if words[0] == "AUTH":
                 auth |= frozenset(words[1:])
+            if words[0] == "SIZE":
+                named = words[1] if len(words) > 1 else ""
+                size = int(named) if _SIZE.fullmatch(named) else 0
     return Extensions(
         "PIPELINING" in keywords,
-        "SIZE" in keywords,
+        size,
         "8BITMIME" in keywords,
         "STARTTLS" in keywords,
         "SMTPUTF8" in keywords,

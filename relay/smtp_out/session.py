@@ -58,10 +58,10 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Extensions:
-    """What an EHLO reply announces."""
+    """What an EHLO reply announces. ``size``: the most octets of a message, 0 where no limit is named (RFC 1870 §4)."""
 
     pipelining: bool = False
-    size: bool = False
+    size: int | None = None
     eightbitmime: bool = False
     starttls: bool = False
     smtputf8: bool = False
@@ -103,6 +103,7 @@ class Session:
         self._extensions = extensions
         self._timeouts = timeouts
         self._stage = Stage.MAIL
+        self._is_beyond = False  # the message is larger than the next hop announced
 
     async def transact(
         self, mail_from: str, recipient: str, content: Content, on_final_dot: OnFinalDot | None
@@ -154,8 +155,10 @@ class Session:
         if not (mail_from + recipient).isprintable():
             raise ValueError("control characters in the envelope")
         mail = f"MAIL FROM:<{mail_from}>"
-        if self._extensions.size:
-            mail += f" SIZE={len(content.prefix) + content.size}"
+        most, size = self._extensions.size, len(content.prefix) + content.size
+        self._is_beyond = 0 < (most or 0) < size
+        if most is not None:
+            mail += f" SIZE={size}"
         if self._extensions.eightbitmime:
             mail += " BODY=8BITMIME"
         if not (mail_from + recipient).isascii():
@@ -191,7 +194,10 @@ class Session:
     async def _accepted(self, stage: Stage, timeout: float) -> Verdict | None:
         self._stage = stage
         reply = await self.connection.reply(timeout)
-        return None if reply.code // 100 == 2 else _verdict(stage, reply)
+        if reply.code // 100 == 2:
+            return None
+        is_lasting = stage is Stage.MAIL and is_too_large(reply.code, reply.text, self._is_beyond)
+        return Verdict(stage, reply.code, reply.text, is_lasting)
 
     async def _go_ahead(self) -> Verdict | None:
         self._stage = Stage.DATA
@@ -289,4 +295,4 @@ def _ending(last: bytes) -> bytes:
 
 
 def _verdict(stage: Stage, reply: Reply) -> Verdict:
-    return Verdict(stage, reply.code, reply.text, stage is Stage.MAIL and is_too_large(reply.code, reply.text))
+    return Verdict(stage, reply.code, reply.text)

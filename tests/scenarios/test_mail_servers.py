@@ -30,7 +30,7 @@ TAKEN_FOR_THE_END = {
 
 @dataclass
 class Behind:
-    """A daemon, and the servers behind it by name: ``exim``, and ``exim-3`` that takes three messages a connection."""
+    """A daemon, and the servers behind it by name: ``exim``, and ``exim-few`` that takes little, as Kind.few says."""
 
     relay: World
     servers: dict[str, MailServer]
@@ -46,7 +46,7 @@ async def behind(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Behi
         servers = {
             name + suffix: await stack.enter_async_context(MailServer(kind, settings))
             for name, kind in KINDS.items()
-            for suffix, settings in (("", kind.limit.format(1000)), ("-3", kind.limit.format(3)))
+            for suffix, settings in (("", kind.many), ("-few", kind.few))
         }
         hops = [
             target(f"{name}@example.test", "plus", next_hop=f"smtp://127.0.0.1:{server.port}")
@@ -118,7 +118,15 @@ async def test_twenty_letters_are_delivered_as_they_were_sent(name: str, behind:
 async def test_a_server_that_takes_three_messages_a_connection_gets_all_of_them(name: str, behind: Behind) -> None:
     contents = [DATED + letter(f"{name} {number}") for number in range(20)]
     for content in contents:
-        message = await behind.relay.mail(behind.address(f"{name}-3"), content)
+        message = await behind.relay.mail(behind.address(f"{name}-few"), content)
         await behind.relay.forwarded(message)  # so that the next one finds a kept connection
-    delivered = await behind.servers[f"{name}-3"].delivered(*contents)
+    delivered = await behind.servers[f"{name}-few"].delivered(*contents)
     assert len(delivered) == len(contents)
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_a_letter_that_is_too_large_is_held_with_the_answer(name: str, behind: Behind) -> None:
+    content = DATED + letter("too large", ("y" * 70 + "\r\n") * 400)
+    message = await behind.relay.mail(behind.address(f"{name}-few"), content)
+    entry = await behind.relay.forwarded(message, "failed")
+    assert entry["answer"].startswith("MAIL: 552 " if name == "exim" else "end of data: 554 5.3.4 ")
