@@ -24,7 +24,8 @@ from typing import Any
 
 from relay.core.address import parse
 from relay.core.model import Method
-from relay.store.engine import Tx, connect
+from relay.store.connection import connect
+from relay.store.engine import Tx
 from relay.store.migrate import migrate
 from relay.store.sites import SiteDefinition, TargetDefinition, declare_all
 

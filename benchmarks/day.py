@@ -40,8 +40,9 @@ from relay.core.source import PageMarks
 from relay.store import attribution, bindings, figures, messages
 from relay.store.attribution import Evidence
 from relay.store.bindings import Asked, BindRequest
+from relay.store.connection import connect
 from relay.store.directory import Directory, SiteView
-from relay.store.engine import Statement, Tx, connect
+from relay.store.engine import Statement, Tx
 from relay.store.messages import Incoming, Recipient
 from relay.store.migrate import migrate
 from relay.store.reader import Reader

@@ -24,7 +24,8 @@ from benchmarks.relay import Relay
 from benchmarks.report import Report
 from relay.secrets import new_link, new_token, token_hash
 from relay.store import tokens, users
-from relay.store.engine import Tx, connect
+from relay.store.connection import connect
+from relay.store.engine import Tx
 from relay.store.glance import COUNTED
 from webapi.ui.session import COOKIE
 from webapi.values import cursor_of, moment

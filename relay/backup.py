@@ -3,7 +3,7 @@
     relay.db   by SQLite's online backup, in one read transaction: the state of one moment
     keys/      after it, so that every value sealed in it can be opened
     bodies/    what the copied database names, as hard links where the file system allows: body files never change
-    relay.db-was-made   so that a copy which comes without its database somewhere else is not begun anew
+    database-was-made   so that a copy which comes without its database somewhere else is not begun anew
 
 Mail goes on meanwhile. A body that is gone by the time it is to be linked was removed by retention or erased; the copy
 then says the same of it. Everything is made under another name and appears whole or not at all.

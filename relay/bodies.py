@@ -78,7 +78,7 @@ class Bodies:
         with os.scandir(self._directory) as entries:
             for entry in entries:
                 try:
-                    if entry.stat(follow_symlinks=False).st_mtime < older_than:
+                    if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < older_than:
                         yield entry.name
                 except FileNotFoundError:
                     continue  # removed by its transaction while we looked

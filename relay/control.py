@@ -315,36 +315,41 @@ def _remove_stale(path: Path) -> None:
 class DirectoryLock:
     """Exclusive use of a data_dir by one process: an flock(2) on ``data_dir/lock``, which also says whose it is.
 
-    The kernel drops the lock with the process, however that ends, so there are no stale locks; the file stays.
+    The kernel drops the lock with the process, however that ends, so there are no stale locks; the file stays. The
+    directory itself is locked, too: somebody may remove the file as if it were stale.
     """
 
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / "lock"
-        self._descriptor: int | None = None
+        self._descriptors: tuple[int, ...] = ()
 
     def acquire(self) -> None:
         """Take the lock, creating data_dir (0700) if needed. Raises AlreadyRunning, or ControlError on an OS error."""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._descriptors = (directory,)
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptors = (descriptor, directory)
         except OSError as error:
+            self.release()
             raise ControlError(f"{error.filename or self._path}: {error.strerror}", "data_dir") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for one in self._descriptors:
+                fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
-            os.close(descriptor)
+            self.release()
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise ControlError(f"{self._path}: {error.strerror}", "data_dir") from error
             raise AlreadyRunning(f"{self._path.parent} is in use by another relay (process {holder})") from error
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
-        self._descriptor = descriptor
 
     def release(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = ()
 
     def __enter__(self) -> DirectoryLock:
         self.acquire()

@@ -61,6 +61,8 @@ async def test_names_lists_what_was_left_alone_long_enough(bodies: Bodies) -> No
     written = bodies.path(body.file).stat().st_mtime
     assert list(bodies.names(written - 1)) == []
     assert list(bodies.names(written + 1)) == [body.file]
+    bodies.path("lost+found").mkdir()
+    assert list(bodies.names(written + 3600)) == [body.file]
 
 
 async def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:

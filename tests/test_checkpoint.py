@@ -20,7 +20,7 @@ PAGE = 4096
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "relay.db"
-    with closing(connect(path)) as connection:
+    with closing(connect(path, create=True)) as connection:
         connection.execute("CREATE TABLE letters (body BLOB)")
     return path
 

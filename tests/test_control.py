@@ -389,6 +389,15 @@ def test_a_released_lock_can_be_taken_again(tmp_path: Path) -> None:
         pass
 
 
+def test_it_holds_although_its_file_is_removed(tmp_path: Path) -> None:
+    with DirectoryLock(tmp_path):
+        (tmp_path / "lock").unlink()
+        with pytest.raises(AlreadyRunning, match="is in use by another relay"):
+            DirectoryLock(tmp_path).acquire()
+    with DirectoryLock(tmp_path):
+        pass
+
+
 def test_the_data_directory_is_created_for_the_owner_only(tmp_path: Path) -> None:
     with DirectoryLock(tmp_path / "new" / "data"):
         assert (tmp_path / "new" / "data").stat().st_mode & 0o777 == 0o700

@@ -19,7 +19,8 @@ from relay.core.source import PageMarks
 from relay.core.substitute import RANDOM_OCTETS, is_valid
 from relay.core.visit import visit_number
 from relay.store.bindings import Asked, BindRequest, bind
-from relay.store.engine import Tx, connect
+from relay.store.connection import connect
+from relay.store.engine import Tx
 from relay.store.routes import AddressTaken
 from relay.store.schema import bindings, counters, routes, visits
 from relay.store.sites import add_to_pool, declare_all

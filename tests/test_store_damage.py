@@ -20,6 +20,7 @@ from relay.store.errors import StoreUnavailable
 from relay.store.store import DATABASE, Store
 from tests.store_fixtures import opened
 
+MARKER = "database-was-made"
 PATIENCE = 10.0
 #: SQLite's words for damage, and for a page that could not be read once (EIO).
 MALFORMED = StoreUnavailable("database disk image is malformed")
@@ -122,16 +123,16 @@ def test_other_errors_say_nothing_of_damage(said: str, database: Path, monkeypat
     assert held.looks == 0
 
 
-class TestWord:
-    """What tells that there was a database, when it is gone: relay.db-was-made."""
+class TestMarker:
+    """What tells that there was a database, when it is gone: database-was-made."""
 
     async def test_a_store_leaves_it_and_a_lost_or_emptied_database_is_not_made_anew(self, tmp_path: Path) -> None:
         path = tmp_path / DATABASE
         async with opened(tmp_path):
             pass
-        assert stat.S_IMODE((tmp_path / f"{DATABASE}-was-made").stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / MARKER).stat().st_mode) == 0o600
         path.unlink()
-        with pytest.raises(Damaged, match=r"it is missing, but .*relay\.db-was-made is there"):
+        with pytest.raises(Damaged, match=r"it is missing, but .*database-was-made is there"):
             await Store(path).open()
         assert not path.exists()
         path.touch()
@@ -167,7 +168,7 @@ class TestWord:
         path = tmp_path / DATABASE
         async with opened(tmp_path):
             pass
-        marker = tmp_path / f"{DATABASE}-was-made"
+        marker = tmp_path / MARKER
         marker.unlink()  # or the machine went down between the two
         store = Store(path)
         await store.open()
@@ -177,14 +178,14 @@ class TestWord:
     async def test_who_removes_it_too_begins_anew(self, tmp_path: Path) -> None:
         async with opened(tmp_path):
             pass
-        for name in (DATABASE, f"{DATABASE}-was-made"):
+        for name in (DATABASE, MARKER):
             (tmp_path / name).unlink()
         store = Store(tmp_path / DATABASE)
         await store.open()
         await store.close()
 
     def test_where_it_cannot_be_written_the_log_says_so(self, database: Path) -> None:
-        (database.parent / "relay.db-was-made").symlink_to(database.parent / "nowhere" / "file")
+        (database.parent / MARKER).symlink_to(database.parent / "nowhere" / "file")
         with capture_logs() as entries:
             damage.mark(database)
         (entry,) = entries
@@ -196,6 +197,43 @@ class TestWord:
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA user_version = 1")
         (tmp_path / "bodies").mkdir()
-        (tmp_path / "bodies" / "large").touch()
-        with pytest.raises(Damaged, match="bodies/large is there"):
+        body = tmp_path / "bodies" / "0123456789abcdef0123456789abcdef"
+        body.touch()
+        with pytest.raises(Damaged, match=f"bodies/{body.name} is there"):
             await Store(path).open()
+
+    async def test_what_lies_beside_bodies_is_no_trace_of_a_database(self, tmp_path: Path) -> None:
+        (tmp_path / "bodies" / "lost+found").mkdir(parents=True)
+        (tmp_path / "bodies" / ".keep").touch()
+        store = Store(tmp_path / DATABASE)
+        await store.open()
+        await store.close()
+
+    async def test_who_removes_the_database_with_all_that_is_named_after_it_is_refused(self, tmp_path: Path) -> None:
+        async with opened(tmp_path):
+            pass
+        for file in tmp_path.glob(f"{DATABASE}*"):
+            file.unlink()
+        with pytest.raises(Damaged, match="database-was-made is there"):
+            await Store(tmp_path / DATABASE).open()
+
+
+def test_a_log_that_is_missing_while_its_index_is_there_is_damage_with_a_remedy(tmp_path: Path, database: Path) -> None:
+    log_file, index = (database.with_name(f"relay.db-{ending}") for ending in ("wal", "shm"))
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO t VALUES ('late')")
+        connection.commit()
+        for file in (database, log_file, index):
+            shutil.copy(file, tmp_path / f"killed-{file.name}")
+    for file in (database, log_file, index):
+        (tmp_path / f"killed-{file.name}").rename(file)
+    damage.check(database)
+    log_file.rename(tmp_path / "away")
+    with pytest.raises(
+        Damaged, match=r"its log .*relay\.db-wal is missing.*put relay\.db-wal back, or, .*remove relay\.db-shm"
+    ):
+        damage.check(database)
+    assert not log_file.exists()
+    index.unlink()
+    damage.check(database)

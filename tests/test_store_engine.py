@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import bindparam, func, select, update
@@ -151,9 +152,16 @@ class TestVerbs:
         found = await store.write(lambda tx: [tx.sql(f"PRAGMA {name}")[0][0] for name in pragmas])
         assert found == ["wal", 2, 1, 1]
 
-    def test_a_database_that_cannot_keep_the_promise_is_refused(self) -> None:
+    def test_a_database_that_cannot_keep_the_promise_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def in_memory(name: str, **options: Any) -> sqlite3.Connection:
+            return open_database(name.replace("mode=rwc", "mode=memory"), **options)
+
+        open_database = sqlite3.connect
+        monkeypatch.setattr(sqlite3, "connect", in_memory)
         with pytest.raises(StoreUnavailable, match="journal_mode is memory, not wal"):
-            connect(Path(":memory:"))
+            connect(tmp_path / DATABASE, create=True)
 
 
 class TestIdle:
@@ -338,6 +346,30 @@ class TestTrouble:
             assert await store.write(adding("three")) == 1
             assert await names(store) == ["three"]
 
+    @pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+    @pytest.mark.parametrize("ending", ["", "-wal"])
+    async def test_a_file_that_is_removed_or_replaced_is_written_to_no_more_and_none_is_made_in_its_place(
+        self, tmp_path: Path, ending: str, replaced: bool
+    ) -> None:
+        async with opened(tmp_path) as store:
+            assert await store.write(adding("one")) == 1
+            file = tmp_path / f"{DATABASE}{ending}"
+            file.rename(tmp_path / "away")
+            if replaced:
+                shutil.copy(tmp_path / "away", file)
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable, match=r"was removed or replaced while it was open|is damaged"):
+                    await store.write(adding("lost"))
+            assert store.damage.reason is not None
+            assert file.exists() == replaced
+            assert await names(store) == ["one"]
+
+    async def test_a_connection_is_opened_again_only_to_the_file_that_was_there(self, tmp_path: Path) -> None:
+        path = tmp_path / DATABASE
+        with pytest.raises(sqlite3.OperationalError, match="unable to open database file"):
+            connect(path)
+        assert not path.exists()
+
     async def test_a_fatal_error_in_one_verb_fails_the_batch_and_a_new_connection_goes_on(self, store: Store) -> None:
         def interrupted(tx: Tx) -> int:
             tx._connection.set_progress_handler(lambda: 1, 1)  # SQLITE_INTERRUPT
@@ -422,6 +454,7 @@ class TestTrouble:
 _FULL_DISK = """
 import asyncio, resource, signal, sys
 from pathlib import Path
+from typing import Any
 from sqlalchemy import insert
 from relay import logs
 from relay.store.engine import Statement, StoreUnavailable

@@ -14,12 +14,13 @@ BUSY_TIMEOUT = 5.0
 MOST_PAGES = 16_000
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
     """The writing connection: WAL and ``synchronous=FULL``, asserted, since durability before 250 rests on them.
 
-    What is erased is written over, which not every build of SQLite does by itself.
+    What is erased is written over, which not every build of SQLite does by itself. No file is made but with ``create``.
     """
-    connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT, check_same_thread=False)
+    name = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+    connection = sqlite3.connect(name, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
@@ -62,3 +63,21 @@ def reset_log(connection: sqlite3.Connection, patience: float) -> str | None:
     finally:
         connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT * 1000:.0f}")
     return "somebody reads the database" if busy else None
+
+
+def files(path: Path) -> tuple[tuple[int, int] | None, ...]:
+    """Which files go by the names of the database and its log now (None: none). Raises StoreUnavailable.
+
+    SQLite does not look: into what has been removed or replaced it writes on, and all of that would be lost.
+    """
+    found: list[tuple[int, int] | None] = []
+    for name in (path, path.with_name(f"{path.name}-wal")):
+        try:
+            state = name.stat()
+        except FileNotFoundError:
+            found.append(None)
+        except OSError as error:
+            raise StoreUnavailable(str(error)) from error
+        else:
+            found.append((state.st_dev, state.st_ino))
+    return tuple(found)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 import structlog
 
 from relay.durable import sync_directory
-from relay.store.errors import StoreUnavailable
+from relay.store.errors import Replaced, StoreUnavailable
 
 log = structlog.get_logger()
 
@@ -40,6 +41,8 @@ _MARKER = f"""\
 A database was made here. While it is missing or empty the daemon does not start.
 Remedy: {REMEDY}; {ANEW}.
 """
+#: A body's name (relay/bodies.py): lost+found and .keep are none.
+_is_body = re.compile(r"[0-9a-f]{32}").fullmatch
 _CODES = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 #: What SQLite says of these codes (sqlite3_errstr), in whatever words around it.
 _WORDS = ("disk image is malformed", "malformed database schema", "file is not a database")
@@ -76,6 +79,9 @@ class Damage:
     def note(self, error: StoreUnavailable) -> None:
         """Look whether an error tells of damage; if it seems so, begin to look through the file, in a thread."""
         said = str(error)
+        if isinstance(error, Replaced) and self.reason is None:
+            self._know(said)
+            return
         if not any(word in said for word in _WORDS) or self.trouble is not None:
             return
         if time.monotonic() < self._sound_until:
@@ -93,8 +99,7 @@ class Damage:
             try:
                 check(self.path, patience=None)
             except Damaged:
-                self.reason = said
-                log.error("database damaged", database=str(self.path), error=said, hint=f"mail is put off: {REMEDY}")
+                self._know(said)
             except (sqlite3.Error, OSError) as error:
                 log.error("database can't be looked through, mail is put off", error=str(error), again_in=AGAIN)
                 time.sleep(AGAIN)
@@ -105,6 +110,10 @@ class Damage:
                 log.warning("database looked through, it is sound", seconds=round(ended - began, 3))
             self.looking = False
             return
+
+    def _know(self, reason: str) -> None:
+        self.reason = reason
+        log.error("database damaged", database=str(self.path), error=reason, hint=f"mail is put off: {REMEDY}")
 
 
 def mark(path: Path) -> None:
@@ -133,6 +142,10 @@ def check(path: Path, patience: float | None = PATIENCE) -> None:
     if not _octets_of(path):
         refuse_anew(path)
         return
+    log_file, index = (path.with_name(f"{path.name}-{ending}") for ending in ("wal", "shm"))
+    if index.exists() and not log_file.exists():  # SQLite makes the log before its index, and removes it after it
+        remedy = f"put {log_file.name} back, or, without what it held of the last commits, remove {index.name}"
+        raise Damaged(path, f"its log {log_file} is missing", remedy)
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
         try:
             found = _quick_check(connection, patience)
@@ -185,11 +198,11 @@ def _trace(path: Path) -> Path | None:
     marker, log_file, bodies = _marker_of(path), path.with_name(f"{path.name}-wal"), path.parent / "bodies"
     if marker.exists():
         return marker
-    if bodies.is_dir() and (body := next(bodies.iterdir(), None)) is not None:
+    if bodies.is_dir() and (body := next(filter(lambda file: _is_body(file.name), bodies.iterdir()), None)):
         return body
     # One that is just being made has a log, too.
     return log_file if _octets_of(log_file) and not _octets_of(path) else None
 
 
 def _marker_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}-was-made")
+    return path.with_name("database-was-made")  # no "rm relay.db*" takes it along

@@ -38,9 +38,10 @@ from sqlalchemy.sql.elements import BindParameter
 
 from relay.core.metrics import SECONDS, Histogram
 from relay.store.checkpoint import Checkpoints
-from relay.store.connection import connect, reset_log
+from relay.store.connection import connect, files, reset_log
 from relay.store.edition import Edition
 from relay.store.errors import CommitUnknown as CommitUnknown
+from relay.store.errors import Replaced
 from relay.store.errors import StoreUnavailable as StoreUnavailable
 from relay.store.errors import TooLong as TooLong
 
@@ -203,6 +204,7 @@ class Writer:
         self._passed_over = False
         self._since_idle = 0  # batches
         self._connection: sqlite3.Connection | None = None
+        self._files: tuple[tuple[int, int] | None, ...] = ()
         self._checkpoints = Checkpoints()
         self._log_is_old = False  # the write-ahead log is that of the process before, since somebody reads it
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
@@ -220,6 +222,7 @@ class Writer:
         """Open the database and start the thread; raises sqlite3.Error or StoreUnavailable."""
         self._connection = connect(self._path)
         reason = reset_log(self._connection, READERS_AT_START)
+        self._files = files(self._path)
         self._log_is_old = reason is not None
         if reason is not None:  # that, or a full disk, is no reason not to start
             log.warning("write-ahead log not brought into the database yet", reason=reason)
@@ -285,6 +288,8 @@ class Writer:
         self.stats.verbs += len(batch)
         self.stats.sizes.observe(len(batch))
         try:
+            if files(self._path) != self._files:
+                raise Replaced("it, or its write-ahead log, was removed or replaced while it was open")
             if self._connection is None:
                 self._connection = connect(self._path)
             if self._log_is_old:
@@ -294,8 +299,9 @@ class Writer:
         except (sqlite3.Error, StoreUnavailable) as error:
             self.stats.failures += 1
             log.error("store.transaction_failed", error=str(error), verbs=len(batch))
-            self._discard_connection()
-            kind = CommitUnknown if isinstance(error, CommitUnknown) else StoreUnavailable
+            if not isinstance(error, Replaced):  # what it has open is all that is left of the files
+                self._discard_connection()
+            kind = type(error) if isinstance(error, StoreUnavailable) else StoreUnavailable
             for job in batch:
                 job.error = kind(str(error))
             # Who came meanwhile has waited as long, and would wait for the same lock or disk once more.

@@ -7,6 +7,10 @@ class StoreUnavailable(Exception):
     """The transaction died: disk full, I/O error, lock. Nothing was changed; try again later (SMTP 451)."""
 
 
+class Replaced(StoreUnavailable):
+    """The database, or its log, is not the file any more that was opened; what is written now would be lost."""
+
+
 class TooLong(StoreUnavailable):
     """A reading took longer than its reader allows, and was broken off."""
 

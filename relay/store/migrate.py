@@ -81,7 +81,7 @@ def _upgrade(path: Path, progress: Progress) -> None:
     from alembic.script import ScriptDirectory
     from sqlalchemy import create_engine, event
 
-    connect(path).close()  # creates the file in WAL mode
+    connect(path, create=True).close()  # creates the file in WAL mode
     path.chmod(0o600)
     engine = create_engine(f"sqlite:///{path}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 import sqlite3
@@ -198,3 +199,33 @@ async def test_what_is_left_of_a_damaged_database_is_got_at_as_the_documentation
                 env=environment(),
             )
             assert await reading.communicate() == (content, None)
+
+
+async def test_what_was_removed_under_the_running_daemon_is_brought_back_from_its_open_files(tmp_path: Path) -> None:
+    async with world(tmp_path) as relay:
+        contents = [unique_letter(), unique_letter()]
+        messages = [await relay.mail(BASE, content) for content in contents]
+        for message in messages:
+            await relay.forwarded(message)
+        for file in relay.daemon.data_dir.glob("relay.db*"):
+            file.unlink()
+        assert (await relay.answer(unique_letter(), BASE)).code == 451
+        entry = await relay.daemon.logged("database damaged")
+        assert "was removed or replaced" in entry["error"]
+        async with relay.http.get(relay.daemon.url + "/readyz") as response:
+            assert response.status == 503
+        assert list(relay.daemon.data_dir.glob("relay.db*")) == []
+
+        # As docs/operations.md says: the files have no names, and are there as long as the daemon has them open.
+        for link in Path(f"/proc/{relay.daemon.pid}/fd").iterdir():
+            name = Path(os.readlink(link)).name.removesuffix(" (deleted)")
+            if name in ("relay.db", "relay.db-wal"):
+                shutil.copyfile(link, tmp_path / name)
+        relay.daemon.kill()
+        with pytest.raises(DaemonFailed, match="it is missing, but .*database-was-made is there"):
+            await asyncio.to_thread(relay.daemon.start)
+        for name in ("relay.db", "relay.db-wal"):
+            (tmp_path / name).rename(relay.daemon.data_dir / name)
+        await asyncio.to_thread(relay.daemon.start)
+        for message, content in zip(messages, contents, strict=True):
+            assert await relay.octets("GET", f"/v1/messages/{message}/raw") == content
