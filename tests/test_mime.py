@@ -270,6 +270,13 @@ def test_an_endless_line_of_quoted_printable_is_not_held_back() -> None:
     assert given_back + len(decoder.flush()) == 20 * 65_536
 
 
+@pytest.mark.parametrize("line", [b"=" * 200_001, b"===aa=" * 40_000, b"a==3D" * 50_000])
+@pytest.mark.parametrize("cut", [65_536, 65_537, 65_538, 100_003])
+def test_an_endless_line_with_runs_of_the_escape_is_the_same_however_it_is_cut(line: bytes, cut: int) -> None:
+    cuts = list(range(cut, len(line), cut))
+    assert decoded("quoted-printable", line, cuts) == binascii.a2b_qp(line)
+
+
 def test_a_soft_break_at_the_cut_of_an_endless_line_is_kept_whole() -> None:
     line = b"a" * 65_535 + b"=C3=A4"
     assert decoded("quoted-printable", line, [65_537]) == b"a" * 65_535 + "ä".encode()

@@ -402,8 +402,11 @@ class PartDecoder:
         cut = octets.rfind(b"\n") + 1
         if cut == 0 and len(octets) > _SLICE // 4:
             # One endless line: cut it anywhere but inside "=XX" or a soft break.
-            cut = octets.find(b"=", len(octets) - 2)
-            cut = len(octets) if cut < 0 else cut
+            cut = len(octets)
+            last = octets.rfind(b"=", cut - 2)
+            run = last + 1 - len(octets[: last + 1].rstrip(b"="))
+            if run % 2:  # a2b_qp takes "==" for one "=": then nothing is open
+                cut = last
         self._rest = octets[cut:]
         return a2b_qp(octets[:cut])
 
