@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import html
+import json
 import os
 import re
 import resource
@@ -244,7 +245,8 @@ def _answer(flags: int, body: bytes) -> bytes:
     except MemoryError:
         raise  # the daemon tries it again in a fresh process
     except Exception as error:
-        print(f"extraction: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        said = {"event": "message not read", "error": f"{type(error).__name__}: {error}", "level": "warning"}
+        print(json.dumps(said), file=sys.stderr, flush=True)  # into the daemon's log
         if flags & LETTER:
             return letter_as_json(Letter(cut=True))
         return as_json(headers_only(_head(path) if path else body))

@@ -131,6 +131,9 @@ def test_a_traceback_is_in_the_entry_of_ours_and_of_a_library() -> None:
         {"url": "smtps://user:p@C4NARY@mail.example.com:465"},
         {"text": "using whsec_C4NARYC4NARY= now"},
         {"text": "vr_C4NARYC4NARY"},
+        {"text": "xwhsec_C4NARYC4NARY 1vr_C4NARYC4NARY"},
+        {"text": "authorization: bearer C4NARYC4NARY"},
+        {"url": "SMTPS://user:C4NARY@mail.example.com:465"},
         {"values": ["vr_C4NARYC4NARY"]},
         {"values": {"key": "whsec_C4NARYC4NARY"}},
     ],
@@ -151,6 +154,13 @@ def test_secrets_are_hidden_in_events_tracebacks_and_library_entries() -> None:
         logging.getLogger("asyncio").exception("vr_C4NARYC4NARY %s", "vr_C4NARYC4NARY")
     assert len(entries(stream)) == 2
     assert "C4NARY" not in stream.getvalue()
+
+
+def test_a_number_that_json_does_not_know_is_null_beside_text_that_is_not_ascii() -> None:
+    stream, log = configured()
+    for text in ("plain", "ä", "\ud800"):
+        log.info("a", text=text, other=float("nan"), more=float("-inf"))
+    assert [(entry["other"], entry["more"]) for entry in entries(stream)] == [(None, None)] * 3
 
 
 def test_ordinary_texts_pass_unchanged() -> None:
