@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,69 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.injection import ended, injecting, is_dead, made, strace_problem, struck, syncs, threads, tracing
+from tests.faults.calls import A_WAY, CALLS, KILL, PUT_OFF, Case, Sweep, cases, chosen
+from tests.faults.injection import ended, injecting, is_dead, strace_problem, struck, syncs, threads, tracing
 from tests.faults.test_kill import drained, killed
 from tests.ledger import SOAK, Account, Ledger, seeded
-from tests.scenarios.world import World, world
+from tests.scenarios.world import world
 from tests.smtp_sink import Close, SmtpSink
 
 pytestmark = pytest.mark.fault
 
-KILL = "SIGKILL"
-_WRITES, _READS = ("EIO", "ENOSPC", "EINTR"), ("EIO", "EINTR")
-#: The calls that are looked for, and what each may fail with. At all of them the daemon is killed.
-FAULTS: dict[str, tuple[str, ...]] = {
-    "openat": ("EIO", "ENOSPC", "EMFILE", "EINTR"),
-    "read": _READS,
-    "pread64": _READS,
-    "write": _WRITES,
-    "pwrite64": _WRITES,
-    "fsync": _WRITES,
-    "fdatasync": _WRITES,
-    "ftruncate": _WRITES,
-    "fallocate": _WRITES,
-    "writev": _WRITES,
-    "fcntl": (),  # it locks and unlocks a local file: no error but "locked" comes of that
-    "lseek": ("EIO",),
-    "newfstatat": ("EIO",),
-    "statfs": _READS,
-    "unlink": ("EIO",),
-    "rename": ("EIO", "ENOSPC"),
-    "close": _READS,
-    "socket": ("EMFILE",),
-    "accept4": ("EMFILE", "EINTR"),
-    "connect": ("EINTR",),
-    "sendto": ("EINTR", "ECONNRESET"),
-    "recvfrom": ("EINTR", "ECONNRESET"),
-    "sendmsg": ("EINTR",),
-    "recvmsg": ("EINTR",),
-    "ioctl": (),  # it makes a socket non-blocking
-    "epoll_ctl": ("ENOSPC",),
-    "epoll_wait": ("EINTR",),
-    "epoll_pwait": ("EINTR",),
-    "io_uring_enter": ("EINTR",),  # libuv hands over several epoll_ctl(2) at once by it; at EAGAIN it aborts
-    "getsockname": (),
-    "getpeername": (),
-    "getsockopt": (),
-    "setsockopt": (),
-    "shutdown": (),
-    # Not on every way: the write-ahead log's index grows, a library is loaded at its first use.
-    "mmap": (),
-    "fstat": (),
-    "statx": (),
-    "access": (),
-    "readlink": (),
-    "getdents64": (),
-    "poll": ("EINTR",),
-}
-#: What they fail with besides where they are on a connection.
-ON_SOCKETS = {
-    "read": ("ECONNRESET",),
-    "write": ("ECONNRESET", "EPIPE"),
-    "writev": ("ECONNRESET", "EPIPE"),
-    "sendmsg": ("ECONNRESET", "EPIPE"),
-    "recvmsg": ("ECONNRESET",),
-}
 #: What ends the process (libuv calls abort), in strace's words: a thread cannot write the one to the eventfd(2) that
 #: wakes the event loop, which cannot read it, or cannot wait for one more descriptor. No system in order does that; the
 #: daemon is started again, as after a kill.
@@ -92,24 +37,6 @@ UNREAD = b"Content-Type: application/octet-stream\r\n"
 KILLS, ERRORS = 1, 14
 #: Parts of the soak's run, each with a data_dir of its own.
 PARTS = 40
-#: Seconds for one letter's whole way, and for what follows the post: the last commits.
-A_WAY, THE_REST = 60.0, 0.3
-#: Seconds that a letter's post is waited for when a fault may have put it off.
-PUT_OFF = 1.0
-
-
-@dataclass(frozen=True)
-class Case:
-    thread: str
-    call: str
-    number: int
-    fault: str
-    large: bool
-
-    @property
-    def rule(self) -> str:
-        what = "signal" if self.fault == KILL else "error"
-        return f"{self.call}:{what}={self.fault}:when={self.number}"
 
 
 def role(pid: int, thread: int) -> str:
@@ -123,56 +50,23 @@ def bearers(pid: int, wanted: str) -> list[int]:
 
 
 @dataclass
-class Sweep:
-    """One data_dir: the letters sent to it, and what became of the cases."""
+class DaemonSweep(Sweep):
+    """And what became of the daemon."""
 
-    relay: World
-    ledger: Ledger
-    large: set[int]
-    under_way: Counter[int]
-    missed: list[Case] = field(default_factory=list)
+    under_way: Counter[int] = field(default_factory=Counter)
     ends: list[Case] = field(default_factory=list)  # errors that ended the daemon
-
-    async def send(self, *, large: bool = False) -> int:
-        """Send a letter until it has its 250; its number."""
-        number = self.ledger.begun
-        if large:
-            self.large.add(number)
-        async with asyncio.timeout(A_WAY):
-            await self.ledger.send(lambda: self.relay.daemon.smtp_port, 1, most=1)
-        return number
-
-    async def arrived(self, number: int) -> None:
-        """Until the CRM has the post about a letter, whose way is almost over then."""
-
-        async def found() -> bool:
-            return any(post.json["subject"] == f"letter {number}" for post in self.relay.crm.posts)
-
-        await self.relay.until(found, bool)
-        await asyncio.sleep(THE_REST)
 
     async def trace(self, output: Path) -> list[Case]:
         """All cases, by one clean delivery of each size."""
-        cases: list[Case] = []
+        found: list[Case] = []
         pid = self.relay.daemon.pid
         for large in (False, True):
             await self.arrived(await self.send(large=large))  # once before, so that all threads are there
-            async with tracing(pid, output, "%file,%desc,%network"):
+            async with tracing(pid, output, CALLS):
                 await self.arrived(await self.send(large=large))
-            most: dict[tuple[str, str], list[str]] = {}
-            for (thread, call), kinds in made(output).items():
-                most[role(pid, thread), call] = max(most.get((role(pid, thread), call), []), kinds, key=len)
-            assert {call for _, call in most} <= FAULTS.keys(), "there are calls of which nobody has thought"
-            assert [thread for thread, call in most if call == "fdatasync"] == ["writer"]
-            counts = ", ".join(f"{thread} {call} {len(kinds)}" for (thread, call), kinds in sorted(most.items()))
-            print(f"{'large' if large else 'small'}: {counts}")
-            cases += [
-                Case(thread, call, number, fault, large)
-                for (thread, call), kinds in most.items()
-                for number, kind in enumerate(kinds, 1)
-                for fault in (KILL, *FAULTS[call], *(ON_SOCKETS.get(call, ()) if kind.startswith("TCP") else ()))
-            ]
-        return cases
+            found += cases(output, lambda thread: role(pid, thread), large)
+        assert {case.thread for case in found if case.call == "fdatasync"} == {"writer"}
+        return found
 
     async def kill(self, case: Case) -> None:
         """The daemon dies at this call, and is started again."""
@@ -246,16 +140,6 @@ class Sweep:
         return account
 
 
-def chosen(cases: list[Case], part: int, chance: random.Random) -> list[Case]:
-    """Errors first: a daemon that has failed often goes on being killed."""
-    errors, kills = ([case for case in cases if (case.fault == KILL) is wanted] for wanted in (False, True))
-    if SOAK:
-        return [*errors[part::PARTS], *kills[part::PARTS]]
-    calls = sorted({case.call for case in errors})  # each as likely as any, however often it is made
-    tried = [chance.choice([case for case in errors if case.call == call]) for call in chance.sample(calls, ERRORS)]
-    return [*tried, *chance.sample(kills, KILLS)]
-
-
 @pytest.mark.parametrize("part", range(PARTS) if SOAK else [0])
 async def test_whatever_call_fails_or_is_the_last_nothing_acknowledged_is_lost(part: int, tmp_path: Path) -> None:
     if problem := strace_problem():
@@ -266,10 +150,10 @@ async def test_whatever_call_fails_or_is_the_last_nothing_acknowledged_is_lost(p
     sink = SmtpSink(script={"dot": lambda session, line: Close("250 2.0.0 taken")})  # so each makes a connection
     async with world(tmp_path, sink=sink, start=False) as relay:
         await asyncio.to_thread(relay.daemon.start)
-        sweep = Sweep(relay, ledger, large, Counter())
+        sweep = DaemonSweep(relay, ledger, large)
         output = tmp_path / "calls.txt"
-        cases = await sweep.trace(output)
-        tried = chosen(cases, part, chance)
+        found = await sweep.trace(output)
+        tried = chosen(found, chance, slice(part, None, PARTS), KILLS, ERRORS)
         for case in tried:
             try:
                 await (sweep.kill(case) if case.fault == KILL else sweep.fail(case, output))
@@ -278,7 +162,7 @@ async def test_whatever_call_fails_or_is_the_last_nothing_acknowledged_is_lost(p
         account = await sweep.settle()
         faults = ", ".join(f"{count} {fault}" for fault, count in Counter(case.fault for case in tried).items())
         print(
-            f"{len(tried)} of {len(cases)} cases: {faults}; never reached {len(sweep.missed)}; "
+            f"{len(tried)} of {len(found)} cases: {faults}; never reached {len(sweep.missed)}; "
             f"{len(sweep.ends)} ended the daemon; "
             f"{len(ledger.acknowledged)} letters acknowledged, put off {dict(ledger.put_off)}, {ledger.resent} sent "
             f"again by their sender, {account.repeats} came twice, {account.reposts} were posted twice"

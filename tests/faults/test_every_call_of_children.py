@@ -1,0 +1,219 @@
+"""The sweep of test_every_call.py over the daemon's processes: those that read, post, and make requests.
+
+A letter is received, forwarded, read and posted while all three are traced. Then each of their calls is struck while
+another letter goes its way: the process is killed there, or the call fails with whatever it can fail with. To the mail
+that never matters: the letter is at the next hop once. It and the letter after it are posted within a bounded time,
+under one id each, and are in the History with their text and attachments; only what could not be read is flagged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.faults.calls import A_WAY, CALLS, PUT_OFF, Case, Sweep, cases, chosen, errors_at
+from tests.faults.injection import ended, injecting, is_dead, strace_problem, struck, threads, tracing
+from tests.faults.test_kill import drained
+from tests.ledger import SOAK, Account, Ledger, seeded
+from tests.scenarios.world import world
+from tests.smtp_sink import Close, SmtpSink
+from tests.webhook_receiver import deal
+
+pytestmark = pytest.mark.fault
+
+#: The processes by what their first thread is called here, and their modules.
+MODULES = {"reader": "relay.extract_worker", "poster": "webapi.poster_worker", "requester": "webapi.request_worker"}
+#: A letter of theirs: a text to be read, and an attachment, which is the rest of it.
+TEXT = "Hello,\nis it still to be had?"
+_HEAD = (
+    b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=part\r\n\r\n"
+    b"--part\r\nContent-Type: text/plain\r\n\r\n" + TEXT.replace("\n", "\r\n").encode() + b"\r\n"
+    b'--part\r\nContent-Type: application/octet-stream\r\nContent-Disposition: attachment; filename="list.bin"\r\n'
+)
+#: Each has a connection of its own, and an answer that is to be recorded at once.
+ANSWER = replace(deal(17), headers={"Content-Type": "application/json", "Connection": "close"})
+#: What descriptors are, in strace's words, on which no call fails as on a file: sockets, and the kernel's own.
+_SOCKETS, _KERNELS = ("TCP", "TCPv6", "UNIX-STREAM"), "anon_inode"
+_ON_FILES = {"EIO", "ENOSPC"}
+#: Cases of which the suite tries so many: after a kill or a failed request a letter waits for some seconds.
+KILLS, ERRORS = 1, 4
+#: Parts of the soak's run, each with a data_dir of its own.
+PARTS = 8
+#: Seconds from its 250 within which a letter is posted: a request is given up after 25 s, and made again after 5.
+BOUND = 45.0
+
+
+def can_fail(call: str, kind: str) -> tuple[str, ...]:
+    """What a call can fail with where each is on its own."""
+    found = errors_at(call, "TCP" if kind in _SOCKETS else kind)
+    if kind in _SOCKETS or (kind == _KERNELS and call != "epoll_ctl"):
+        found = tuple(fault for fault in found if fault not in _ON_FILES)
+    return found
+
+
+def processes(pid: int) -> dict[str, int]:
+    """Those of MODULES that are below a daemon now, by name."""
+    found: dict[str, int] = {}
+    below = [pid]
+    while below:
+        folder = Path(f"/proc/{below.pop()}")
+        try:
+            arguments = (folder / "cmdline").read_bytes().decode().split("\0")
+            below += [
+                int(child) for task in (folder / "task").iterdir() for child in (task / "children").read_text().split()
+            ]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile
+        found |= {name: int(folder.name) for name, module in MODULES.items() if module in arguments}
+    return found
+
+
+def role(name: str, pid: int, thread: int) -> str:
+    return name if thread == pid else f"{name}'s pool"
+
+
+def bearers(pid: int, wanted: str) -> list[int]:
+    return [thread for thread in threads(pid) if (thread == pid) == (wanted in MODULES)]
+
+
+@dataclass
+class ChildSweep(Sweep):
+    """And what became of the processes and of the letters' posts."""
+
+    ends: Counter[str] = field(default_factory=Counter)  # processes that an error ended
+    exposed: set[int] = field(default_factory=set)  # letters whose post may come twice
+    unread: set[int] = field(default_factory=set)  # and of which no more may be known than what the header says
+    partial: int = 0
+    latest: float = 0.0  # seconds from a 250 to the post that was recorded as delivered
+
+    async def trace(self, folder: Path) -> list[Case]:
+        """All cases, by one clean delivery of each size."""
+        found: list[Case] = []
+        for large in (False, True):
+            await self.arrived(await self.send(large=large))  # once before, so that all threads are there
+            pids = processes(self.relay.daemon.pid)
+            assert pids.keys() == MODULES.keys()
+            async with AsyncExitStack() as stack:
+                for name, pid in pids.items():
+                    await stack.enter_async_context(tracing(pid, folder / name, CALLS))
+                await self.arrived(await self.send(large=large))
+            for name, pid in pids.items():
+                found += cases(folder / name, partial(role, name, pid), large, can_fail)
+        return found
+
+    async def strike(self, case: Case, output: Path) -> None:
+        """A process dies at this call, or the call fails; the letter and the one after it go their ways."""
+        pid = processes(self.relay.daemon.pid)[case.thread.partition("'")[0]]
+        await self.expose()
+        number = self.ledger.begun
+        self.exposed.add(number)
+        if case.thread.startswith("reader"):
+            self.unread.add(number)
+        async with injecting(pid, case.rule, only=bearers(pid, case.thread), output=output):
+            await self.send(large=case.large)
+            dies, arrives = asyncio.create_task(ended(pid, A_WAY)), asyncio.create_task(self.arrived(number))
+            await asyncio.wait([dies, arrives], return_when=asyncio.FIRST_COMPLETED, timeout=PUT_OFF)
+            died = is_dead(pid)
+        for task in (dies, arrives):
+            task.cancel()
+        if not died and not struck(output):
+            self.missed.append(case)
+        self.ends[case.fault] += died
+        after = await self.send()
+        async with asyncio.timeout(BOUND):
+            await self.arrived(after)
+
+    async def expose(self) -> None:
+        """What waits may be struck, too."""
+        rows = await self.relay.rows(
+            "SELECT messages.subject FROM posts JOIN events ON events.id = posts.event_id "
+            "JOIN messages ON messages.id = events.message_id WHERE posts.state = 'waiting'"
+        )
+        self.exposed |= {int(subject.removeprefix("letter ")) for (subject,) in rows}
+
+    async def settle(self) -> Account:
+        """Wait for the end of all work, and draw up the account."""
+        relay = self.relay
+        async with asyncio.timeout(BOUND):
+            await drained(relay)
+        account = await asyncio.to_thread(Account.of, relay.daemon, relay.sink.accepted, relay.crm.posts)
+        account.must_balance(self.ledger, Counter())  # nobody killed the daemon: each came to the next hop once
+        for number, ids in account.posted.items():
+            assert len(ids) == 1 or number in self.exposed, f"letter {number} was posted {len(ids)} times"
+        await self.must_be_in_history()
+        await self.must_have_ended()
+        return account
+
+    async def must_be_in_history(self) -> None:
+        rows = await self.relay.rows(
+            "SELECT messages.id, messages.extraction, messages.attachments, texts.head FROM messages "
+            "LEFT JOIN texts ON texts.message_id = messages.id"
+        )
+        numbers = {message: number for number, message in self.ledger.acknowledged.items()}
+        self.partial = 0
+        for message, extraction, attachments, text in rows:
+            number = numbers[message]
+            if extraction == "partial" and number in self.unread:
+                self.partial += 1
+                continue
+            letter = self.ledger.letter(number)
+            size = len(letter) - letter.index(b"\r\n\r\n", letter.index(b"list.bin")) - 4
+            files = [(part["name"], part["size"]) for part in json.loads(attachments or "[]")]
+            assert (extraction, text, files) == ("done", TEXT, [("list.bin", size)]), f"letter {number}"
+
+    async def must_have_ended(self) -> None:
+        """Every post is delivered, soon enough and with its deal, and nothing is claimed any more."""
+        rows = await self.relay.rows(
+            "SELECT events.message_id, events.state, events.deal_id, posts.state, posts.claim, posts.finished_at "
+            "FROM events LEFT JOIN posts ON posts.event_id = events.id"
+        )
+        for message, *states, finished_at in rows:
+            assert states == ["posted", "17", "delivered", None], (message, states)
+            heard = next(
+                self.ledger.heard[number] for number, one in self.ledger.acknowledged.items() if one == message
+            )
+            self.latest = max(self.latest, finished_at - heard)
+        assert self.latest < BOUND
+        assert await self.relay.rows("SELECT id FROM deliveries WHERE claim IS NOT NULL") == []
+
+
+@pytest.mark.parametrize("part", range(PARTS) if SOAK else [0])
+async def test_whatever_a_process_of_the_daemon_meets_mail_is_forwarded_once_and_posted_soon(
+    part: int, tmp_path: Path
+) -> None:
+    if problem := strace_problem():
+        pytest.skip(f"NOT TESTED, a fault at every call of the daemon's processes: {problem}")
+    chance = seeded("every call of children")
+    large = set[int]()
+    ledger = Ledger(chance.randrange(10**6), large.__contains__, fields=_HEAD)
+    sink = SmtpSink(script={"dot": lambda session, line: Close("250 2.0.0 taken")})
+    async with world(tmp_path, sink=sink, crm=ANSWER, start=False) as relay:
+        await asyncio.to_thread(relay.daemon.start)
+        pid = relay.daemon.pid
+        sweep = ChildSweep(relay, ledger, large)
+        found = await sweep.trace(tmp_path)
+        tried = chosen(found, chance, slice(part, None, PARTS), KILLS, ERRORS)
+        for case in tried:
+            try:
+                await sweep.strike(case, tmp_path / "calls.txt")
+                assert not is_dead(pid), "the daemon ended"
+                if SOAK:
+                    await sweep.settle()
+            except Exception as error:
+                raise AssertionError(f"{case}; {relay.daemon.log[-20:]}") from error
+        account = await sweep.settle()
+        faults = ", ".join(f"{count} {fault}" for fault, count in Counter(case.fault for case in tried).items())
+        print(
+            f"{len(tried)} of {len(found)} cases: {faults}; never reached {len(sweep.missed)}; "
+            f"ended a process: {dict(sweep.ends)}; {len(ledger.acknowledged)} letters acknowledged, "
+            f"{account.repeats} came twice, {account.reposts} were posted twice, {sweep.partial} read in part, "
+            f"the last was posted after {sweep.latest:.1f} s"
+        )
+        assert len(sweep.missed) < len(tried) / 2
