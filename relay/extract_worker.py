@@ -230,6 +230,11 @@ def _head(path: Path) -> bytes:
         return b""  # erased meanwhile
 
 
+def _is_the_machines(error: Exception) -> bool:
+    """Whether it says nothing of the message: no memory, no more open files, a disk that fails. What is erased is."""
+    return isinstance(error, MemoryError | OSError) and not isinstance(error, FileNotFoundError)
+
+
 def _answer(flags: int, body: bytes) -> bytes:
     """The answer for one message; what its reading raises makes it partial, never the others of its batch."""
     careful = bool(flags & CAREFUL)
@@ -242,9 +247,9 @@ def _answer(flags: int, body: bytes) -> bytes:
     path = Path(os.fsdecode(body)) if flags & IS_PATH else None
     try:
         return _read_file(path, read) if path else read(unstuff(body))
-    except MemoryError:
-        raise  # the daemon tries it again in a fresh process
     except Exception as error:
+        if _is_the_machines(error):
+            raise  # the daemon tries it again in a fresh process
         said = {"event": "message not read", "error": f"{type(error).__name__}: {error}", "level": "warning"}
         print(json.dumps(said), file=sys.stderr, flush=True)  # into the daemon's log
         if flags & LETTER:

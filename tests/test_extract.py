@@ -148,6 +148,27 @@ async def test_a_file_that_is_gone_is_partial_and_empty(start: Start, tmp_path: 
     assert await extractor.extract(tmp_path / "erased") == Extracted(None, None, False, (), True)
 
 
+async def test_a_file_that_cannot_be_read_at_first_is_read_whole_by_the_next_process(
+    start: Start, tmp_path: Path
+) -> None:
+    extractor = await start()
+    (pid,) = extractor.pids
+    path = tmp_path / "letter"
+    path.mkdir()  # EISDIR
+    reading = asyncio.create_task(extractor.extract(path))
+    async with asyncio.timeout(30):
+        while extractor.pids == (pid,):
+            await asyncio.sleep(0.001)
+    path.rmdir()
+    path.write_bytes(mail("later", "is it still to be had?\r\n"))
+    assert await reading == Extracted("later", "is it still to be had?", False, (), False)
+
+
+async def test_a_file_that_can_never_be_read_is_partial_and_empty(start: Start, tmp_path: Path) -> None:
+    extractor = await start()
+    assert await extractor.extract(tmp_path) == Extracted(None, None, False, (), True)
+
+
 async def test_neighbours_of_a_hostile_message_are_read_whole(start: Start) -> None:
     extractor = await start(timeout=1.5)
     wires = [mail(str(n), "<p>page</p>", "text/html") for n in range(20)]
