@@ -41,7 +41,7 @@ def seeded(what: str) -> random.Random:
 
 class Ledger:
     """The letters of one run, made from ``seed``, and what the daemon answered. ``large``: whether a number is, which
-    then has ``octets``. ``fields`` are more of their header, each with its CR LF.
+    then has ``octets``. ``fields`` are more of their header, each with its CR LF, and may go on with parts of the body.
     """
 
     def __init__(

@@ -60,6 +60,14 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "readlink": (),
     "getdents64": (),
     "poll": ("EINTR",),
+    # At the start of a process.
+    "epoll_create1": ("EMFILE",),
+    "eventfd2": ("EMFILE",),
+    "pipe2": ("EMFILE",),
+    "socketpair": ("EMFILE",),
+    "dup": ("EMFILE",),
+    "io_uring_setup": ("EMFILE",),
+    "getcwd": ("EIO",),
 }
 #: What they fail with besides where they are on a connection.
 ON_SOCKETS = {
@@ -95,19 +103,26 @@ def errors_at(call: str, kind: str) -> tuple[str, ...]:
 
 
 def cases(
-    output: Path, role: Callable[[int], str], large: bool, faults: Callable[[str, str], tuple[str, ...]] = errors_at
+    output: Path,
+    role: Callable[[int], str | None],
+    large: bool,
+    faults: Callable[[str, str], tuple[str, ...]] = errors_at,
 ) -> Iterator[Case]:
-    """All of a clean run, by what was traced of it. ``role``: what a thread is called; the busiest of a name counts."""
+    """All of a clean run, by what was traced of it.
+
+    ``role``: what a thread is called, None for one that is left out; of several with one name the busiest counts.
+    """
     most: dict[tuple[str, str], list[str]] = {}
     for (thread, call), kinds in made(output).items():
-        most[role(thread), call] = max(most.get((role(thread), call), []), kinds, key=len)
-    assert {call for _, call in most} <= FAULTS.keys(), "there are calls of which nobody has thought"
-    counts = ", ".join(f"{thread} {call} {len(kinds)}" for (thread, call), kinds in sorted(most.items()))
+        if (name := role(thread)) is not None:
+            most[name, call] = max(most.get((name, call), []), kinds, key=len)
+    counts = ", ".join(f"{name} {call} {len(kinds)}" for (name, call), kinds in sorted(most.items()))
     print(f"{'large' if large else 'small'}: {counts}")
-    for (thread, call), kinds in most.items():
+    assert not (unknown := {call for _, call in most} - FAULTS.keys()), f"calls of which nobody has thought: {unknown}"
+    for (name, call), kinds in most.items():
         for number, kind in enumerate(kinds, 1):
             for fault in (KILL, *faults(call, kind)):
-                yield Case(thread, call, number, fault, large)
+                yield Case(name, call, number, fault, large)
 
 
 def chosen(found: list[Case], chance: random.Random, part: slice, kills: int, errors: int) -> list[Case]:
@@ -115,9 +130,16 @@ def chosen(found: list[Case], chance: random.Random, part: slice, kills: int, er
     failing, killing = ([case for case in found if (case.fault == KILL) is wanted] for wanted in (False, True))
     if SOAK:
         return [*failing[part], *killing[part]]
-    calls = chance.sample(sorted({case.call for case in failing}), errors)  # each as likely as any, however often made
-    tried = [chance.choice([case for case in failing if case.call == call]) for call in calls]
+    tried = chance.sample(one_of_each(failing, chance, lambda case: case.call), errors)  # however often it is made
     return [*tried, *chance.sample(killing, kills)]
+
+
+def one_of_each(found: list[Case], chance: random.Random, kind: Callable[[Case], str]) -> list[Case]:
+    """One case of each kind, by chance."""
+    kinds: dict[str, list[Case]] = {}
+    for case in found:
+        kinds.setdefault(kind(case), []).append(case)
+    return [chance.choice(kinds[name]) for name in sorted(kinds)]
 
 
 @dataclass

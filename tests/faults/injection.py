@@ -69,6 +69,28 @@ async def tracing(pid: int, output: Path, calls: str) -> AsyncIterator[None]:
         yield
 
 
+#: What Python runs first where PYTHONPATH names its folder. A module that is to be held waits before its first import.
+_HOLD = """
+import contextlib, os, signal, sys
+for word in sys.orig_argv:
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(os.path.dirname(__file__), "hold " + word))
+        os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+class Holder:
+    """Stops the next process that runs some module at its start, among those whose PYTHONPATH has the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(_HOLD)
+
+    def hold(self, module: str) -> None:
+        (self._folder / f"hold {module}").touch()
+
+
 def made(output: Path) -> dict[tuple[int, str], list[str]]:
     """Each thread's calls by name, in their order, by strace's output: the kind of the descriptor of each, or ""."""
     found: dict[tuple[int, str], list[str]] = {}
@@ -125,11 +147,20 @@ async def _take_away(tracer: asyncio.subprocess.Process, pid: int) -> None:
 
 def is_dead(pid: int) -> bool:
     """Whether a child process of ours has ended; one that is traced shows that in no other way until it is let go."""
+    return _state(pid) in ("Z", "X")
+
+
+def is_held(pid: int) -> bool:
+    return _state(pid) == "T"
+
+
+def _state(pid: int) -> str:
+    """A letter of proc(5)."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return True
-    return status.rpartition(")")[2].split()[0] in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+    return status.rpartition(")")[2].split()[0]
 
 
 async def ended(pid: int, timeout: float) -> bool:
