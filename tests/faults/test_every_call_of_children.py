@@ -67,20 +67,24 @@ def can_fail(call: str, kind: str) -> tuple[str, ...]:
     return found
 
 
+def arguments(pid: int) -> list[str]:
+    """A process's; none when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def processes(pid: int) -> dict[str, int]:
     """Those of MODULES that are below a daemon now, by name."""
     found: dict[str, int] = {}
     below = [pid]
     while below:
-        folder = Path(f"/proc/{below.pop()}")
-        try:
-            arguments = (folder / "cmdline").read_bytes().decode().split("\0")
-            below += [
-                int(child) for task in (folder / "task").iterdir() for child in (task / "children").read_text().split()
-            ]
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile
-        found |= {name: int(folder.name) for name, module in MODULES.items() if module in arguments}
+        pid = below.pop()
+        found |= {name: pid for name, module in MODULES.items() if module in arguments(pid)}
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                below += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 
@@ -99,6 +103,7 @@ class ChildSweep(Sweep):
 
     ends: Counter[str] = field(default_factory=Counter)  # processes that an error ended
     exposed: set[int] = field(default_factory=set)  # letters whose post may come twice
+    met: set[tuple[str, int]] = field(default_factory=set)  # processes
     latest: float = 0.0  # seconds from a 250 to the post that was recorded as delivered
 
     async def trace(self, folder: Path) -> list[Case]:
@@ -147,6 +152,7 @@ class ChildSweep(Sweep):
         """
         name = case.thread
         pid = processes(self.relay.daemon.pid)[name] if holder is None else await self.start_anew(name, holder)
+        self.met |= processes(self.relay.daemon.pid).items()
         await self.expose()
         number = self.ledger.begun
         self.exposed.add(number)
@@ -205,9 +211,17 @@ class ChildSweep(Sweep):
         account.must_balance(self.ledger, Counter())  # nobody killed the daemon: each came to the next hop once
         for number, ids in account.posted.items():
             assert len(ids) == 1 or number in self.exposed, f"letter {number} was posted {len(ids)} times"
+        for post in relay.crm.posts:
+            assert (post.json["text"], [file["name"] for file in post.json["attachments"]]) == (TEXT, ["list.bin"])
         await self.must_be_in_history()
         await self.must_have_ended()
+        await relay.until(self.left, lambda left: not left)
         return account
+
+    async def left(self) -> set[tuple[str, int]]:
+        """Processes that nobody needs any more and that are there still."""
+        before = self.met - processes(self.relay.daemon.pid).items()
+        return {(name, pid) for name, pid in before if MODULES[name] in arguments(pid)}
 
     def number(self, message: int) -> int:
         return next(number for number, known in self.ledger.acknowledged.items() if known == message)
