@@ -135,7 +135,9 @@ class ChildSweep(Sweep):
     async def start_anew(self, name: str, holder: Holder) -> int:
         """Kill a process; its successor, which is held before it has done anything."""
         holder.hold(MODULES[name])
-        os.kill(processes(self.relay.daemon.pid)[name], signal.SIGKILL)
+        old = processes(self.relay.daemon.pid)[name]
+        os.kill(old, signal.SIGKILL)
+        assert await ended(old, A_WAY)  # a letter that was given to it would have ended two, and be given up
         if name == "reader":
             await self.send()  # nobody misses it before
 
