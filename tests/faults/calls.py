@@ -16,7 +16,7 @@ KILL = "SIGKILL"
 #: What is traced, in strace's words.
 CALLS = "%file,%desc,%network"
 _WRITES, _READS = ("EIO", "ENOSPC", "EINTR"), ("EIO", "EINTR")
-#: The calls that are looked for, and what each may fail with. At all of them the daemon is killed.
+#: The calls that are looked for, and what each may fail with. At all of them the process is killed.
 FAULTS: dict[str, tuple[str, ...]] = {
     "openat": ("EIO", "ENOSPC", "EMFILE", "EINTR"),
     "read": _READS,
@@ -65,7 +65,6 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "eventfd2": ("EMFILE",),
     "pipe2": ("EMFILE",),
     "socketpair": ("EMFILE",),
-    "dup": ("EMFILE",),
     "io_uring_setup": ("EMFILE",),
     "getcwd": ("EIO",),
 }
