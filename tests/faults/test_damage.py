@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
 import sqlite3
@@ -218,11 +217,11 @@ async def test_what_was_removed_under_the_running_daemon_is_brought_back_from_it
 
         # As docs/operations.md says: the files have no names, and are there as long as the daemon has them open.
         for link in Path(f"/proc/{relay.daemon.pid}/fd").iterdir():
-            name = Path(os.readlink(link)).name.removesuffix(" (deleted)")
+            name = link.readlink().name.removesuffix(" (deleted)")
             if name in ("relay.db", "relay.db-wal"):
                 shutil.copyfile(link, tmp_path / name)
         relay.daemon.kill()
-        with pytest.raises(DaemonFailed, match="it is missing, but .*database-was-made is there"):
+        with pytest.raises(DaemonFailed, match=r"it is missing, but .*database-was-made is there"):
             await asyncio.to_thread(relay.daemon.start)
         for name in ("relay.db", "relay.db-wal"):
             (tmp_path / name).rename(relay.daemon.data_dir / name)
