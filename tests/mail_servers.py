@@ -57,7 +57,6 @@ pid_file_path = {root}/spool/pid
 tls_advertise_hosts =
 keep_environment =
 acl_smtp_rcpt = accept
-smtp_accept_queue_per_connection = 0
 {settings}
 begin routers
 all:

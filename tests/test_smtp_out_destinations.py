@@ -307,6 +307,16 @@ async def test_a_connection_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch
         await sink.wait(lambda sink: sink.commands.count("QUIT") == 2)
 
 
+@pytest.mark.parametrize(
+    ("greeting", "sessions"), [("220 mx.test ESMTP Exim 4.96 Tue, 01 Dec 2026", 2), ("220 mx.test ESMTP Eximius", 1)]
+)
+async def test_exim_gets_no_eleventh_message_by_one_connection(greeting: str, sessions: int) -> None:
+    async with SmtpSink(script={"connect": greeting}) as sink, sending() as sender:
+        for _ in range(12):
+            assert (await send(sender, sink)).kind is DELIVERED
+        assert sink.sessions == sessions
+
+
 async def test_next_hops_that_differ_in_anything_share_no_connection() -> None:
     async with SmtpSink() as sink, sending() as sender:
         for next_hop in (NextHop(sink.host, sink.port, "opportunistic"), NextHop(sink.host, sink.port, "none")):

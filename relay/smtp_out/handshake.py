@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import ssl
 from base64 import b64encode
@@ -14,6 +15,9 @@ from relay.smtp_out.connection import Connection, NoReply, TlsError, reason
 from relay.smtp_out.replies import Reply
 from relay.smtp_out.session import Extensions, Session, Timeouts
 
+#: Exim leaves what comes after the tenth message of a connection to its next queue run, in half an hour, unless it is
+#: told otherwise (smtp_accept_queue_per_connection).
+EXIM, EXIM_MESSAGES = re.compile(r"\bESMTP Exim\b"), 10
 _SIZE = re.compile(r"[0-9]{1,20}", re.ASCII)  # RFC 1870 §4
 
 
@@ -95,7 +99,8 @@ class Handshake:
         except BaseException:
             connection.abort()
             raise
-        return Session(connection, target.label, extensions, self._timeouts)
+        left = EXIM_MESSAGES if EXIM.search(greeting.text) else math.inf
+        return Session(connection, target.label, extensions, self._timeouts, left)
 
     async def _connect(self, target: Target) -> Connection:
         connection, connected = Connection(self.connections), False

@@ -245,6 +245,8 @@ class Sender:
             session.discard()
         elif verdict.is_unanswered:
             session.connection.quit()  # it may have had enough of this session: "too many messages"
+        elif session.left <= 0:
+            session.connection.quit()
         else:
             self._keep(destination, session)
         return verdict

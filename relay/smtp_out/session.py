@@ -7,6 +7,7 @@ with the dot. What the next hop announces never changes the content: the bytes g
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -92,13 +93,17 @@ class Session:
     """A session after EHLO, STARTTLS and AUTH. One transaction at a time.
 
     ``host`` names it for the operator. ``is_usable`` turns false when the next transaction needs another session.
-    ``opened`` and ``kept_since`` are seconds of the loop's clock.
+    ``left``: messages that the next hop may still get by it. ``opened`` and ``kept_since`` are seconds of the loop's
+    clock.
     """
 
-    def __init__(self, connection: Connection, host: str, extensions: Extensions, timeouts: Timeouts) -> None:
+    def __init__(
+        self, connection: Connection, host: str, extensions: Extensions, timeouts: Timeouts, left: float = math.inf
+    ) -> None:
         self.connection = connection
         self.host = host
         self.is_usable = True
+        self.left = left
         self.opened = self.kept_since = asyncio.get_running_loop().time()
         self._extensions = extensions
         self._timeouts = timeouts
@@ -124,6 +129,7 @@ class Session:
         except BaseException:
             self.discard()
             raise
+        self.left -= 1
         is_understood = verdict.is_lasting if verdict.code is None else verdict.code != 421 and verdict.code // 100 != 3
         if not is_understood or not self.connection.is_quiet:
             self.is_usable = False
