@@ -76,8 +76,7 @@ class Daemon:
         self.config.write_text(toml(merged(BASE, settings or {})))
         self.data_dir = directory / str((settings or {}).get("data_dir", "data"))
         self.log: list[Entry] = []
-        self.smtp_port = 0
-        self.http_port = 0
+        self._ports = 0, 0
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._news = threading.Condition()
@@ -108,7 +107,7 @@ class Daemon:
         except BaseException:
             self.kill()
             raise
-        self.smtp_port, self.http_port = ready["smtp"][0], ready["http"][0]
+        self._ports = ready["smtp"][0], ready["http"][0]
         return self
 
     def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
@@ -124,6 +123,16 @@ class Daemon:
         """SIGTERM without waiting for the end."""
         assert self._process is not None, "it is not running"
         self._process.terminate()
+
+    @property
+    def smtp_port(self) -> int:
+        """0, where nobody listens, unless it runs: the kernel may give its port to the daemon of another test."""
+        return self._ports[0] if self._process is not None and self._process.poll() is None else 0
+
+    @property
+    def http_port(self) -> int:
+        """As smtp_port."""
+        return self._ports[1] if self._process is not None and self._process.poll() is None else 0
 
     @property
     def pid(self) -> int:
@@ -211,6 +220,7 @@ class Daemon:
         process, reader = self._process, self._reader
         assert process is not None
         assert reader is not None
+        self._ports = 0, 0
         process.send_signal(number)
         try:
             code = process.wait(2 * PATIENCE)
