@@ -182,8 +182,8 @@ def test_the_relay_is_measured_and_verified(place: Workplace, measured: Relay) -
 def test_hours_are_verified_and_their_memory_is_judged(
     place: Workplace, measured: Relay, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hours.measure(place, measured, 4 / 3600, 20.0, stretch=2.0)
-    assert place.report.figures["hours"]["letters"] >= 60
+    hours.measure(place, measured, 4 / 3600, 20.0, stretch=2.0, burst=20)
+    assert place.report.figures["hours"]["letters"] >= 120
     printed = capsys.readouterr().out
     assert "PASS  hours: every message exactly once, unchanged, indexed, posted: verified" in printed
     assert "hours: as many descriptors are open as before" in printed
