@@ -3,30 +3,21 @@
     async with MailServer(EXIM) as server: ... server.port, await server.delivered(1)
 
 As packages they exclude Postfix and each other, so they are unpacked and never installed. Each runs in a mount
-namespace of its own where its files and users lie over those of the system, which is not touched. It lives in a folder
-of its own, listens on loopback only, and takes every recipient into one maildir. What we start is its master process.
+namespace of its own where its files and users lie over those of the system. It takes every recipient into one maildir.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import signal
-import socket
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import pytest
 
 from tests.daemon import ROOT
+from tests.foreign_server import LOOK, PATIENCE, ForeignServer, messages_in
 
-#: Seconds for start, delivery and end. Reached only when a test fails.
-PATIENCE = 30.0
-#: Seconds between two looks at what announces nothing.
-LOOK = 0.02
 #: Where tests/debian.sh unpacks them.
 PACKAGES = ROOT / "build" / "mail-servers"
 
@@ -102,51 +93,15 @@ exec "$@"
 """
 
 
-class MailServer:
+class MailServer(ForeignServer):
     """``settings``: lines of its own configuration."""
 
     def __init__(self, kind: Kind, settings: str = "") -> None:
         if os.geteuid() != 0 or not (PACKAGES / ".ready").exists():
             pytest.skip("NOT TESTED: Exim and OpenSMTPD need root and their unpacked packages (Debian: make debian)")
+        super().__init__(kind.name)
         self.kind = kind
         self._settings = settings
-        self._root = Path()
-        self._master: asyncio.subprocess.Process | None = None
-        self.port = 0
-
-    async def __aenter__(self) -> MailServer:
-        # Not pytest's tmp_path: nobody but root may enter that, and they work as users of their own.
-        self._root = Path(tempfile.mkdtemp(prefix="visit-relay-mail-server-"))
-        try:
-            self._configure()
-            with (self._root / "printed").open("wb") as printed:
-                self._master = await asyncio.create_subprocess_exec(
-                    *["unshare", "--mount", "sh", "-c", _NAMESPACE.format(packages=PACKAGES, root=self._root), "sh"],
-                    *self.kind.command,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=printed,
-                    stderr=printed,
-                    start_new_session=True,
-                )
-            await self._until_it_serves()
-        except BaseException:
-            await self.__aexit__(None, None, None)
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._master is not None:
-            if self._master.returncode is None:
-                self._master.send_signal(signal.SIGTERM)
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    await self._master.wait()
-            finally:
-                if self._master.returncode is None:
-                    os.killpg(self._master.pid, signal.SIGKILL)
-        shutil.rmtree(self._root, ignore_errors=True)
 
     @property
     def log(self) -> str:
@@ -156,8 +111,7 @@ class MailServer:
     @property
     def mailbox(self) -> list[bytes]:
         """What lies in it now, CR LF lines."""
-        folder = self._root / "mail" / "new"
-        return [path.read_bytes().replace(b"\n", b"\r\n") for path in folder.iterdir()] if folder.exists() else []
+        return messages_in(self._root / "mail" / "new")
 
     async def delivered(self, *ends: bytes) -> list[bytes]:
         """What lies in the mailbox, as soon as there is a message with each of these ends."""
@@ -170,13 +124,9 @@ class MailServer:
         return self.mailbox
 
     def _configure(self) -> None:
-        self._root.chmod(0o755)
         for name, owner in (("mail", "box"), ("spool", "Debian-exim")):
             (self._root / name).mkdir()
             os.chown(self._root / name, _USERS[owner], _USERS[owner])
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
         config = self._root / "etc" / self.kind.config
         config.parent.mkdir(parents=True)
         config.write_text(self.kind.text.format(root=self._root, port=self.port, settings=self._settings))
@@ -187,21 +137,18 @@ class MailServer:
             own = "".join(entry.format(user, number) for user, number in _USERS.items())
             (self._root / "etc" / name).write_text(Path("/etc", name).read_text() + own)
 
-    async def _until_it_serves(self) -> None:
-        assert self._master is not None
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while self._master.returncode is None:
-                    try:
-                        _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                    except ConnectionRefusedError:
-                        await asyncio.sleep(LOOK)
-                        continue
-                    writer.close()
-                    await writer.wait_closed()
-                    return
-        except TimeoutError:
-            pass
-        if self.log.startswith(("unshare:", "mount:")):
-            pytest.skip(f"NOT TESTED: {self.kind.name} needs a mount namespace with overlays: {self.log.strip()}")
-        raise AssertionError(f"{self.kind.name} does not serve: {self.log}")
+    async def _start(self) -> asyncio.subprocess.Process:
+        with (self._root / "printed").open("wb") as printed:
+            return await asyncio.create_subprocess_exec(
+                *["unshare", "--mount", "sh", "-c", _NAMESPACE.format(packages=PACKAGES, root=self._root), "sh"],
+                *self.kind.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=printed,
+                stderr=printed,
+                start_new_session=True,
+            )
+
+    def _excuse(self) -> str | None:
+        if not self.log.startswith(("unshare:", "mount:")):
+            return None
+        return f"NOT TESTED: {self.name} needs a mount namespace with overlays: {self.log.strip()}"

@@ -3,8 +3,7 @@
     async with Postfix({"relayhost": f"[127.0.0.1]:{port}"}) as sender: ... sender.port
     async with Postfix(mailboxes("example.test")) as server: await server.delivered(1)
 
-It lives in a folder of its own, listens on loopback only and looks nothing up; the system's Postfix and its settings
-are not touched. The master process is our child, and ends its own when it is ended.
+It looks nothing up.
 """
 
 from __future__ import annotations
@@ -12,21 +11,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
-import socket
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 import pytest
 
 from tests.certificates import Certificate
+from tests.foreign_server import LOOK, PATIENCE, ForeignServer, messages_in
 
-#: Seconds for start, delivery and end. Reached only when a test fails.
-PATIENCE = 30.0
-#: Seconds between two looks at what announces nothing.
-LOOK = 0.02
 _DAEMONS = Path("/usr/lib/postfix/sbin")
 
 _MAIN = {
@@ -104,48 +96,14 @@ def offers_tls(certificate: Certificate, *, required: bool = False) -> dict[str,
     }
 
 
-class Postfix:
+class Postfix(ForeignServer):
     """``settings`` go over main.cf; "{root}", "{uid}" and "{gid}" in them are its folder and its user's numbers."""
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         if os.geteuid() != 0 or not (_DAEMONS / "master").exists():
             pytest.skip("NOT TESTED: Postfix needs root and the package (Debian: apt-get install postfix)")
+        super().__init__("Postfix")
         self._settings = settings
-        self._root = Path()
-        self._master: asyncio.subprocess.Process | None = None
-        self.port = 0
-
-    async def __aenter__(self) -> Postfix:
-        # Not pytest's tmp_path: nobody but root may enter that, and Postfix works as user postfix.
-        self._root = Path(tempfile.mkdtemp(prefix="visit-relay-postfix-"))
-        try:
-            self._root.chmod(0o755)
-            self._configure()
-            self._master = await asyncio.create_subprocess_exec(
-                *[str(_DAEMONS / "master"), "-c", str(self._root / "etc")],
-                env=self._environment(),
-                stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            await self._until_it_serves()
-        except BaseException:
-            await self.__aexit__(None, None, None)
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._master is not None:
-            if self._master.returncode is None:
-                self._master.send_signal(signal.SIGTERM)  # it ends the process group that it leads
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    await self._master.wait()
-            finally:
-                if self._master.returncode is None:
-                    os.killpg(self._master.pid, signal.SIGKILL)
-        shutil.rmtree(self._root, ignore_errors=True)
 
     @property
     def log(self) -> str:
@@ -154,16 +112,23 @@ class Postfix:
 
     async def delivered(self, count: int) -> list[bytes]:
         """What lies in the mailbox, CR LF lines, as soon as it is ``count`` messages."""
-        folder = self._root / "mail" / "all" / "new"
-        found: list[Path] = []
+        found: list[bytes] = []
         try:
             async with asyncio.timeout(PATIENCE):
                 while len(found) < count:
                     await asyncio.sleep(LOOK)
-                    found = sorted(folder.iterdir()) if folder.exists() else []
+                    found = messages_in(self._root / "mail" / "all" / "new")
         except TimeoutError:
             raise AssertionError(f"{len(found)} of {count} messages came; {self.log[-4000:]}") from None
-        return [path.read_bytes().replace(b"\n", b"\r\n") for path in found]
+        return found
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *[str(_DAEMONS / "master"), "-c", str(self._root / "etc")],
+            env=self._environment(),
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def _configure(self) -> None:
         for name in ("etc", "spool", "spool/pid", "data", "mail", *(f"spool/{queue}" for queue in _QUEUES)):
@@ -181,9 +146,6 @@ class Postfix:
         merged = {**_MAIN, **own, **self._settings}
         lines = [f"{name} = {value.format(**values)}\n" for name, value in merged.items()]
         (self._root / "etc" / "main.cf").write_text("".join(lines))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
         (self._root / "etc" / "master.cf").write_text(_MASTER.format(port=self.port))
         for path in (self._root / "etc").iterdir():
             os.utime(path, (0, 0))  # what has just been written it waits to see settled, for two seconds
@@ -195,20 +157,3 @@ class Postfix:
             "MAIL_LOGTAG": "postfix",
             "LANG": "C",
         }
-
-    async def _until_it_serves(self) -> None:
-        assert self._master is not None
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while self._master.returncode is None:
-                    try:
-                        _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                    except ConnectionRefusedError:
-                        await asyncio.sleep(LOOK)
-                        continue
-                    writer.close()
-                    await writer.wait_closed()
-                    return
-        except TimeoutError:
-            pass
-        raise AssertionError(f"Postfix does not serve: {self.log}")
