@@ -103,7 +103,9 @@ async def running(
         keys = Keys.load(data_dir / "keys")
         bodies = Bodies(data_dir / "bodies")
         bodies.prepare()
-        store = await open_store(stack, config, keys, clock(), lambda line: log.info("migration", step=line))
+        store, left = await open_store(stack, config, keys, clock(), lambda line: log.info("migration", step=line))
+        if left:
+            log.warning("deliveries were under way when the daemon stopped", count=left)
         composer = Composer(keys, config.http.public_url, config.retention.raw)
         pace = Pace()
         poster = make_poster(store, _poster_settings(config, keys), clock, pace)

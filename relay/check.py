@@ -140,6 +140,8 @@ def _ownership(path: Path) -> Iterator[Finding]:
 
 async def database(subject: Subject) -> list[Finding]:
     what, path = "database", subject.config.data_dir / DATABASE
+    if subject.is_unusable:
+        return []  # said already
     if subject.revision is None:
         return [Finding(OK, what, f"{path} is not there yet; relay serve makes it")]
     if subject.revision == migrate.HEAD:

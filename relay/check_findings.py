@@ -40,6 +40,7 @@ class Subject:
     now: float
     patience: float = PATIENCE
     revision: str | None = None
+    is_unusable: bool = False  # the database
     newest_message: float = 0.0
     domains: set[str] = field(default_factory=set)
     recipients: dict[NextHop | None, set[Address]] = field(default_factory=lambda: defaultdict(set))
@@ -73,7 +74,9 @@ async def gather(config: Config, now: float, patience: float = PATIENCE) -> tupl
         if subject.revision == migrate.HEAD:
             await _from_database(subject)
     except _UNUSABLE as error:
-        return subject, [Finding(FAIL, "database", str(error), "see docs/operations.md, Backup and restore")]
+        subject.is_unusable = True
+        hint = "do not stop a daemon that still runs before you have read docs/operations.md, What to do when"
+        return subject, [Finding(FAIL, "database", str(error), hint)]
     return subject, []
 
 

@@ -312,6 +312,16 @@ def _remove_stale(path: Path) -> None:
             raise AlreadyRunning(f"a daemon answers at {path}")
 
 
+def _lock_as_well(directory: int) -> None:
+    """As far as its file system lets a directory be locked: some of the network do not. Raises OSError when it is."""
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        log.warning("data_dir locked by its file alone", error=error.strerror)
+
+
 class DirectoryLock:
     """Exclusive use of a data_dir by one process: an flock(2) on ``data_dir/lock``, which also says whose it is.
 
@@ -335,8 +345,8 @@ class DirectoryLock:
             self.release()
             raise ControlError(f"{error.filename or self._path}: {error.strerror}", "data_dir") from error
         try:
-            for one in self._descriptors:
-                fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_as_well(directory)
         except OSError as error:
             holder = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
             self.release()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from relay.config.models import Config, Site, Target
 from relay.core.model import Address
 from relay.secrets import Keys
-from relay.store import posts, webhooks
+from relay.store import posts, queue, webhooks
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, declare_all
 from relay.store.store import DATABASE, Store
 from webapi.signature import new_secret
@@ -18,10 +18,11 @@ from webapi.signature import new_secret
 
 async def open_store(
     stack: AsyncExitStack, config: Config, keys: Keys, now: float, say: Callable[[str], None]
-) -> Store:
+) -> tuple[Store, int]:
     """For who holds the lock on data_dir: with the sites that relay.toml names, and no claims of who held it before.
 
-    ``say`` is told of each step of a migration. Raises what Store.open and declare_all do.
+    And how many deliveries were claimed. ``say`` is told of each step of a migration. Raises what Store.open and
+    declare_all do.
     """
     store = Store(config.data_dir / DATABASE)
     stack.push_async_callback(store.close)
@@ -29,7 +30,7 @@ async def open_store(
     declared = definitions(config, keys.seal)
     await store.redefine(lambda tx: declare_all(tx, declared, now))
     await store.write(lambda tx: posts.void_post_claims(tx, now))
-    return store
+    return store, await store.write(queue.void_claims)
 
 
 def definitions(config: Config, seal: Callable[[str], str]) -> list[SiteDefinition]:

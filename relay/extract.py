@@ -36,7 +36,18 @@ from relay.child import Child, patience, popen
 from relay.core.letter import Letter
 from relay.core.mime import MAX_HEADER, Extracted
 from relay.core.mimetext import headers_only
-from relay.extract_frames import CAREFUL, COUNT, HTML, IS_PATH, ITEM, LETTER, READY, from_json, letter_from_json
+from relay.extract_frames import (
+    CAREFUL,
+    COUNT,
+    HTML,
+    IS_PATH,
+    ITEM,
+    LETTER,
+    NOT_HANDED_OVER,
+    READY,
+    from_json,
+    letter_from_json,
+)
 
 log = structlog.get_logger()
 
@@ -61,6 +72,7 @@ class _Job:
     alone: bool  # a file, a letter, or a message whose batch has killed a worker
     flags: int  # HTML or LETTER
     careful: bool = False  # it has killed a worker alone
+    again: bool = False  # the machine did not hand it over once: a read error, no more open files
 
 
 class Extractor:
@@ -146,6 +158,8 @@ class Extractor:
                     async with patience(self._attempt):
                         answers = await worker.ask(batch)
                     await self._deliver(batch, answers)
+                    if NOT_HANDED_OVER in answers:
+                        worker = await self._replace(worker)
                 except Exception as error:  # it was killed, died, or answered what no worker of ours answers
                     log.warning("extraction worker ended", messages=len(batch), reason=_reason(error))
                     await self._failed(batch)
@@ -173,6 +187,9 @@ class Extractor:
 
     async def _deliver(self, batch: list[_Job], answers: list[bytes]) -> None:
         for job, answer in zip(batch, answers, strict=True):
+            if answer == NOT_HANDED_OVER:
+                await self._not_handed_over(job)
+                continue
             self._settle(job, letter_from_json(answer) if job.flags & LETTER else from_json(answer))
             if len(answer) > _YIELD:
                 await asyncio.sleep(0)
@@ -182,12 +199,23 @@ class Extractor:
             if job.done.done():
                 continue
             if job.careful:
-                self._settle(job, Letter(cut=True) if job.flags & LETTER else await self._header(job.source))
+                await self._give_up(job)
                 continue
             job.careful = len(batch) == 1
             job.alone = True
             self._waiting.appendleft(job)
         self._arrived.set()
+
+    async def _not_handed_over(self, job: _Job) -> None:
+        if job.again:
+            await self._give_up(job)
+            return
+        job.again = True
+        self._waiting.appendleft(job)
+        self._arrived.set()
+
+    async def _give_up(self, job: _Job) -> None:
+        self._settle(job, Letter(cut=True) if job.flags & LETTER else await self._header(job.source))
 
     @staticmethod
     async def _header(source: bytes | Path) -> Extracted:

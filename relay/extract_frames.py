@@ -5,7 +5,8 @@
     answer    count x length:u32  count x JSON
 
 The octets are a message in wire form, or with IS_PATH the path of a file that holds one. The JSON is an Extracted, or
-with LETTER a Letter. JSON, not pickle: whoever takes over a worker gains no more than the text of a message.
+with LETTER a Letter, or nothing: NOT_HANDED_OVER. JSON, not pickle: whoever takes over a worker gains no more than the
+text of a message.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ IS_PATH = 1
 CAREFUL = 2  # leave out what may have killed the last worker: the layout of HTML, and the HTML form
 HTML = 4  # give the HTML form too
 LETTER = 8  # give the HTML form made safe, and nothing else
+#: The answer for a message that is there and could not be read: a read error, no more open files.
+NOT_HANDED_OVER = b""
 
 
 def as_json(result: Extracted) -> bytes:

@@ -36,7 +36,18 @@ from relay.core.letter import PICTURES, Letter
 from relay.core.mime import MAX_HEADER, MAX_HTML, Extracted, Node, Octets, Part
 from relay.core.mimetext import file_name, headers_only, parameter_text, subject_text, unflow
 from relay.core.wire import unstuff
-from relay.extract_frames import CAREFUL, COUNT, HTML, IS_PATH, ITEM, LETTER, READY, as_json, letter_as_json
+from relay.extract_frames import (
+    CAREFUL,
+    COUNT,
+    HTML,
+    IS_PATH,
+    ITEM,
+    LETTER,
+    NOT_HANDED_OVER,
+    READY,
+    as_json,
+    letter_as_json,
+)
 from relay.wire_file import TooManyDots, WireFile
 
 MAX_TEXT = 1_000_000  # octets of UTF-8
@@ -230,11 +241,6 @@ def _head(path: Path) -> bytes:
         return b""  # erased meanwhile
 
 
-def _is_the_machines(error: Exception) -> bool:
-    """Whether it says nothing of the message: no memory, no more open files, a disk that fails. What is erased is."""
-    return isinstance(error, MemoryError | OSError) and not isinstance(error, FileNotFoundError)
-
-
 def _answer(flags: int, body: bytes) -> bytes:
     """The answer for one message; what its reading raises makes it partial, never the others of its batch."""
     careful = bool(flags & CAREFUL)
@@ -247,11 +253,13 @@ def _answer(flags: int, body: bytes) -> bytes:
     path = Path(os.fsdecode(body)) if flags & IS_PATH else None
     try:
         return _read_file(path, read) if path else read(unstuff(body))
+    except MemoryError:
+        raise  # the daemon tries it again in a fresh process
     except Exception as error:
-        if _is_the_machines(error):
-            raise  # the daemon tries it again in a fresh process
-        said = {"event": "message not read", "error": f"{type(error).__name__}: {error}", "level": "warning"}
+        said = {"event": "message read in part", "error": f"{type(error).__name__}: {error}", "level": "warning"}
         print(json.dumps(said), file=sys.stderr, flush=True)  # into the daemon's log
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # which says that it was erased
+            return NOT_HANDED_OVER
         if flags & LETTER:
             return letter_as_json(Letter(cut=True))
         return as_json(headers_only(_head(path) if path else body))

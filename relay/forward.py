@@ -153,10 +153,7 @@ class Forwarder:
         self.delays = Histogram(LONG_SECONDS)  # from receipt to the next hop's 250
 
     async def start(self) -> None:
-        """Void what a crash left claimed, then begin to poll."""
-        left = await self._store.write(queue.void_claims)
-        if left:
-            log.warning("deliveries were under way when the daemon stopped", count=left)
+        """Begin to poll."""
         self._poller = background.begin("forwarding", self._poll)
 
     def takes(self, destination: str, size: int) -> bool:

@@ -32,9 +32,9 @@ _PLAIN = int | float | bool | None
 
 # What gives a secret away inside a longer text: our token and webhook secret prefixes, a password in a URL, a header.
 _SECRETS = re.compile(
-    r"(?P<prefix>(?:whsec|vr)_)[A-Za-z0-9+/=_-]{8,}"
-    r"|(?P<scheme>\b(?i:[a-z][a-z0-9+.-]{0,20})://[^\s:/@]*:)[^\s/]+(?=@)"
-    r"|(?P<header>\b(?:(?i:Bearer)|Basic) )[A-Za-z0-9+/=._~-]{8,}"
+    r"(?P<prefix>(?:whsec|vr)_)(?=[a-z+/=_-]*[A-Z0-9])[A-Za-z0-9+/=_-]{8,}"
+    r"|(?P<scheme>(?i:[a-z][a-z0-9+.-]{0,20})://[^\s:/@]*:)[^\s/]+(?=@)"
+    r"|(?P<header>\b(?:(?i:Bearer|Authorization: *Basic)|Basic) )[A-Za-z0-9+/=._~-]{8,}"
 )
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x0A}
 
@@ -111,8 +111,14 @@ def _as_json(entry: EventDict, default: Callable[[Any], Any]) -> str:
         line = orjson.dumps(entry, default=default)
         if line.isascii() and b"\x7f" not in line:
             return line.decode()
-    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in entry.items()}
-    return json.dumps(finite, default=default, separators=(",", ":"))
+    return json.dumps({key: _finite(value) for key, value in entry.items()}, default=default, separators=(",", ":"))
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no other numbers: orjson writes null, json what nobody can read."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _hide(match: re.Match[str]) -> str:

@@ -26,6 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.store_fixtures import fresh_database
+
 ROOT = Path(__file__).resolve().parent.parent
 #: Seconds for anything the daemon should do soon. Reached only when a test fails.
 PATIENCE = 30.0
@@ -68,14 +70,19 @@ def example_site(**changes: Any) -> dict[str, Any]:
 
 
 class Daemon:
-    """``settings`` go over BASE, table by table. ``directory`` holds relay.toml and, by BASE, data/."""
+    """``settings`` go over BASE, table by table. ``directory`` holds relay.toml and, by BASE, data/.
 
-    def __init__(self, directory: Path, settings: Settings | None = None) -> None:
+    ``makes_database``: it finds no data_dir at its first start, as at a customer's; else an empty database is there,
+    which saves 0.3 s of processor time.
+    """
+
+    def __init__(self, directory: Path, settings: Settings | None = None, *, makes_database: bool = False) -> None:
         self.config = directory / "relay.toml"
         self._printed = directory / "printed.txt"
         self.config.write_text(toml(merged(BASE, settings or {})))
         self.data_dir = directory / str((settings or {}).get("data_dir", "data"))
         self.log: list[Entry] = []
+        self._makes_database = makes_database
         self._ports = 0, 0
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -88,6 +95,9 @@ class Daemon:
         """Start the process and wait until it serves. Raises DaemonFailed."""
         assert self._process is None, "it is running"
         first = len(self.log)
+        if not self._makes_database and not self.data_dir.exists():
+            self.data_dir.mkdir(mode=0o700, parents=True)
+            fresh_database(self.data_dir)
         self._ended = False
         with self._printed.open("wb") as printed:
             self._process = subprocess.Popen(

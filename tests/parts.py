@@ -21,6 +21,7 @@ from relay.secrets import Keys
 from relay.smtp_in import SmtpServer
 from relay.smtp_limits import Settings
 from relay.smtp_out import Sender, Timeouts
+from relay.store import queue
 from relay.store.messages import Evidence
 from relay.store.schema import deliveries
 from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition, declare_all
@@ -135,6 +136,7 @@ async def running_parts(
     store = Store(directory / DATABASE)
     await store.open()
     await store.redefine(lambda tx: declare_all(tx, list(sites), clock()))
+    await store.write(queue.void_claims)
     sender = Sender(
         "mx.track.example.com",
         Resolver(list(nameservers), lifetime=dns_lifetime),

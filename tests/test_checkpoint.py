@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,11 +11,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from relay.store.checkpoint import LONG, SHORT, Checkpoints
+from relay.store.checkpoint import LONG, PAGE, SHORT, Checkpoints
 from relay.store.connection import connect
 from relay.store.engine import Tx, Writer
-
-PAGE = 4096
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def log_pages(path: Path) -> int:
 
 def commit(connection: sqlite3.Connection, checkpoints: Checkpoints, pages: int) -> None:
     connection.execute("INSERT INTO letters VALUES (zeroblob(?))", (pages * PAGE,))
-    checkpoints.committed()
+    checkpoints.committed(1)
 
 
 def done(checkpoints: Checkpoints) -> int:
@@ -62,26 +61,26 @@ async def test_the_log_of_a_writer_that_has_pauses_stays_short(path: Path) -> No
     writer.start()
     for _ in range(200):
         await writer.run(letter)
-        assert log_pages(path) < 2 * SHORT
+        await asyncio.sleep(0.001)  # a pause; where other work wants the machine it may be none
+    assert log_pages(path) < LONG / 2
     await writer.close()
-    assert sum(writer.stats.checkpoints.counts) >= 200 * 20 // (2 * SHORT)
+    assert sum(writer.stats.checkpoints.counts) >= 2
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT count(*) FROM letters").fetchall() == [(200,)]
 
 
 def test_it_is_brought_in_when_nobody_waits_and_begun_anew(path: Path, connection: sqlite3.Connection) -> None:
-    checkpoints = Checkpoints()
+    checkpoints = Checkpoints(path.with_name("relay.db-wal"))
     for number in range(1, 101):
         commit(connection, checkpoints, 20)
         checkpoints.perhaps(connection, idle=True)
-        if done(checkpoints) and log_pages(path) > 2 * SHORT:
-            pytest.fail(f"the log has {log_pages(path)} pages after {number} commits")
+        assert not done(checkpoints) or log_pages(path) <= 2 * SHORT, number
     assert done(checkpoints) >= 3
     assert reopened(path) > 60
 
 
 def test_while_somebody_waits_it_grows_up_to_a_bound(path: Path, connection: sqlite3.Connection) -> None:
-    checkpoints = Checkpoints()
+    checkpoints = Checkpoints(path.with_name("relay.db-wal"))
     commits = 0
     while not done(checkpoints):
         commit(connection, checkpoints, 100)
@@ -89,15 +88,36 @@ def test_while_somebody_waits_it_grows_up_to_a_bound(path: Path, connection: sql
         checkpoints.perhaps(connection, idle=False)
         assert commits <= LONG
     assert log_pages(path) > SHORT
+    for _ in range(1000):  # what a verb writes in quiet times says nothing of a burst
+        commit(connection, checkpoints, 1)
+        checkpoints.perhaps(connection, idle=True)
+    before = done(checkpoints)
     for _ in range(200):
         commit(connection, checkpoints, 100)
         checkpoints.perhaps(connection, idle=False)
-        assert log_pages(path) < 3 * LONG
-    assert done(checkpoints) > 3
+        assert log_pages(path) < 2 * LONG
+    assert done(checkpoints) > before + 2
+
+
+def test_readers_that_leave_no_gap_cause_no_more_of_them(path: Path, connection: sqlite3.Connection) -> None:
+    """The log is never begun anew then, and a checkpoint tells how long all of it is."""
+    checkpoints = Checkpoints(path.with_name("relay.db-wal"))
+    commit(connection, checkpoints, 1)
+    readers = [sqlite3.connect(path, isolation_level=None) for _ in range(2)]
+    for number in range(200):
+        readers[number % 2].execute("BEGIN")
+        readers[number % 2].execute("SELECT count(*) FROM letters").fetchall()
+        if readers[1 - number % 2].in_transaction:
+            readers[1 - number % 2].execute("COMMIT")
+        commit(connection, checkpoints, 20)
+        checkpoints.perhaps(connection, idle=True)
+    for reader in readers:
+        reader.close()
+    assert 1 <= done(checkpoints) <= 2 * 200 * 20 / SHORT
 
 
 def test_few_commits_are_left_where_they_are(path: Path, connection: sqlite3.Connection) -> None:
-    checkpoints = Checkpoints()
+    checkpoints = Checkpoints(path.with_name("relay.db-wal"))
     commit(connection, checkpoints, 1)
     checkpoints.perhaps(connection, idle=True)
     assert done(checkpoints) == 0
@@ -105,7 +125,7 @@ def test_few_commits_are_left_where_they_are(path: Path, connection: sqlite3.Con
 
 
 def test_who_reads_keeps_the_log_and_is_not_waited_for(path: Path, connection: sqlite3.Connection) -> None:
-    checkpoints = Checkpoints()
+    checkpoints = Checkpoints(path.with_name("relay.db-wal"))
     commit(connection, checkpoints, 1)
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
@@ -114,7 +134,7 @@ def test_who_reads_keeps_the_log_and_is_not_waited_for(path: Path, connection: s
             commit(connection, checkpoints, 20)
             checkpoints.perhaps(connection, idle=True)
         assert reader.execute("SELECT count(*) FROM letters").fetchall() == [(1,)]
-    assert done(checkpoints) >= 1
+    assert 1 <= done(checkpoints) <= 2 * 50 * 20 / SHORT  # as often as without a reader
     for _ in range(50):
         commit(connection, checkpoints, 20)
         checkpoints.perhaps(connection, idle=True)
@@ -122,7 +142,7 @@ def test_who_reads_keeps_the_log_and_is_not_waited_for(path: Path, connection: s
 
 
 def test_one_that_fails_is_logged_and_tried_again_later(path: Path) -> None:
-    checkpoints = Checkpoints()
+    checkpoints = Checkpoints(path.with_name("relay.db-wal"))
     with closing(connect(path)) as connection:
         for _ in range(SHORT):
             commit(connection, checkpoints, 1)

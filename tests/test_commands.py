@@ -30,7 +30,7 @@ from relay.secrets import token_hash
 from tests.daemon import PATIENCE, ROOT, Daemon, environment
 from tests.dead_ends import CARD, SECRET, SETTINGS, dead_port, declared, letter, mail
 from tests.missing import missing
-from tests.smtp_sink import SmtpSink
+from tests.smtp_sink import Slow, SmtpSink
 from webapi.hook_models import WebhookShown
 from webapi.message_views import MessageItem
 from webapi.site_models import TargetSubstitutes
@@ -591,6 +591,20 @@ async def test_mail_that_waits_can_be_looked_at_and_taken_out_while_the_daemon_i
         assert [(one["message"], one["state"]) for one in waiting] == [(message, "deferred")]
         assert daemon.cli("message", "raw", str(message)).stdout.encode() == letter(1).replace(b"\r\n", b"\n")
         assert "sales@example.test" in daemon.cli("message", "show", str(message)).stdout
+
+
+async def test_what_was_under_way_at_a_kill_can_be_dropped_while_nobody_runs(tmp_path: Path) -> None:
+    async with SmtpSink(script={"dot": lambda *_: Slow(60, "250 2.0.0 late")}) as sink:
+        settings = {"forward": {"next_hop": f"smtp://{sink.address}"}, "site": [declared()]}
+        async with Daemon(tmp_path, settings) as daemon:
+            await mail(daemon, letter(1))
+            await sink.wait(lambda sink: "DATA" in sink.commands)
+            daemon.kill()
+            (before,) = daemon.query("SELECT id, claim IS NOT NULL FROM deliveries")
+            assert before[1]
+            assert daemon.cli("queue", "drop", str(before[0])).stdout == "1 delivery dropped\n"
+            assert json.loads(daemon.cli("queue", "list", "--json").stdout) == []
+            daemon.start()
 
 
 async def test_mail_that_waits_is_taken_out_and_sent_on_by_the_commands_of_the_documentation(tmp_path: Path) -> None:

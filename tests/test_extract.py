@@ -155,13 +155,15 @@ async def test_a_file_that_cannot_be_read_at_first_is_read_whole_by_the_next_pro
     (pid,) = extractor.pids
     path = tmp_path / "letter"
     path.mkdir()  # EISDIR
-    reading = asyncio.create_task(extractor.extract(path))
+    reading = asyncio.create_task(extractor.extract(path, html=True))
     async with asyncio.timeout(30):
         while extractor.pids == (pid,):
             await asyncio.sleep(0.001)
     path.rmdir()
-    path.write_bytes(mail("later", "is it still to be had?\r\n"))
-    assert await reading == Extracted("later", "is it still to be had?", False, (), False)
+    path.write_bytes(mail("later", "<p>is it still <b>to be had</b>?</p>", "text/html"))
+    found = await reading
+    assert (found.subject, found.text, found.partial) == ("later", "is it still to be had?", False)
+    assert found.html is not None
 
 
 async def test_a_file_that_can_never_be_read_is_partial_and_empty(start: Start, tmp_path: Path) -> None:

@@ -271,6 +271,7 @@ async def test_what_was_named_otherwise_by_an_older_version_goes_the_way_of_its_
             await parts.send()
             await parts.store.write(lambda tx: tx.run(_RENAME, name=sink.address))
             del parts.forwarder.submit
+            await parts.store.write(queue.void_claims)
             await parts.forwarder.start()
             (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
             assert row["destination"].startswith("smtp://info@")

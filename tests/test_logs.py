@@ -133,6 +133,8 @@ def test_a_traceback_is_in_the_entry_of_ours_and_of_a_library() -> None:
         {"text": "vr_C4NARYC4NARY"},
         {"text": "xwhsec_C4NARYC4NARY 1vr_C4NARYC4NARY"},
         {"text": "authorization: bearer C4NARYC4NARY"},
+        {"text": "authorization: basic C4NARYC4NARY"},
+        {"text": "url_smtp://user:C4NARY@mail.example.com"},
         {"url": "SMTPS://user:C4NARY@mail.example.com:465"},
         {"values": ["vr_C4NARYC4NARY"]},
         {"values": {"key": "whsec_C4NARYC4NARY"}},
@@ -159,19 +161,23 @@ def test_secrets_are_hidden_in_events_tracebacks_and_library_entries() -> None:
 def test_a_number_that_json_does_not_know_is_null_beside_text_that_is_not_ascii() -> None:
     stream, log = configured()
     for text in ("plain", "ä", "\ud800"):
-        log.info("a", text=text, other=float("nan"), more=float("-inf"))
-    assert [(entry["other"], entry["more"]) for entry in entries(stream)] == [(None, None)] * 3
+        log.info("a", text=text, other=float("nan"), more=[1, float("-inf")])
+    assert [(entry["other"], entry["more"]) for entry in entries(stream)] == [(None, [1, None])] * 3
 
 
 def test_ordinary_texts_pass_unchanged() -> None:
     stream, log = configured()
     log.info(
-        "a", to="sales@example.com", url="https://example.com/x_y?vr_=1", text="Basic facts, whsec_ and vr_", none=None
+        "a",
+        to="sales@example.com",
+        url="https://example.com/x_y?vr_=1",
+        text="Basic facts, whsec_ and vr_, srvr_settings",
+        none=None,
     )
     (entry,) = entries(stream)
     assert entry["to"] == "sales@example.com"
     assert entry["url"] == "https://example.com/x_y?vr_=1"
-    assert entry["text"] == "Basic facts, whsec_ and vr_"
+    assert entry["text"] == "Basic facts, whsec_ and vr_, srvr_settings"
     assert entry["none"] is None
 
 

@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 from relay.store import damage
 from relay.store.damage import Damage, Damaged
 from relay.store.errors import StoreUnavailable
-from relay.store.store import DATABASE, Store
-from tests.store_fixtures import opened
+from relay.store.store import DATABASE, Store, prepare
+from tests.store_fixtures import fresh_database, opened
 
 MARKER = "database-was-made"
 PATIENCE = 10.0
@@ -228,12 +228,49 @@ def test_a_log_that_is_missing_while_its_index_is_there_is_damage_with_a_remedy(
             shutil.copy(file, tmp_path / f"killed-{file.name}")
     for file in (database, log_file, index):
         (tmp_path / f"killed-{file.name}").rename(file)
-    damage.check(database)
+    damage.check_log(database)
     log_file.rename(tmp_path / "away")
     with pytest.raises(
         Damaged, match=r"its log .*relay\.db-wal is missing.*put relay\.db-wal back, or, .*remove relay\.db-shm"
     ):
-        damage.check(database)
+        damage.check_log(database)
     assert not log_file.exists()
     index.unlink()
-    damage.check(database)
+    damage.check_log(database)
+
+
+def test_an_index_that_was_not_removed_with_its_empty_log_is_none(tmp_path: Path, database: Path) -> None:
+    index, kept = database.with_name("relay.db-shm"), tmp_path / "kept"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO t VALUES ('late')")
+        connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        shutil.copy(index, kept)
+    shutil.copy(kept, index)
+    damage.check_log(database)
+    index.write_bytes(b"")
+    damage.check_log(database)
+
+
+def test_what_was_begun_before_there_was_a_log_is_undone_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / DATABASE
+    fresh_database(tmp_path)
+    journal = path.with_name(f"{DATABASE}-journal")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")  # as relay backup leaves its copy
+        connection.execute("PRAGMA cache_spill = 1")
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN")
+        connection.execute("CREATE TABLE t (a)")
+        connection.executemany("INSERT INTO t VALUES (?)", [("x" * 1000,)] * 100)
+        for file in (path, journal):
+            shutil.copy(file, tmp_path / f"killed-{file.name}")
+    for file in (path, journal):
+        (tmp_path / f"killed-{file.name}").rename(file)
+    assert journal.stat().st_size
+    prepare(path)
+    assert not journal.exists()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 't'").fetchone() == (0,)

@@ -80,6 +80,14 @@ async def together(store: Store, *verbs: engine.Verb[int]) -> list[int | BaseExc
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def interrupted(tx: Tx) -> int:
+    tx._connection.set_progress_handler(lambda: 1, 1)  # SQLITE_INTERRUPT
+    try:
+        return add(tx, "two")
+    finally:
+        tx._connection.set_progress_handler(None, 1)
+
+
 def fail(tx: Tx) -> int:
     add(tx, "half")
     raise LookupError("this verb fails")
@@ -364,6 +372,19 @@ class TestTrouble:
             assert file.exists() == replaced
             assert await names(store) == ["one"]
 
+    async def test_a_log_that_the_last_connection_has_removed_is_not_missed(self, tmp_path: Path) -> None:
+        path = fresh_database(tmp_path)
+        writer = engine.Writer(path)
+        writer.start()
+        assert await writer.run(adding("one")) == 1
+        for number in (2, 3):
+            with pytest.raises(StoreUnavailable):
+                await writer.run(interrupted)
+            assert not (tmp_path / f"{DATABASE}-wal").exists()  # as at the end, when the readers are closed already
+            for word in ("first", "second"):
+                assert await writer.run(adding(f"{word} {number}")) > 1
+        await writer.close()
+
     async def test_a_connection_is_opened_again_only_to_the_file_that_was_there(self, tmp_path: Path) -> None:
         path = tmp_path / DATABASE
         with pytest.raises(sqlite3.OperationalError, match="unable to open database file"):
@@ -371,13 +392,6 @@ class TestTrouble:
         assert not path.exists()
 
     async def test_a_fatal_error_in_one_verb_fails_the_batch_and_a_new_connection_goes_on(self, store: Store) -> None:
-        def interrupted(tx: Tx) -> int:
-            tx._connection.set_progress_handler(lambda: 1, 1)  # SQLITE_INTERRUPT
-            try:
-                return add(tx, "two")
-            finally:
-                tx._connection.set_progress_handler(None, 1)
-
         await store.write(lambda tx: tx.sql("PRAGMA cache_size=-1"))
         results = await together(store, adding("one"), interrupted, adding("three"))
         assert [type(error) for error in results] == [StoreUnavailable] * 3
@@ -454,7 +468,6 @@ class TestTrouble:
 _FULL_DISK = """
 import asyncio, resource, signal, sys
 from pathlib import Path
-from typing import Any
 from sqlalchemy import insert
 from relay import logs
 from relay.store.engine import Statement, StoreUnavailable

@@ -18,7 +18,7 @@ from relay.smtp_out.session import Extensions, Session, Timeouts
 #: Exim leaves what comes after the tenth message of a connection to its next queue run, in half an hour, unless it is
 #: told otherwise (smtp_accept_queue_per_connection).
 EXIM, EXIM_MESSAGES = re.compile(r"\bESMTP Exim\b"), 10
-_SIZE = re.compile(r"[0-9]{1,20}", re.ASCII)  # RFC 1870 §4
+_SIZE = re.compile(r"[0-9]{1,20}")  # RFC 1870 §4
 
 
 class NoSession(Exception):

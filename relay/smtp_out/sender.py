@@ -243,10 +243,8 @@ class Sender:
         verdict = await session.transact(*mail)
         if not session.is_usable:
             session.discard()
-        elif verdict.is_unanswered:
-            session.connection.quit()  # it may have had enough of this session: "too many messages"
-        elif session.left <= 0:
-            session.connection.quit()
+        elif verdict.is_unanswered or session.left <= 0:
+            session.connection.quit()  # it has had enough of this session, or may have: "too many messages"
         else:
             self._keep(destination, session)
         return verdict

@@ -59,7 +59,10 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Extensions:
-    """What an EHLO reply announces. ``size``: the most octets of a message, 0 where no limit is named (RFC 1870 §4)."""
+    """What an EHLO reply announces.
+
+    ``size``: the most octets of a message, 0 where no limit is named, None where SIZE is not (RFC 1870 §4).
+    """
 
     pipelining: bool = False
     size: int | None = None

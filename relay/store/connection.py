@@ -66,7 +66,7 @@ def reset_log(connection: sqlite3.Connection, patience: float) -> str | None:
 
 
 def files(path: Path) -> tuple[tuple[int, int] | None, ...]:
-    """Which files go by the names of the database and its log now (None: none). Raises StoreUnavailable.
+    """Which files go by the names of the database, no link, and its log now (None: none). Raises StoreUnavailable.
 
     SQLite does not look: into what has been removed or replaced it writes on, and all of that would be lost.
     """

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import sqlite3
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ AGAIN = 1.0
 #: index that is damaged where a look does not find it would keep the disk busy, and mail off, for good.
 SOUND, SOUND_TIMES = 60.0, 20.0
 REMEDY = "stop the daemon, keep data_dir as it is, restore the last backup (docs/operations.md, Backup and restore)"
+#: For files that only the daemon has open: with its end they are gone.
+REMOVED = "do NOT stop the daemon, only it still has the files (docs/operations.md, What to do when, was removed)"
 ANEW = "to begin anew on purpose (mail to every address that was ever shown is refused then) move data_dir away"
 #: The marker: what lies beside a database from its first day on, to miss it by.
 _MARKER = f"""\
@@ -43,6 +46,8 @@ Remedy: {REMEDY}; {ANEW}.
 """
 #: A body's name (relay/bodies.py): lost+found and .keep are none.
 _is_body = re.compile(r"[0-9a-f]{32}").fullmatch
+#: Octets of a log's index up to the number of frames that are in the database (nBackfill).
+_INDEX_HEAD = 100
 _CODES = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 #: What SQLite says of these codes (sqlite3_errstr), in whatever words around it.
 _WORDS = ("disk image is malformed", "malformed database schema", "file is not a database")
@@ -80,7 +85,7 @@ class Damage:
         """Look whether an error tells of damage; if it seems so, begin to look through the file, in a thread."""
         said = str(error)
         if isinstance(error, Replaced) and self.reason is None:
-            self._know(said)
+            self._know(said, REMOVED)
             return
         if not any(word in said for word in _WORDS) or self.trouble is not None:
             return
@@ -111,9 +116,9 @@ class Damage:
             self.looking = False
             return
 
-    def _know(self, reason: str) -> None:
+    def _know(self, reason: str, remedy: str = REMEDY) -> None:
         self.reason = reason
-        log.error("database damaged", database=str(self.path), error=reason, hint=f"mail is put off: {REMEDY}")
+        log.error("database damaged", database=str(self.path), error=reason, hint=f"mail is put off: {remedy}")
 
 
 def mark(path: Path) -> None:
@@ -142,10 +147,6 @@ def check(path: Path, patience: float | None = PATIENCE) -> None:
     if not _octets_of(path):
         refuse_anew(path)
         return
-    log_file, index = (path.with_name(f"{path.name}-{ending}") for ending in ("wal", "shm"))
-    if index.exists() and not log_file.exists():  # SQLite makes the log before its index, and removes it after it
-        remedy = f"put {log_file.name} back, or, without what it held of the last commits, remove {index.name}"
-        raise Damaged(path, f"its log {log_file} is missing", remedy)
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
         try:
             found = _quick_check(connection, patience)
@@ -158,6 +159,32 @@ def check(path: Path, patience: float | None = PATIENCE) -> None:
         raise Damaged(path, found)
     if bare:
         refuse_anew(path)
+
+
+def check_log(path: Path) -> None:
+    """Before the database is opened, by who has the lock on data_dir: raises Damaged where its last commits are gone.
+
+    Never beside an open connection of this process: its locks on the index end when anybody here closes that file
+    (fcntl(2)).
+    """
+    file = path.resolve()  # SQLite makes the others beside what a link leads to
+    log_file, index = (file.with_name(f"{file.name}-{ending}") for ending in ("wal", "shm"))
+    if _names_commits(index) and not log_file.exists():  # SQLite makes the log before its index, and removes it last
+        remedy = f"put {log_file.name} back, or, without the last commits, which were in it, remove {index.name}"
+        raise Damaged(path, f"its log {log_file} is missing", remedy)
+
+
+def _names_commits(index: Path) -> bool:
+    """Whether a log's index (sqlite.org/walformat.html) says that there is more in the log than in the database."""
+    try:
+        with index.open("rb") as file:
+            head = file.read(_INDEX_HEAD)
+    except FileNotFoundError:
+        return False
+    if len(head) < _INDEX_HEAD or not head[12]:  # made, and never written to
+        return False
+    frames, brought_in = (int.from_bytes(head[at : at + 4], sys.byteorder) for at in (16, 96))
+    return frames > brought_in
 
 
 def refuse_anew(path: Path) -> None:

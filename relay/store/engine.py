@@ -8,6 +8,9 @@ that waits, runs them in one transaction, commits once and wakes the callers wit
                                                 each in a SAVEPOINT; only      the connection is reopened (after a
                                                 the culprit fails              failed fsync nothing is trusted)
 
+Before each batch it looks whether the database and its log are the files still that it has opened; else it begins none.
+Between two it brings the log into the database (checkpoint.py).
+
 So a verb may run twice and must have no effect outside its transaction. A verb that was handed over runs even when
 its caller is cancelled meanwhile.
 
@@ -204,8 +207,9 @@ class Writer:
         self._passed_over = False
         self._since_idle = 0  # batches
         self._connection: sqlite3.Connection | None = None
+        self._file = path
         self._files: tuple[tuple[int, int] | None, ...] = ()
-        self._checkpoints = Checkpoints()
+        self._checkpoints = Checkpoints(path.with_name(f"{path.name}-wal"))
         self._log_is_old = False  # the write-ahead log is that of the process before, since somebody reads it
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self.stats = WriterStats(checkpoints=self._checkpoints.seconds)
@@ -222,7 +226,8 @@ class Writer:
         """Open the database and start the thread; raises sqlite3.Error or StoreUnavailable."""
         self._connection = connect(self._path)
         reason = reset_log(self._connection, READERS_AT_START)
-        self._files = files(self._path)
+        self._file = self._path.resolve()
+        self._files = files(self._file)
         self._log_is_old = reason is not None
         if reason is not None:  # that, or a full disk, is no reason not to start
             log.warning("write-ahead log not brought into the database yet", reason=reason)
@@ -251,7 +256,7 @@ class Writer:
                 self._transact(batch)
                 self._wake(batch)
                 if self._connection is not None:
-                    self._checkpoints.perhaps(self._connection, idle=self._wakes.empty())
+                    self._checkpoints.perhaps(self._connection, idle=all(jobs.empty() for jobs in self._jobs.values()))
         while batch := [job for turn in Turn for job in self._taken(turn)]:
             self._transact(batch)
             self._wake(batch)
@@ -288,10 +293,11 @@ class Writer:
         self.stats.verbs += len(batch)
         self.stats.sizes.observe(len(batch))
         try:
-            if files(self._path) != self._files:
+            if files(self._file) != self._files:
                 raise Replaced("it, or its write-ahead log, was removed or replaced while it was open")
             if self._connection is None:
                 self._connection = connect(self._path)
+                self._files = files(self._file)
             if self._log_is_old:
                 self._log_is_old = reset_log(self._connection, 0.0) is not None
             if not self._attempt(batch):
@@ -299,8 +305,7 @@ class Writer:
         except (sqlite3.Error, StoreUnavailable) as error:
             self.stats.failures += 1
             log.error("store.transaction_failed", error=str(error), verbs=len(batch))
-            if not isinstance(error, Replaced):  # what it has open is all that is left of the files
-                self._discard_connection()
+            self._discard_connection()
             kind = type(error) if isinstance(error, StoreUnavailable) else StoreUnavailable
             for job in batch:
                 job.error = kind(str(error))
@@ -324,7 +329,7 @@ class Writer:
                 connection.execute("ROLLBACK")
                 job.error = error
                 return len(batch) == 1
-        self._commit()
+        self._commit(len(batch))
         return True
 
     def _attempt_apart(self, batch: list[_Job]) -> None:
@@ -343,9 +348,9 @@ class Writer:
                 job.error = error
                 connection.execute("ROLLBACK TO verb")
             connection.execute("RELEASE verb")
-        self._commit()
+        self._commit(len(batch))
 
-    def _commit(self) -> None:
+    def _commit(self, verbs: int) -> None:
         assert self._connection is not None
         began = time.perf_counter()
         try:
@@ -353,15 +358,17 @@ class Writer:
         except sqlite3.Error as error:
             raise CommitUnknown(str(error)) from error
         self.stats.commits.observe(time.perf_counter() - began)
-        self._checkpoints.committed()
+        self._checkpoints.committed(verbs)
 
     def _discard_connection(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            try:
-                connection.close()
-            except sqlite3.Error:
-                pass  # it is broken already; the next batch opens a new one
+        if connection is None:
+            return
+        with contextlib.suppress(sqlite3.Error, StoreUnavailable):  # what is broken is replaced by the next batch
+            known = files(self._file) == self._files
+            connection.close()
+            if known:  # the last connection of all has removed the log
+                self._files = files(self._file)
 
     def _wake(self, batch: list[_Job]) -> None:
         loops = {job.loop for job in batch}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,9 +28,21 @@ def prepare(path: Path, progress: migrate.Progress = lambda line: None) -> None:
 
     Raises Damaged, WrongRevision, sqlite3.Error, OSError.
     """
+    if path.with_name(f"{path.name}-journal").exists():
+        _roll_back(path)
+    damage.check_log(path)
     damage.check(path)
     migrate.migrate(path, progress)
     damage.mark(path)
+
+
+def _roll_back(path: Path) -> None:
+    """Undo what a process that was killed had begun on a database that was not in WAL mode yet: a restored backup.
+
+    Connections that may only read are refused while there is such a journal.
+    """
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=5)) as connection:
+        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
 
 
 def revision(path: Path) -> str | None:
@@ -104,7 +118,7 @@ class Store:
         await self.exports.close()
         await self.reports.close()
         await self.reader.close()
-        await self.writer.close()
+        await self.writer.close()  # last: readers cannot bring the log into the database
 
 
 def _revising(tx: Tx, verb: Verb[T]) -> T:

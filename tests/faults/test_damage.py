@@ -211,6 +211,7 @@ async def test_what_was_removed_under_the_running_daemon_is_brought_back_from_it
         assert (await relay.answer(unique_letter(), BASE)).code == 451
         entry = await relay.daemon.logged("database damaged")
         assert "was removed or replaced" in entry["error"]
+        assert "do NOT stop the daemon" in entry["hint"]
         async with relay.http.get(relay.daemon.url + "/readyz") as response:
             assert response.status == 503
         assert list(relay.daemon.data_dir.glob("relay.db*")) == []
