@@ -32,7 +32,7 @@ _PLAIN = int | float | bool | None
 
 # What gives a secret away inside a longer text: our token and webhook secret prefixes, a password in a URL, a header.
 _SECRETS = re.compile(
-    r"(?P<prefix>(?:whsec|vr)_)(?=[a-z+/=_-]*[A-Z0-9])[A-Za-z0-9+/=_-]{8,}"
+    r"(?P<prefix>(?:whsec|vr)_)(?=[a-z+/=_-]{0,64}[A-Z0-9])[A-Za-z0-9+/=_-]{8,}"
     r"|(?P<scheme>(?i:[a-z][a-z0-9+.-]{0,20})://[^\s:/@]*:)[^\s/]+(?=@)"
     r"|(?P<header>\b(?:(?i:Bearer|Authorization: *Basic)|Basic) )[A-Za-z0-9+/=._~-]{8,}"
 )

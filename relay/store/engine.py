@@ -364,10 +364,13 @@ class Writer:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        with contextlib.suppress(sqlite3.Error, StoreUnavailable):  # what is broken is replaced by the next batch
-            known = files(self._file) == self._files
+        known = None
+        with contextlib.suppress(StoreUnavailable):
+            known = files(self._file)
+        with contextlib.suppress(sqlite3.Error):  # it is broken already; the next batch opens a new one
             connection.close()
-            if known:  # the last connection of all has removed the log
+        if known == self._files:  # the last connection of all removes the log
+            with contextlib.suppress(StoreUnavailable):
                 self._files = files(self._file)
 
     def _wake(self, batch: list[_Job]) -> None:
