@@ -141,6 +141,13 @@ def test_who_reads_keeps_the_log_and_is_not_waited_for(path: Path, connection: s
     assert reopened(path) > 51
 
 
+def test_a_log_that_is_not_there_is_left_alone(tmp_path: Path, connection: sqlite3.Connection) -> None:
+    checkpoints = Checkpoints(tmp_path / "away")
+    checkpoints.committed(LONG)
+    checkpoints.perhaps(connection, idle=True)
+    assert done(checkpoints) == 0
+
+
 def test_one_that_fails_is_logged_and_tried_again_later(path: Path) -> None:
     checkpoints = Checkpoints(path.with_name("relay.db-wal"))
     with closing(connect(path)) as connection:

@@ -385,6 +385,20 @@ class TestTrouble:
                 assert await writer.run(adding(f"{word} {number}")) > 1
         await writer.close()
 
+    def test_files_that_cannot_be_looked_at_are_no_reason_to_go_on(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(StoreUnavailable, match="Not a directory"):
+            connection.files(tmp_path / "file" / DATABASE)
+
+    async def test_a_link_to_a_database_is_followed_to_its_log(self, tmp_path: Path) -> None:
+        (tmp_path / "disk").mkdir()
+        (tmp_path / DATABASE).symlink_to(fresh_database(tmp_path / "disk"))
+        async with opened(tmp_path) as store:
+            assert await store.write(adding("one")) == 1
+            (tmp_path / "disk" / f"{DATABASE}-wal").rename(tmp_path / "away")
+            with pytest.raises(StoreUnavailable, match="was removed or replaced"):
+                await store.write(adding("lost"))
+
     async def test_a_connection_is_opened_again_only_to_the_file_that_was_there(self, tmp_path: Path) -> None:
         path = tmp_path / DATABASE
         with pytest.raises(sqlite3.OperationalError, match="unable to open database file"):

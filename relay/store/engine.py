@@ -201,15 +201,14 @@ class Writer:
     """The writer thread. :meth:`run` is its only door."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = path.resolve()  # SQLite makes the log beside what a link leads to
         self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True for each job, False when no more come
         self._jobs: dict[Turn, queue.SimpleQueue[_Job]] = {turn: queue.SimpleQueue() for turn in Turn}
         self._passed_over = False
         self._since_idle = 0  # batches
         self._connection: sqlite3.Connection | None = None
-        self._file = path
         self._files: tuple[tuple[int, int] | None, ...] = ()
-        self._checkpoints = Checkpoints(path.with_name(f"{path.name}-wal"))
+        self._checkpoints = Checkpoints(self._path.with_name(f"{self._path.name}-wal"))
         self._log_is_old = False  # the write-ahead log is that of the process before, since somebody reads it
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
         self.stats = WriterStats(checkpoints=self._checkpoints.seconds)
@@ -226,8 +225,7 @@ class Writer:
         """Open the database and start the thread; raises sqlite3.Error or StoreUnavailable."""
         self._connection = connect(self._path)
         reason = reset_log(self._connection, READERS_AT_START)
-        self._file = self._path.resolve()
-        self._files = files(self._file)
+        self._files = files(self._path)
         self._log_is_old = reason is not None
         if reason is not None:  # that, or a full disk, is no reason not to start
             log.warning("write-ahead log not brought into the database yet", reason=reason)
@@ -293,11 +291,11 @@ class Writer:
         self.stats.verbs += len(batch)
         self.stats.sizes.observe(len(batch))
         try:
-            if files(self._file) != self._files:
+            if files(self._path) != self._files:
                 raise Replaced("it, or its write-ahead log, was removed or replaced while it was open")
             if self._connection is None:
                 self._connection = connect(self._path)
-                self._files = files(self._file)
+                self._files = files(self._path)
             if self._log_is_old:
                 self._log_is_old = reset_log(self._connection, 0.0) is not None
             if not self._attempt(batch):
@@ -366,12 +364,12 @@ class Writer:
             return
         known = None
         with contextlib.suppress(StoreUnavailable):
-            known = files(self._file)
+            known = files(self._path)
         with contextlib.suppress(sqlite3.Error):  # it is broken already; the next batch opens a new one
             connection.close()
         if known == self._files:  # the last connection of all removes the log
             with contextlib.suppress(StoreUnavailable):
-                self._files = files(self._file)
+                self._files = files(self._path)
 
     def _wake(self, batch: list[_Job]) -> None:
         loops = {job.loop for job in batch}
