@@ -159,7 +159,7 @@ class Extractor:
                         answers = await worker.ask(batch)
                     await self._deliver(batch, answers)
                     if NOT_HANDED_OVER in answers:
-                        worker = await self._replace(worker)
+                        worker.retire()
                 except Exception as error:  # it was killed, died, or answered what no worker of ours answers
                     log.warning("extraction worker ended", messages=len(batch), reason=_reason(error))
                     await self._failed(batch)
@@ -285,6 +285,10 @@ class _Worker:
         answers = await self._child.reader.readexactly(sum(lengths))
         self.served += len(bodies)
         return [answers[end - length : end] for end, length in zip(accumulate(lengths), lengths, strict=True)]
+
+    def retire(self) -> None:
+        """Read no more: the next batch is another's."""
+        self.served = _LIFE + 1
 
     async def end(self) -> None:
         await self._child.end()
