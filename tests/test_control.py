@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import json
 import os
 import resource
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -396,6 +399,19 @@ def test_it_holds_although_its_file_is_removed(tmp_path: Path) -> None:
             DirectoryLock(tmp_path).acquire()
     with DirectoryLock(tmp_path):
         pass
+
+
+def test_a_file_system_that_locks_no_directory_is_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_directories(descriptor: int, how: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        lock(descriptor, how)
+
+    lock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", no_directories)
+    with capture_logs() as entries, DirectoryLock(tmp_path), pytest.raises(AlreadyRunning):
+        DirectoryLock(tmp_path).acquire()
+    assert [entry["event"] for entry in entries] == ["data_dir locked by its file alone"]
 
 
 def test_the_data_directory_is_created_for_the_owner_only(tmp_path: Path) -> None:
