@@ -19,7 +19,7 @@ RENEW_BEFORE = 14
 
 
 async def certificates(subject: Subject) -> list[Finding]:
-    """Whether the certificates load, name this server, and are good for a while."""
+    """Whether they load, name this server, and are good for a while; or a web server that has one is named."""
     config, found = subject.config, []
     for section, files, name in (
         ("smtp", (config.smtp.tls_cert, config.smtp.tls_key), config.hostname),
@@ -30,7 +30,20 @@ async def certificates(subject: Subject) -> list[Finding]:
             found.append(await asyncio.to_thread(_certificate, subject, section, cert, key, name))
         elif section == "smtp" and subject.beyond_loopback:
             found.append(Finding(WARN, "smtp.tls_cert", "none: mail comes in clear", "set smtp.tls_cert and tls_key"))
+        elif section == "http" and urlsplit(config.http.public_url).scheme == "https":
+            found += _in_front(subject)
     return found
+
+
+def _in_front(subject: Subject) -> list[Finding]:
+    """Whether the web server that speaks HTTPS for us is believed about who its clients are."""
+    if subject.config.http.trusted_proxies:
+        return []
+    text = (
+        "none, and who speaks HTTPS in front is every visitor: limits stop all of them, or none where it is on loopback"
+    )
+    hint = 'name the address from which the web server connects, such as ["127.0.0.1/32"] (docs/operations.md)'
+    return [Finding(WARN, "http.trusted_proxies", text, hint)]
 
 
 def _certificate(subject: Subject, section: str, cert: Path, key: Path, name: str) -> Finding:

@@ -77,6 +77,20 @@ class TestCertificates:
         assert only(found, "smtp.tls_cert").level == WARN
         assert await findings(check_tls.certificates, configured(tmp_path)) == []
 
+    @pytest.mark.parametrize(
+        ("http", "expected"),
+        [
+            ({"public_url": f"https://{NAME}"}, [("http.trusted_proxies", WARN)]),
+            ({"public_url": f"https://{NAME}", "trusted_proxies": ["127.0.0.1/32"]}, []),
+            ({"public_url": f"http://{NAME}"}, []),
+        ],
+    )
+    async def test_who_speaks_https_in_front_of_us_must_be_named(
+        self, tmp_path: Path, http: dict[str, Any], expected: list[tuple[str, str]]
+    ) -> None:
+        found = await findings(check_tls.certificates, configured(tmp_path, {"http": http}))
+        assert [(finding.what, finding.level) for finding in found] == expected
+
 
 class TestNextHops:
     async def asked(self, tmp_path: Path, next_hop: str, **settings: Any) -> list[Finding]:

@@ -56,6 +56,15 @@ def test_the_example_of_the_repository_loads() -> None:
     assert loaded.data_dir == ROOT / "var"
 
 
+def test_the_smallest_file_of_the_readme_loads_with_a_secret_of_ones_own_and_its_web_server_is_believed() -> None:
+    (block,) = re.findall(r"^ *```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (refusal,) = errors(block)  # copied as it is it does not run
+    assert refusal.startswith("site[0].webhook[0].secret: must be ")
+    loaded = parse(block.replace("whsec_…", load(ROOT / "relay.toml").sites[0].webhooks[0].secret), HERE)
+    assert loaded.sites[0].targets[0].generated == 30
+    assert loaded.http.trusted_proxies == (IPv4Network("127.0.0.1/32"),)
+
+
 def test_a_host_name_is_all_that_is_needed() -> None:
     loaded = parse(MINIMAL, HERE)
     assert loaded.smtp.listen == (Endpoint("127.0.0.1", 2525),)
@@ -317,6 +326,7 @@ def test_the_initial_file_loads_and_says_what_was_given(hostname: str, operator:
     loaded = parse(render_initial(hostname, operator), HERE)
     assert loaded.hostname == hostname
     assert str(loaded.operator or "") == operator
+    assert loaded.http.trusted_proxies == (IPv4Network("127.0.0.1/32"),)
 
 
 def test_the_site_commented_out_in_the_initial_file_loads_too() -> None:

@@ -14,6 +14,7 @@ listen = ["127.0.0.1:2525"]     # for mail from outside: ["0.0.0.0:25", "[::]:25
 [http]
 listen = ["127.0.0.1:8080"]     # behind a web server that speaks HTTPS
 public_url = "http://127.0.0.1:8080"
+trusted_proxies = ["127.0.0.1/32"]   # it, believed about who its clients are; "::1/128" where it connects from [::1]
 
 [forward]
 next_hop = ""                   # your mail server: "smtps://user:password@mail.example.com:465"; empty: by MX
