@@ -27,7 +27,7 @@ from relay.clockwatch import ClockWatch
 from relay.config.fields import Endpoint
 from relay.config.models import Config
 from relay.control import DirectoryLock, serve
-from relay.declare import open_store
+from relay.declare import log_removed, open_store
 from relay.dns import Resolver
 from relay.extract import Extractor
 from relay.extraction import Extraction
@@ -103,7 +103,9 @@ async def running(
         keys = Keys.load(data_dir / "keys")
         bodies = Bodies(data_dir / "bodies")
         bodies.prepare()
-        store, left = await open_store(stack, config, keys, clock(), lambda line: log.info("migration", step=line))
+        store, left = await open_store(
+            stack, config, keys, clock(), lambda line: log.info("migration", step=line), log_removed
+        )
         if left:
             log.warning("deliveries were under way when the daemon stopped", count=left)
         composer = Composer(keys, config.http.public_url, config.retention.raw)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
+import structlog
+
 from relay.config.models import Config, Site, Target
 from relay.core.model import Address
 from relay.secrets import Keys
@@ -15,22 +17,35 @@ from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition
 from relay.store.store import DATABASE, Store
 from webapi.signature import new_secret
 
+log = structlog.get_logger()
+
 
 async def open_store(
-    stack: AsyncExitStack, config: Config, keys: Keys, now: float, say: Callable[[str], None]
+    stack: AsyncExitStack,
+    config: Config,
+    keys: Keys,
+    now: float,
+    say: Callable[[str], None],
+    removed: Callable[[str], None],
 ) -> tuple[Store, int]:
     """For who holds the lock on data_dir: with the sites that relay.toml names, and no claims of who held it before.
 
-    And how many deliveries were claimed. ``say`` is told of each step of a migration. Raises what Store.open and
-    declare_all do.
+    And how many deliveries were claimed. ``say`` is told of each step of a migration, ``removed`` the name of each site
+    that the file declared before and names no more. Raises what Store.open and declare_all do.
     """
     store = Store(config.data_dir / DATABASE)
     stack.push_async_callback(store.close)
     await store.open(say)
     declared = definitions(config, keys.seal)
-    await store.redefine(lambda tx: declare_all(tx, declared, now))
+    for name in await store.redefine(lambda tx: declare_all(tx, declared, now)):
+        removed(name)
     await store.write(lambda tx: posts.void_post_claims(tx, now))
     return store, await store.write(queue.void_claims)
+
+
+def log_removed(name: str) -> None:
+    """A declared site is gone from relay.toml. Nothing brings it back: under the same name it will be a new one."""
+    log.warning("site removed", site=name)
 
 
 def definitions(config: Config, seal: Callable[[str], str]) -> list[SiteDefinition]:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from relay import config as configuration
 from relay import logs
 from relay.config import Config, ConfigError, Http, Problem, Smtp
-from relay.declare import definitions
+from relay.declare import definitions, log_removed
 from relay.intake import Policy
 from relay.smtp_limits import Limits, Settings
 from relay.store.engine import StoreUnavailable
@@ -156,7 +156,8 @@ class Reloader:
         settings = smtp_settings(now_in_use)
         if "site" in changed:
             declared, now = definitions(now_in_use, daemon.keys.seal), self._clock()
-            await daemon.store.redefine(lambda tx: declare_all(tx, declared, now))
+            for name in await daemon.store.redefine(lambda tx: declare_all(tx, declared, now)):
+                log_removed(name)
             daemon.poster.wake()
         daemon.config = now_in_use
         daemon.smtp.configure(settings)

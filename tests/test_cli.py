@@ -438,6 +438,20 @@ class TestServe:
             daemon.start()
             assert daemon.cli("token", "list").returncode == 0
 
+    def test_a_site_that_is_gone_from_the_file_is_named_at_the_next_start(self, tmp_path: Path) -> None:
+        with Daemon(tmp_path, {"site": [example_site()]}):
+            pass
+        with Daemon(tmp_path) as daemon:
+            entry = daemon.wait_for("site removed")
+            assert (entry["site"], entry["level"]) == ("example", "warning")
+
+    def test_a_command_that_removes_such_a_site_names_it_beside_its_result(self, tmp_path: Path) -> None:
+        with Daemon(tmp_path, {"site": [example_site()]}):
+            pass
+        result = Daemon(tmp_path).cli("token", "create", "ci")
+        assert result.stderr == "site example is removed: relay.toml declares it no more\n"
+        assert result.stdout.startswith("token ci (")
+
 
 #: SQLite gives these the mode of the database.
 WAL = ("relay.db-wal", "relay.db-shm")

@@ -20,6 +20,7 @@ from relay.store.sites import (
     DeclaredElsewhere,
     NameTaken,
     add_to_pool,
+    declare_all,
     define,
     remove,
     switch,
@@ -163,6 +164,11 @@ class TestRemoval:
         await w.declare()
         await w.declare(site("shop"))
         assert w.site().targets == ()
+
+    async def test_who_declares_learns_which_sites_are_gone(self, w: World) -> None:
+        await w.declare(SHOP, site("two"))
+        assert await w.store.redefine(lambda tx: declare_all(tx, [SHOP], w.now)) == ["two"]
+        assert await w.store.redefine(lambda tx: declare_all(tx, [SHOP], w.now)) == []
 
     async def test_declared_again_it_has_its_addresses_back(self, w: World) -> None:
         await w.declare(SHOP)

@@ -41,5 +41,12 @@ async def _alone(config: Config, command: str, arguments: dict[str, Any]) -> dic
     async with AsyncExitStack() as stack:
         stack.enter_context(DirectoryLock(config.data_dir))
         keys = Keys.load(config.data_dir / "keys")
-        store, _ = await open_store(stack, config, keys, time.time(), say)
+        store, _ = await open_store(
+            stack,
+            config,
+            keys,
+            time.time(),
+            say,
+            lambda name: say(f"site {name} is removed: relay.toml declares it no more"),
+        )
         return await commands.perform(Workplace(store, keys, config, time.time), command, arguments)

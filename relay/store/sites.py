@@ -142,18 +142,19 @@ _SUBSTITUTE = Statement(
 )
 
 
-def declare_all(tx: Tx, definitions: Sequence[SiteDefinition], now: float) -> None:
-    """Apply relay.toml: every declared site as it says, declared sites that it names no more removed."""
+def declare_all(tx: Tx, definitions: Sequence[SiteDefinition], now: float) -> list[str]:
+    """Apply relay.toml: every declared site as it says, declared sites that it names no more removed. Their names."""
     names = {definition.name for definition in definitions}
-    for (name,) in tx.all(_DECLARED):
-        if name not in names:
-            remove(tx, name, now, declared=True)
+    gone = [name for (name,) in tx.all(_DECLARED) if name not in names]
+    for name in gone:
+        remove(tx, name, now, declared=True)
     for definition in definitions:  # first what goes, everywhere: an address may move to another site or target
         row = tx.one(_BY_NAME, name=definition.name)
         if row is not None:
             _retire_gone(tx, row[0], definition, now)
     for definition in definitions:
         define(tx, definition, now, declared=True)
+    return gone
 
 
 def define(tx: Tx, definition: SiteDefinition, now: float, *, declared: bool = False) -> int:

@@ -110,6 +110,7 @@ async def test_a_site_that_is_gone_from_the_file_is_gone_and_its_addresses_still
     async with world(tmp_path, sites=[SITE, second]) as relay:
         address = await relay.shown("late@example.test", site="pk_second")
         await reload(relay, {"site": relay.settings["site"][:1]})
+        await relay.daemon.logged("site removed", site="second", level="warning")
         await relay.bind("late@example.test", site="pk_second", expect=404)
         content = unique_letter()
         await relay.mail(address, content)
