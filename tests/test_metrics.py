@@ -235,6 +235,14 @@ class TestMonitoring:
         assert list(used(expression)), where
         assert unknown(expression, said) == []
 
+    @pytest.mark.parametrize(
+        ("where", "expression"),
+        [(where, expression) for where, expression, _ in expressions() if "process_" in expression],
+    )
+    def test_what_every_process_tells_of_itself_is_asked_of_ours_alone(self, where: str, expression: str) -> None:
+        """Other jobs have figures of the same names."""
+        assert expression.endswith(" and on(instance, job) relay_build_info"), where
+
     def test_every_metric_is_on_the_dashboard(self) -> None:
         shown = (MONITORING / "dashboard.json").read_text()
         left_out = {name for name in documented() if not re.search(rf"\b{name}(_bucket)?\b", shown)}
