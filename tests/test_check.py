@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sqlite3
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -136,6 +137,16 @@ class TestThisMachine:
     ) -> None:
         monkeypatch.setattr(check_clock, "synchronised", lambda: kept)
         assert only(await findings(check_clock.clock, configured(tmp_path)), "clock").level == level
+
+    @pytest.mark.parametrize(("platform", "said"), [("linux", True), ("darwin", False)])
+    async def test_where_the_daemon_may_not_ask_the_kernel_it_says_who_may(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, said: bool
+    ) -> None:
+        monkeypatch.setattr(check_clock, "synchronised", lambda: None)
+        monkeypatch.setattr(sys, "platform", platform)
+        finding = only(await findings(check_clock.clock, configured(tmp_path)), "clock")
+        assert finding.level == OK
+        assert ("run relay check as its user" in finding.text) == said
 
     def test_the_kernel_is_asked_whether_something_keeps_the_clock_right(self) -> None:
         assert check_clock.synchronised() in (True, False, None)
