@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -24,7 +25,7 @@ from relay.cli.root import cli
 from relay.core.check import NAMES
 from relay.store import damage, migrate
 from tests.check_helpers import NAME, configured, findings, only
-from tests.daemon import Daemon, example_site, merged
+from tests.daemon import ROOT, Daemon, example_site, merged
 from tests.dns_server import DnsServer, Fault, Table
 from tests.smtp_sink import SmtpSink
 
@@ -242,6 +243,11 @@ class TestNames:
         self, tmp_path: Path, table: Table, what: str, level: str
     ) -> None:
         assert only(await names(tmp_path, table, **OUTSIDE), what).level == level
+
+    async def test_the_policy_that_is_suggested_is_the_one_of_the_documentation(self, tmp_path: Path) -> None:
+        hint = only(await names(tmp_path, without(("track.test", "TXT")), **OUTSIDE), SPF).hint
+        (policy,) = re.findall(r'"(v=spf1 [^"]+)"', hint)
+        assert f"`{policy}`" in (ROOT / "docs" / "deliverability.md").read_text()
 
     async def test_a_server_on_loopback_is_only_warned_of_what_concerns_mail_from_outside(self, tmp_path: Path) -> None:
         found = await names(tmp_path, without((NAME, "A"), ("track.test", "MX"), ("track.test", "TXT")))
