@@ -639,6 +639,14 @@ async def test_mail_that_waits_is_taken_out_and_sent_on_by_the_commands_of_the_d
     assert {tuple(one.recipients) for one in received} == {("sales@example.test",)}
 
 
+def test_a_rollback_leaves_the_shell_in_which_it_installs_as_it_was() -> None:
+    """What pip installs under a umask of 077 the daemon's user cannot read."""
+    chapter = (ROOT / "docs" / "operations.md").read_text().partition("**Back to the old version**")[2]
+    blocks = re.findall(r"```\n(.*?)```", chapter.partition("\n## ")[0], re.DOTALL)
+    assert "/opt/visit-relay/bin/pip install" in "".join(blocks)
+    assert "umask" not in "".join(blocks)
+
+
 def test_a_command_while_the_daemon_starts_or_stops_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)
     with daemon:
