@@ -126,7 +126,7 @@ def _ownership(path: Path) -> Iterator[Finding]:
         mode = stat.S_IMODE(about.st_mode)
         yield Finding(WARN, "data_dir", f"{path} is open to other users (mode {mode:o})", f"chmod 700 {path}")
     keys = sorted((path / "keys").glob("*.key"))
-    for file in (path / DATABASE, path / "keys", path / "bodies", *keys):
+    for file in (path / DATABASE, path / "lock", path / "keys", path / "bodies", *keys):
         try:
             entry = file.stat()
         except FileNotFoundError:

@@ -67,11 +67,13 @@ class TestDataDir:
         assert (finding.level, finding.hint) == (FAIL, f"chmod 600 {data / 'keys' / 'seal.key'}")
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="SKIPPED LOUDLY: only root can give files away")
-    async def test_a_file_of_somebody_else_has_failed(self, tmp_path: Path, data: Path) -> None:
-        os.chown(data / "relay.db", 4711, -1)
+    @pytest.mark.parametrize("name", ["relay.db", "lock"])
+    async def test_a_file_of_somebody_else_has_failed(self, tmp_path: Path, data: Path, name: str) -> None:
+        (data / name).touch()
+        os.chown(data / name, 4711, -1)
         finding = only(await findings(check.data_dir, configured(tmp_path)), "data_dir")
         assert finding.level == FAIL
-        assert f"{data / 'relay.db'} belongs to user 4711" in finding.text
+        assert f"{data / name} belongs to user 4711" in finding.text
 
     async def test_a_file_in_its_place_has_failed(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
