@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -191,6 +192,30 @@ class TestFigures:
             assert rest["relay_binds_total"].value(site="shop", outcome="shown") == 1
             hidden = r"relay_(messages|deliveries|extractions|posts|pool)_?\w*"
             assert set(rest) == {name for name in everything if not re.fullmatch(hidden, name)}
+
+    async def test_the_watch_of_the_documentation_tells_of_held_and_of_late_mail(self, tmp_path: Path) -> None:
+        page = (MONITORING.parent / "operations.md").read_text()
+        (program,) = re.findall(r"/metrics \| awk '\n(.*?)'\n```", page, re.DOTALL)
+
+        def watched(metrics: str) -> tuple[int, str]:
+            done = subprocess.run(["awk", program], input=metrics, capture_output=True, text=True, check=False)
+            return done.returncode, done.stdout
+
+        async with serving(tmp_path) as api:
+            _, octets = await api.request("GET", "/metrics")
+        well = octets.decode()
+        assert watched(well) == (0, "")
+        assert watched("") == (1, "visit-relay does not tell its figures: journalctl -u relay\n")
+        for figure, value, said in (
+            ("relay_messages_held", 2, "holds mail"),
+            ('relay_deliveries_oldest_age_seconds{state="queued"}', 3601, "for over an hour"),
+            ('relay_deliveries_oldest_age_seconds{state="deferred"}', 3600.5, "for over an hour"),
+        ):
+            assert f"\n{figure} 0\n" in well
+            code, words = watched(well.replace(f"\n{figure} 0\n", f"\n{figure} {value}\n"))
+            assert (code, said in words) == (1, True)
+        failed = 'relay_deliveries_oldest_age_seconds{state="failed"}'  # told by what is held
+        assert watched(well.replace(f"\n{failed} 0\n", f"\n{failed} 9999\n")) == (0, "")
 
 
 async def unreadable(*_: object) -> None:
