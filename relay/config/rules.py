@@ -98,7 +98,7 @@ def _retention(raw: Table) -> Iterator[Problem]:
     window = read(fields.duration, table(raw, "attribution").get("window", "24h"))
     if visits is not None and window is not None and visits < max(window, LATE_WINDOW) + DATE_REACH:
         text = (
-            "must be at least 5 days and attribution.window, which counts as 5 days at least: "
+            "must be at least 10 days, and at least attribution.window and 5 days more: "
             "without the earlier holders a guess would look exact"
         )
         yield Problem("retention.visits", text)
