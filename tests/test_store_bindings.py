@@ -33,6 +33,7 @@ from tests.store_fixtures import (
     address,
     pool_target,
     site,
+    static,
     target_of,
     template,
     world,
@@ -110,6 +111,24 @@ class TestLease:
         assert shown == FIRST
         await w.declare(site("shop", pool_target("sales@example.com", SECOND)))
         assert await w.shown(number=visit) == (visit, SECOND)
+
+    async def test_an_address_that_has_moved_to_another_target_is_not_renewed(self, tmp_path: Path) -> None:
+        """The mail to it goes to the other target's mailbox."""
+        sales, help_ = pool_target("sales@example.com", FIRST), pool_target("help@example.com", SECOND)
+        async with world(tmp_path, site("shop", sales, help_)) as w:
+            visit, shown = await w.shown()
+            assert shown == FIRST
+            await w.declare(site("shop", replace(sales, pool=help_.pool), replace(help_, pool=sales.pool)))
+            assert await w.shown(number=visit) == (visit, SECOND)
+
+    async def test_an_address_that_has_become_static_is_not_renewed(self, tmp_path: Path) -> None:
+        """The mail to it is stated as its label's, of no visit."""
+        async with world(tmp_path, site("shop", pool_target())) as w:
+            visit, shown = await w.shown()
+            assert shown == FIRST
+            left = pool_target("sales@example.com", SECOND)
+            await w.declare(site("shop", left, statics=(static(FIRST),)))
+            assert await w.shown(number=visit) == (visit, SECOND)
 
 
 class TestExhaustion:

@@ -62,12 +62,15 @@ class Bound:
     mails: int | None = None
 
 
+# What it holds may have gone to another target's pool since, or have become static: then it is not shown for this one.
 _CURRENT = Statement(
     select(bindings.c.id, routes.c.id, routes.c.domain, routes.c.local, routes.c.binding_id)
     .join(routes, routes.c.id == bindings.c.route_id)
     .where(
         bindings.c.visit_id == bindparam("visit"),
         bindings.c.target_id == bindparam("target"),
+        routes.c.target_id == bindings.c.target_id,
+        routes.c.kind.in_([RouteKind.POOL.value, RouteKind.UNIQUE.value]),
         routes.c.retired_at.is_(None),
     )
     .order_by(bindings.c.id.desc())
