@@ -12,7 +12,7 @@ from sqlalchemy import select
 from relay.core.address import parse
 from relay.core.model import Method
 from relay.store.routes import AddressTaken
-from relay.store.schema import routes
+from relay.store.schema import deliveries, routes
 from relay.store.sites import (
     SiteDefinition,
     TargetDefinition,
@@ -21,6 +21,7 @@ from relay.store.sites import (
     grow_pool,
 )
 from tests.store_fixtures import (
+    DAY,
     SHOP,
     TRACK,
     World,
@@ -140,6 +141,36 @@ class TestTwoSites:
         await w.declare(replace(SHOP, name="store"))
         (job,) = (await w.accept(leased)).jobs
         assert job.visit is None
+
+    async def test_late_mail_to_an_address_that_another_site_had_is_nobodys_for_certain(self, w: World) -> None:
+        """Whoever held it there may have written as well as who holds it here."""
+        await w.declare(SHOP)
+        _, leased = await w.shown()
+        await w.declare(replace(SHOP, name="store"))
+        w.pass_time(DAY + 3600)
+        held = {(await w.shown(name="store"))[1] for _ in range(2)}
+        assert leased in held
+        w.pass_time(5 * 3600)
+        await w.accept(leased)
+        assert await w.rows(select(deliveries.c.attribution)) == [("likely",)]
+
+    async def test_mail_that_was_written_before_an_address_went_to_another_site_has_no_visit(self, w: World) -> None:
+        await w.declare(SHOP)
+        _, leased = await w.shown()
+        written_at = w.now + 60
+        w.pass_time(3600)
+        await w.declare(replace(SHOP, name="store"))
+        await w.accept(leased, written_at=written_at)
+        assert await w.rows(select(deliveries.c.attribution, deliveries.c.visit_id)) == [("none", None)]
+
+    async def test_once_nobody_else_can_have_written_the_visit_that_holds_it_is_certain(self, w: World) -> None:
+        await w.declare(SHOP)
+        _, leased = await w.shown()
+        await w.declare(replace(SHOP, name="store"))
+        w.pass_time(11 * DAY)
+        assert leased in {(await w.shown(name="store"))[1] for _ in range(2)}
+        await w.accept(leased)
+        assert await w.rows(select(deliveries.c.attribution)) == [("exact",)]
 
     async def test_only_the_file_may_take_over_a_retired_address(self, w: World) -> None:
         """Or a manager of one site could collect the late mail of another."""

@@ -94,14 +94,15 @@ def _retention(raw: Table) -> Iterator[Problem]:
     bodies, messages = (read(fields.duration, section.get(key)) for key in ("raw", "messages"))
     if bodies is not None and messages is not None and bodies > messages:
         yield Problem("retention.raw", "must not be longer than retention.messages: a body goes with its message")
-    visits = read(fields.duration, section.get("visits"))
     window = read(fields.duration, table(raw, "attribution").get("window", "24h"))
-    if visits is not None and window is not None and visits < max(window, LATE_WINDOW) + DATE_REACH:
-        text = (
-            "must be at least 10 days, and at least attribution.window and 5 days more: "
-            "without the earlier holders a guess would look exact"
-        )
-        yield Problem("retention.visits", text)
+    for key in ("visits", "routes"):  # holdings go with either
+        kept = read(fields.duration, section.get(key))
+        if kept is not None and window is not None and kept < max(window, LATE_WINDOW) + DATE_REACH:
+            text = (
+                "must be at least 10 days, and at least attribution.window and 5 days more: "
+                "without the earlier holders a guess would look exact"
+            )
+            yield Problem(f"retention.{key}", text)
 
 
 def _distinct(raw: Table, key: str, prefix: str, names: tuple[str, ...]) -> Iterator[Problem]:

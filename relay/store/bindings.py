@@ -95,7 +95,6 @@ _MAILS = Statement(
         deliveries.c.visit_id == bindparam("visit"), deliveries.c.attribution == AttributionState.EXACT.value
     )
 )
-_INSERT_BINDING = Statement(insert_into(bindings), "route_id target_id visit_id started_at ended_at")
 _LEASE = Statement(update(routes).where(routes.c.id == bindparam("route")), "leased_until binding_id")
 _FIND_COUNTER = Statement(
     update(counters)
@@ -203,7 +202,7 @@ class _Leasing:
     def _hold(self, route_id: int, asked: Asked) -> None:
         until = self.now + asked.lease
         binding_id = self.tx.insert(
-            _INSERT_BINDING,
+            route_verbs.HOLD,
             route_id=route_id,
             target_id=asked.target_id,
             visit_id=self.visit.id,

@@ -6,14 +6,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy import insert as insert_into
 
 from relay.core import substitute
 from relay.core.model import Address, RouteKind, fold
-from relay.store.engine import Statement, Tx
+from relay.store.engine import Row, Statement, Tx
 from relay.store.reader import Reader
-from relay.store.schema import routes, sites, targets
+from relay.store.schema import bindings, routes, sites, targets, visits
 
 #: Routes, and addresses known to have none, kept in memory.
 CACHED = 65_536
@@ -77,6 +77,15 @@ NAMES_WITH_STEM = Statement(
     )
 )
 DELETE = Statement(delete(routes).where(routes.c.id == bindparam("route")))
+HOLD = Statement(insert_into(bindings), "route_id target_id visit_id started_at ended_at")
+# Whose it was, and from when to when somebody held it; no row where nobody ever did.
+_HELD = Statement(
+    select(routes.c.site_id, func.min(bindings.c.started_at), func.max(bindings.c.ended_at))
+    .join(bindings, bindings.c.route_id == routes.c.id)
+    .where(routes.c.id == bindparam("route"))
+    .group_by(routes.c.site_id)
+)
+_SOMEBODY = Statement(insert_into(visits), "site_id number own started_at last_seen_at erased_at")
 
 
 def stem_range(stem: str) -> tuple[str, str]:
@@ -107,18 +116,20 @@ def create(
     """A route for ``address``, or the retired one of the same site revived; raises AddressTaken. Its id.
 
     ``defined``: its site's definition names it. ``from_any_site``: a route that another site has retired may be taken
-    over; what it knew of visits stays behind, so it is not leased until they count no more. A unique address never
-    becomes anything else.
+    over. Of what it knew of visits it keeps only that there were some, and it rests. A unique address never becomes
+    anything else.
     """
     domain, local = address.key
     leased_until = 0.0
+    held: Row | None = None
     _refuse_mishearing(tx, address, kind, target_id)
     owner = tx.one(OWNER, domain=domain, local=local)
     if owner is not None and owner[1] != site_id and owner[4] is not None and from_any_site:
+        held = tx.one(_HELD, route=owner[0])
         tx.run(DELETE, route=owner[0])
-        owner, leased_until = None, now + REST
+        owner, leased_until = None, max(now + REST, held[2] if held else 0.0)
     if owner is None:
-        return tx.insert(
+        route_id = tx.insert(
             INSERT,
             domain=domain,
             local=local,
@@ -130,6 +141,9 @@ def create(
             created_at=now,
             defined=int(defined),
         )
+        if held is not None:
+            _keep_holding(tx, route_id, target_id, held, now)
+        return route_id
     route_id, owner_site, owner_target, owner_kind, retired_at = owner
     live = retired_at is None
     if owner_site != site_id or (live and owner_target != target_id):
@@ -147,6 +161,24 @@ def create(
             defined=int(defined),
         )
     return int(route_id)
+
+
+def _keep_holding(tx: Tx, route_id: int, target_id: int, held: Row, now: float) -> None:
+    """As one visit of its former site, and of nobody, which retention ends like the others.
+
+    Late mail of who was shown it there would be stated as the visit's that was shown it here, for want of another.
+    """
+    site_id, begun, ended = held
+    visit_id = tx.insert(
+        _SOMEBODY,
+        site_id=site_id,
+        number=f"-r{route_id}",  # no visit has it: theirs are digits, and those that were erased have their own id
+        own=0,
+        started_at=begun,
+        last_seen_at=min(ended, now),
+        erased_at=now,
+    )
+    tx.insert(HOLD, route_id=route_id, target_id=target_id, visit_id=visit_id, started_at=begun, ended_at=ended)
 
 
 def _refuse_mishearing(tx: Tx, address: Address, kind: RouteKind, target_id: int) -> None:
