@@ -7,6 +7,7 @@ import itertools
 import re
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,26 @@ import pytest
 from sqlalchemy import and_, select
 from sqlalchemy.sql import ClauseElement
 
-from relay.store import deals, history, history_pages, reader, search
+from relay.store import deals, history, history_pages, queue, reader, retention, search
 from relay.store.engine import Tx
 from relay.store.history import Filter
 from relay.store.history_filter import Span, all_messages, candidates, conditions
 from relay.store.schema import messages
-from tests.store_fixtures import NOW, OTHER, SHOP, TRACK, World, opened, template, world
+from tests.post_fixtures import claim
+from tests.store_fixtures import (
+    NOW,
+    OTHER,
+    SHOP,
+    TRACK,
+    World,
+    hook,
+    opened,
+    pool_target,
+    site,
+    static,
+    template,
+    world,
+)
 
 NOBODY = frozenset({99})
 
@@ -152,6 +167,27 @@ class TestFilters:
                 assert await ids(w, sites=sites, source="card") == [card]
                 assert await ids(w, sites=sites, source="goo") == []
             assert await ids(w, sites=NOBODY, source="google") == []
+
+    async def test_an_address_that_has_become_static_states_its_label_for_later_letters_only(
+        self, tmp_path: Path
+    ) -> None:
+        leased = f"info1@{TRACK}"
+        shop = site("shop", pool_target(), webhooks=(hook(),))
+        async with world(tmp_path, shop) as w:
+            visit, shown = await w.shown()
+            assert shown == leased
+            await w.extract((await w.accept(leased, claim=None)).message_id)
+            site_id = w.site().id
+            await w.store.write(lambda tx: retention.erase_visit(tx, site_id, visit, w.now, browser=False))
+            left = pool_target("sales@example.com", f"info2@{TRACK}")
+            await w.declare(replace(shop, targets=(left,), statics=(static(leased, label="fair"),)))
+            (row,) = await history.page(w.store.reader, Filter(), 10)
+            assert [delivery.source for delivery in row.deliveries] == [None]
+            assert [job.visit for job in await claim(w)] == [None]
+            jobs = await w.store.write(lambda tx: queue.claim_due(tx, {"example.com": 9}, "forwarder", w.now))
+            assert [job.source for job in jobs] == [None]
+            later = (await w.accept(leased, body=b"later")).message_id
+            assert await ids(w, source="fair") == [later]
 
     async def test_by_deal_as_far_as_one_sees_it(self, tmp_path: Path) -> None:
         async with world(tmp_path, SHOP, OTHER) as w:

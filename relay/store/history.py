@@ -13,9 +13,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, FromClause, Select, case, literal_column, or_, select
 
+from relay.core.attribution import STATIC_METHOD
 from relay.core.hook import EventType
 from relay.core.mime import Part
-from relay.core.model import AttributionState
 from relay.store import history_pages
 from relay.store.engine import Row
 from relay.store.history_filter import Filter as Filter
@@ -147,7 +147,7 @@ _DELIVERY = (
     deliveries.c.site_id,
     case(
         (deliveries.c.visit_id.is_not(None), visits.c.marker),
-        (deliveries.c.attribution == AttributionState.EXACT.value, routes.c.label),
+        (deliveries.c.attribution_method == STATIC_METHOD, routes.c.label),
     ).label("source"),
 )
 

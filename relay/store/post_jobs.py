@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, select
 
-from relay.core.attribution import Fill, stated_visit
+from relay.core.attribution import STATIC_METHOD, Fill, stated_visit
 from relay.core.extras import PayloadExtras
 from relay.core.hook import EventType, HookSettings
 from relay.core.mime import Part
@@ -184,8 +184,8 @@ def _stated(tx: Tx, attribution: Attribution, fill: Fill, label: str | None, tou
     """The visit that may be stated as fact; a static substitute states its label as the marker, without a visit."""
     visit_id = stated_visit(attribution, fill)
     if visit_id is None:
-        certain = attribution.state is AttributionState.EXACT  # the substitute of a retired route states nothing
-        return PayloadVisit(number="", marker=label) if certain and label is not None else None
+        static = attribution.method == STATIC_METHOD  # its route may have become static since, or be retired
+        return PayloadVisit(number="", marker=label) if static and label is not None else None
     row = tx.one(_VISIT, visit=visit_id)
     if row is None:
         return None  # erased since

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from sqlalchemy import CTE, Select, bindparam, case, func, or_, select, update
 from sqlalchemy import insert as insert_into
 
-from relay.core.model import WORST_FIRST, AttributionState, DeliveryState, Outcome
+from relay.core.attribution import STATIC_METHOD
+from relay.core.model import WORST_FIRST, DeliveryState, Outcome
 from relay.store import events
 from relay.store.engine import Row, Statement, Tx
 from relay.store.joined import part
@@ -77,7 +78,7 @@ _JOBS = (
         deliveries.c.claimed_number,
         visits.c.number,
         visits.c.marker,
-        case((deliveries.c.attribution == AttributionState.EXACT.value, routes.c.label)),
+        case((deliveries.c.attribution_method == STATIC_METHOD, routes.c.label)),
         messages.c.raw_removed_at,
     )
     .join(messages, messages.c.id == deliveries.c.message_id)
