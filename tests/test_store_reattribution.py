@@ -260,6 +260,51 @@ class TestKept:
         assert await found(w, card) == [("exact", "static/1", None)]
         assert await found(w, helped) == [("exact", "plus/1", visit)]
 
+    async def test_an_address_that_has_become_static_keeps_what_it_said(self, tmp_path: Path) -> None:
+        shop = site("shop", pool_target(), webhooks=(asking(),))
+        async with world(tmp_path, shop) as w:
+            first, _, leased = await two_holders(w)
+            likely = await letter(w, leased, sender="n@x", mail_from="n@x")
+            await withdraw(w, first)
+            certain = await letter(w, leased)
+            before = [await found(w, likely), await found(w, certain)]
+            assert [state for ((state, _, _),) in before] == ["likely", "exact"]
+            (left,) = {f"info1@{TRACK}", f"info2@{TRACK}"} - {leased}
+            await w.declare(replace(shop, targets=(pool_target("sales@example.com", left),), statics=(static(leased),)))
+            assert (await again(w, likely), await again(w, certain)) == (0, 0)
+            assert [await found(w, likely), await found(w, certain)] == before
+            assert await told(w) == []
+
+    async def test_a_static_address_that_is_leased_now_keeps_what_it_said(self, tmp_path: Path) -> None:
+        shop = site("shop", pool_target(), statics=(static(CARD),), webhooks=(asking(),))
+        async with world(tmp_path, shop) as w:
+            message_id = await letter(w, CARD)
+            await w.declare(replace(shop, targets=(pool_target("sales@example.com", CARD),), statics=()))
+            assert await again(w, message_id) == 0
+            assert await found(w, message_id) == [("exact", "static/1", None)]
+
+    async def test_an_address_that_another_site_had_meanwhile_keeps_what_it_said(self, tmp_path: Path) -> None:
+        shop = site("shop", pool_target(), webhooks=(asking(),))
+        async with world(tmp_path, shop) as w:
+            visit, leased = await w.shown()
+            message_id = await letter(w, leased)
+            elsewhere = site("two", pool_target("sales@two.example", leased))
+            await w.declare(replace(shop, targets=()), elsewhere)
+            await w.declare(shop, replace(elsewhere, targets=()))
+            assert (await w.recipient(leased)).route is not None
+            assert await again(w, message_id) == 0
+            assert await found(w, message_id) == [("exact", "pool/2", visit)]
+
+    async def test_nothing_was_said_before_an_address_was_given_its_label(self, tmp_path: Path) -> None:
+        """An address that was printed, and declared for the pool by mistake."""
+        shop = site("shop", pool_target(), webhooks=(asking(),))
+        async with world(tmp_path, shop) as w:
+            message_id = await letter(w, f"info1@{TRACK}")
+            left = pool_target("sales@example.com", f"info2@{TRACK}")
+            await w.declare(replace(shop, targets=(left,), statics=(static(f"info1@{TRACK}"),)))
+            assert await again(w, message_id) == 1
+            assert await found(w, message_id) == [("exact", "static/1", None)]
+
     async def test_while_tracking_is_off_everything_stays(self, w: World) -> None:
         visit, leased = await w.shown()
         message_id = await letter(w, leased)

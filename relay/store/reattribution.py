@@ -2,7 +2,8 @@
 
 What the message was attributed to before may have been forgotten since, by age or by request; then its bindings are
 gone as well, and a new look would find less than the old one. Such a delivery keeps what was found when it came, and so
-does one whose address was retired since, or whose site's tracking is off now.
+does one whose address was retired since, has changed between pool and static, or was another site's meanwhile; and one
+whose site's tracking is off now.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sqlalchemy import bindparam, func, select, update
 
 from relay.core import attribution as rules
 from relay.core.hook import EventType
-from relay.core.model import Attribution, AttributionState
+from relay.core.model import Attribution, AttributionState, RouteKind
 from relay.store import events as event_verbs
 from relay.store.attribution import FIND_VISIT, Evidence, agreed, attribute
 from relay.store.engine import Row, Statement, Tx
@@ -137,7 +138,7 @@ class _Look:
         options: list[_Delivery] = []
         for (address,) in self.tx.all(_PATHS, delivery=delivery.id, message=self.message_id):
             route, tag = self.routing.get(address, (None, None))
-            if route is not None and route.attributed and route.site_id == delivery.site_id:
+            if route is not None and _may_say(route, address, delivery):
                 recipient = Recipient(address, route, tag, "", None, "")
                 found = attribute(self.tx, recipient, self.incoming, self.evidence, self.message_id, self.now)
                 options.append(replace(delivery, recipient=address, route_id=route.id, attribution=found))
@@ -146,6 +147,21 @@ class _Look:
             elif address == delivery.recipient:
                 options.append(delivery)
         return options
+
+
+def _may_say(route: Route, address: str, delivery: _Delivery) -> bool:
+    """Whether a look at what the address is now says more of the letter than what was found when it came.
+
+    Not where it was given a label since: the label is of later letters. Nor, of the address that was stated, where it
+    has lost its label or went to another site and came back: its new route knows nothing of the old one's visits.
+    """
+    if not route.attributed or route.site_id != delivery.site_id:
+        return False
+    said = delivery.attribution
+    is_static, was_static = route.kind is RouteKind.STATIC, said.method == rules.STATIC_METHOD
+    if is_static and not was_static and said.state in (AttributionState.EXACT, AttributionState.LIKELY):
+        return False
+    return address != delivery.recipient or (route.id == delivery.route_id and (is_static or not was_static))
 
 
 def _renewed(tx: Tx, own: Sequence[_Delivery], options: Sequence[Sequence[_Delivery]]) -> list[_Delivery]:
