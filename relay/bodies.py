@@ -2,7 +2,7 @@
 
 A small body stays in memory and rides in the accept transaction; a larger one goes to a file of its own while it
 arrives, and the file and its directory entry are synced before the row that names it is committed. A crash in
-between leaves a file that no row names; :meth:`Bodies.orphans` finds those.
+between leaves a file that no row names; relay/sweep.py removes those.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from relay.durable import sync_directory
 
@@ -40,13 +41,15 @@ class Bodies:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        # By the names of their files. Weak: who gives a writer up, whatever has happened, need not say so.
+        self._writers: WeakValueDictionary[str, BodyWriter] = WeakValueDictionary()
 
     def prepare(self) -> None:
         """Create the directory (0700); raises OSError."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def writer(self) -> BodyWriter:
-        return BodyWriter(self._directory)
+        return BodyWriter(self._directory, self._writers)
 
     def path(self, name: str) -> Path:
         return self._directory / name
@@ -74,9 +77,14 @@ class Bodies:
             (self._directory / name).unlink(missing_ok=True)
 
     def names(self, older_than: float) -> Iterator[str]:
-        """Names of the files last written before ``older_than``. Blocks."""
+        """Names of the files last written before ``older_than``, without those of a message that is still on its way.
+
+        Its sender may pause for longer than anybody would wait, and the clock may leap. Blocks.
+        """
         with os.scandir(self._directory) as entries:
             for entry in entries:
+                if entry.name in self._writers:
+                    continue
                 try:
                     if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < older_than:
                         yield entry.name
@@ -85,10 +93,14 @@ class Bodies:
 
 
 class BodyWriter:
-    """Takes one body as it arrives. Every writer ends in :meth:`close` or in :meth:`discard`."""
+    """Takes one body as it arrives. Every writer ends in :meth:`close` or in :meth:`discard`.
 
-    def __init__(self, directory: Path) -> None:
+    Whoever has closed it keeps it until a row names its file, or none will: so long it is in ``writers``.
+    """
+
+    def __init__(self, directory: Path, writers: WeakValueDictionary[str, BodyWriter]) -> None:
         self._directory = directory
+        self._writers = writers
         self._waiting: list[bytes] = []
         self._waiting_size = 0
         self._hash = hashlib.sha256()
@@ -172,6 +184,7 @@ class BodyWriter:
             end = head.find(b"\r\n\r\n")
             self.head = head if end < 0 else head[: end + 4]  # it is kept until the message is whole
             name = secrets.token_hex(16)
+            self._writers[name] = self  # before there is a file
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._file = os.open(self._directory / name, flags, 0o600)
             self._name = name

@@ -19,7 +19,8 @@ log = structlog.get_logger()
 
 #: Seconds between two sweeps.
 INTERVAL = 3600.0
-#: Seconds that a body file must have been left alone before it may be an orphan: no transaction takes that long.
+#: Seconds that a body file must have been left alone before it may be an orphan. One of a message that is still being
+#: received or stored is none, however old (Bodies.names).
 ORPHAN_AGE = 3600.0
 #: Seconds by which the clock has leapt ahead when it is not to be trusted, and for how long it is not.
 LEAP = 3600.0

@@ -56,13 +56,41 @@ async def test_a_body_file_that_is_gone_is_an_error_and_removing_it_again_is_non
         [chunk async for chunk in bodies.chunks(body.file)]
 
 
-async def test_names_lists_what_was_left_alone_long_enough(bodies: Bodies) -> None:
-    _, body = await receive(bodies, b"x" * (INLINE + 1))
-    written = bodies.path(body.file).stat().st_mtime
+def test_names_lists_what_was_left_alone_long_enough(bodies: Bodies) -> None:
+    bodies.path("0123").write_bytes(b"left by a crash")
+    written = bodies.path("0123").stat().st_mtime
     assert list(bodies.names(written - 1)) == []
-    assert list(bodies.names(written + 1)) == [body.file]
+    assert list(bodies.names(written + 1)) == ["0123"]
     bodies.path("lost+found").mkdir()
-    assert list(bodies.names(written + 3600)) == [body.file]
+    assert list(bodies.names(written + 3600)) == ["0123"]
+
+
+async def test_names_leaves_out_a_body_until_nobody_has_its_writer(bodies: Bodies) -> None:
+    """Between its last octet and the row that names it, too."""
+    writer = bodies.writer()
+    writer.write(b"x" * (INLINE + 1))
+    await writer.flush()
+    await writer.flush()  # the one before it is done
+    assert len(list(bodies.path("").iterdir())) == 1
+    assert list(bodies.names(float("inf"))) == []
+    body = await writer.close()
+    assert list(bodies.names(float("inf"))) == []
+    await asyncio.get_running_loop().shutdown_default_executor()  # its threads had the writer as well
+    del writer
+    assert list(bodies.names(float("inf"))) == [body.file]
+
+
+async def test_a_writer_that_was_discarded_and_given_up_is_remembered_nowhere(bodies: Bodies) -> None:
+    writer = bodies.writer()
+    writer.write(b"x" * (INLINE + 1))
+    await writer.flush()
+    await writer.flush()
+    assert len(bodies._writers) == 1
+    await asyncio.get_running_loop().shutdown_default_executor()
+    writer.discard()
+    await asyncio.sleep(0)  # let its callback run
+    del writer
+    assert len(bodies._writers) == 0
 
 
 async def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:

@@ -79,6 +79,21 @@ async def test_a_body_file_without_a_message_is_removed_once_it_is_old(tmp_path:
         assert len(list((tmp_path / "bodies").iterdir())) == 1
 
 
+async def test_the_file_of_a_message_that_is_still_being_received_stays_however_old_it_is(tmp_path: Path) -> None:
+    """Its sender pauses, or the clock has leapt: the 250 at its end would be for a lost letter."""
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        writer, data = parts.bodies.writer(), b"x" * 400_000
+        assert writer.write(data)
+        await writer.flush()
+        await writer.flush()  # the one before it is done
+        (file,) = (tmp_path / "bodies").iterdir()
+        os.utime(file, (0, parts.clock() - 2 * ORPHAN_AGE))
+        assert await Sweeper(parts.store, parts.bodies, AGES, parts.clock).sweep() == 0
+        body = await writer.close()
+        assert body.file == file.name
+        assert await asyncio.to_thread(parts.bodies.read, file.name) == data
+
+
 async def test_the_log_of_changes_ends_by_its_own_age(tmp_path: Path) -> None:
     async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
         sweeper = Sweeper(parts.store, parts.bodies, AGES, parts.clock)
