@@ -472,6 +472,9 @@ class TestVisits:
             said = place.refused("visit", verb, "example", place.visits[1])
             assert said == f"site 'example' has no visit {place.visits[1]}"
         assert place.json("visit", "show", "example", place.visits[2])["last_non_direct_touch"] == "mail_3"
+        noted = place.daemon.query("SELECT subject, details FROM changes WHERE action = 'visit.erase'")
+        assert noted
+        assert place.visits[1] not in str(noted)  # nothing is taken out of the log
 
     def test_with_its_browser_all_its_visits_go_and_no_others(self, place: Place) -> None:
         assert "erased" in place.done("visit", "erase", "example", place.visits[2], "--browser")

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from relay.secrets import token_hash
 from relay.store import tokens, users
+from relay.store.schema import changes
 from tests.store_fixtures import NOW
 from tests.webapi_fixtures import Api, fields, serving
 
@@ -248,6 +250,12 @@ class TestChanges:
         assert answer["items"]
         assert "ann@" not in str(answer)
         assert {item["site"] for item in answer["items"]} == {"shop"}
+
+    async def test_no_number_of_a_visit_is_written_down(self, api: Api, admin: str) -> None:
+        visit, _ = await api.w.shown()
+        assert (await api.call("DELETE", f"/v1/visits/{visit}", token=admin))[0] == 200
+        ((subject, details),) = await api.w.rows(select(changes.c.subject, changes.c.details))
+        assert visit not in f"{subject} {details}"
 
     async def test_a_blocked_domain_is(self, api: Api, admin: str) -> None:
         path = "/v1/sites/shop/blocked-senders"

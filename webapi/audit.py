@@ -27,8 +27,13 @@ SECRET = frozenset(
 #: Values of a list that are noted.
 LISTED = 50
 PLAIN = (int, str, Address)
-#: Somebody's address who may ask to be forgotten is in no note, for nothing is taken out of the log. In paths:
-PERSONAL = frozenset(("/v1/senders/{address}", "/v1/sites/{name}/blocked-senders/{address}"))
+#: What names somebody who may ask to be forgotten, an address or a visit's number, is in no note, for nothing is taken
+#: out of the log. In paths:
+PERSONAL = {
+    "/v1/senders/{address}": "address",
+    "/v1/sites/{name}/blocked-senders/{address}": "address",
+    "/v1/visits/{number}": "number",
+}
 
 
 async def site_of(context: Context, caller: Caller, action: str, path: Mapping[str, str]) -> int | None:
@@ -69,8 +74,9 @@ async def begin(context: Context, caller: Caller, action: str, path: Mapping[str
     site_id = await site_of(context, caller, action, path)
     name = getattr(body, "name", None)
     named = dict(path)
-    if action.partition(" ")[2] in PERSONAL and not named["address"].startswith("@"):
-        del named["address"]
+    person = PERSONAL.get(action.partition(" ")[2])
+    if person is not None and not named[person].startswith("@"):  # a whole domain is nobody in particular
+        del named[person]
     subject = ", ".join(named.values()) or (name if isinstance(name, str) else None)
     return Note(context.store, Change(context.clock(), caller.kind, caller.name, action, site_id, subject, shown(body)))
 
@@ -87,7 +93,7 @@ def shown(body: BaseModel | None) -> dict[str, Any]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    if name == "sender" and not str(value).startswith("@"):  # a whole domain is nobody in particular
+    if name == "number" or (name == "sender" and not str(value).startswith("@")):
         return "…"
     if value is None or isinstance(value, bool | int | float | str):
         return value
