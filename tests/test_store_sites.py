@@ -14,6 +14,8 @@ from sqlalchemy import select
 from relay.core.model import Method, RouteKind
 from relay.store import posts as post_verbs
 from relay.store import webhooks as webhook_verbs
+from relay.store.errors import StoreUnavailable
+from relay.store.reader import Reader
 from relay.store.routes import create
 from relay.store.schema import targets, webhooks
 from relay.store.sites import (
@@ -138,6 +140,24 @@ class TestSwitches:
         await self.flip(w)
         await w.declare(replace(SHOP, send_to_crm=False))
         assert not w.site().tracking
+
+    async def test_one_that_could_not_be_read_after_it_was_set_is_with_the_next_write(
+        self, w: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(*_: object) -> None:
+            raise StoreUnavailable("disk I/O error")
+
+        await w.declare(SHOP)
+        shop = w.site().id
+        with monkeypatch.context() as patch:
+            patch.setattr(Reader, "all", fail)
+            with pytest.raises(StoreUnavailable):
+                await w.store.redefine(lambda tx: switch(tx, shop, tracking=False))
+            assert w.site().tracking
+            await w.store.write(lambda tx: switch(tx, shop, send_to_crm=False))  # goes its way all the same
+        assert w.site().tracking
+        await w.store.write(lambda tx: None)
+        assert (w.site().tracking, w.site().send_to_crm) == (False, False)
 
     async def test_a_site_that_comes_back_begins_with_the_files_switches(self, w: World) -> None:
         await w.declare(SHOP)

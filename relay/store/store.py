@@ -71,6 +71,7 @@ class Store:
         self.routes = RouteCache(self.reader)
         self.sites = Directory(self.reader)
         self._loading = asyncio.Lock()  # one after the other: what was read later must not be replaced by older
+        self._behind = False  # sites could not be read after they were changed
 
     async def open(self, progress: migrate.Progress = lambda line: None) -> None:
         """Migrate (blocks while it does), start the writer, load the sites.
@@ -91,6 +92,9 @@ class Store:
     async def write(self, verb: Verb[T], *, turn: Turn = Turn.NEXT) -> T:
         """Run a verb durably; raises what it raises, or StoreUnavailable."""
         self.damage.refuse()
+        if self._behind and not self._loading.locked():
+            with contextlib.suppress(Exception):  # told of once, by what changed them: this write is another matter
+                await self._load()
         try:
             return await self.writer.run(verb, turn=turn)
         except StoreUnavailable as error:
@@ -101,7 +105,8 @@ class Store:
         """Run a verb that changes sites, targets, webhooks or routes, then refresh what memory keeps of them.
 
         Who is cancelled meanwhile doesn't wait any more, but the verb is run, and so is the refreshing: memory that is
-        behind the database would stay so until the next change.
+        behind the database would stay so until the next change. Where reading fails (StoreUnavailable), the next write
+        reads again.
         """
         return await asyncio.shield(self._redefine(verb))
 
@@ -110,8 +115,13 @@ class Store:
             return await self.write(lambda tx: _revising(tx, verb))
         finally:
             self.routes.forget_all()
-            async with self._loading:
-                await self.sites.load()
+            await self._load()
+
+    async def _load(self) -> None:
+        async with self._loading:
+            self._behind = True
+            await self.sites.load()
+            self._behind = False
 
     async def close(self) -> None:
         """Finish what was handed over, then close the database."""
