@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import bindparam, delete, func, null, or_, select, update
 
+from relay.store import routes as route_verbs
 from relay.store import search
 from relay.store.engine import Statement, Tx
 from relay.store.queue import settle_message
@@ -149,10 +150,8 @@ _LAST_ROUTES = Statement(
     .join(bindings, bindings.c.route_id == routes.c.id)
     .where(bindings.c.visit_id == bindparam("visit"), routes.c.kind == "unique", routes.c.retired_at.is_(None))
 )
-_RETIRE = Statement(update(routes).where(routes.c.id == bindparam("route")), "retired_at")
 _DELETE_VISIT = Statement(delete(visits).where(visits.c.id == bindparam("visit")))
 _OLD_ROUTES = Statement(select(routes.c.id).where(routes.c.retired_at < bindparam("before")).limit(BITE))
-_DELETE_ROUTE = Statement(delete(routes).where(routes.c.id == bindparam("route")))
 _FILE = Statement(select(messages.c.id).where(messages.c.body_file == bindparam("name")).limit(1))
 
 
@@ -175,7 +174,7 @@ def sweep(tx: Tx, cut: Cut, now: float) -> Swept:
         tx.run(_FORGET_IP, visit=visit_id, ip=None, user_agent=None)
     gone_routes = tx.all(_OLD_ROUTES, before=cut.routes)
     for (route_id,) in gone_routes:
-        tx.run(_DELETE_ROUTE, route=route_id)
+        tx.run(route_verbs.DELETE, route=route_id)
     files = tuple(row[1] for row in (*raw, *old) if row[1])
     more = max(len(raw), len(old), len(gone_visits), len(old_ips), len(gone_routes)) >= BITE
     return Swept(files, bool(gone_routes or gone_visits), more)
@@ -190,7 +189,7 @@ def delete_visit(tx: Tx, visit_id: int, now: float) -> None:
 
 def _retire_unique(tx: Tx, visit_id: int, now: float) -> None:
     for (route_id,) in tx.all(_LAST_ROUTES, visit=visit_id):
-        tx.run(_RETIRE, route=route_id, retired_at=now)
+        tx.run(route_verbs.RETIRE, route=route_id, retired_at=now)
 
 
 _VISITS_BY_NUMBER = Statement(

@@ -246,17 +246,17 @@ class RouteCache:
         return route
 
 
-def _route(row: tuple[object, ...]) -> Route:
+def _route(row: Row) -> Route:
     route_id, domain, local, site_id, target_id, kind, label, forward_to, address, next_hop, retired_at, tracking = row
     return Route(
-        id=int(str(route_id)),
-        domain=str(domain),
-        local=str(local),
-        site_id=int(str(site_id)),
-        target_id=int(str(target_id)),
-        kind=RouteKind(str(kind)),
-        label=None if label is None else str(label),
-        real_address=str(forward_to or address),
-        next_hop=None if next_hop is None else str(next_hop),
+        id=route_id,
+        domain=domain,
+        local=local,
+        site_id=site_id,
+        target_id=target_id,
+        kind=RouteKind(kind),
+        label=label,
+        real_address=forward_to or address,
+        next_hop=next_hop,
         attributed=retired_at is None and bool(tracking),
     )
