@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
+from errno import ENOENT
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -130,7 +131,10 @@ class BodyWriter:
         self._writing = asyncio.get_running_loop().run_in_executor(None, self._append, pieces)
 
     async def close(self) -> Body:
-        """The finished body. A body in a file is on disk, synced, and so is its name; raises OSError."""
+        """The finished body. A body in a file is on disk, synced, and so is its name.
+
+        Raises OSError, also where somebody has removed the file.
+        """
         await self._written()
         pieces = self._take()
         if self._file < 0:
@@ -199,6 +203,8 @@ class BodyWriter:
     def _finish(self, pieces: list[bytes]) -> None:
         self._append(pieces)
         os.fsync(self._file)
+        if not os.fstat(self._file).st_nlink:  # somebody has tidied up: it would be gone with this descriptor
+            raise FileNotFoundError(ENOENT, "it was removed while the message came in", self._name)
         os.close(self._file)
         self._file = -1
         sync_directory(self._directory)

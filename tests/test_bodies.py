@@ -93,6 +93,19 @@ async def test_a_writer_that_was_discarded_and_given_up_is_remembered_nowhere(bo
     assert len(bodies._writers) == 0
 
 
+async def test_a_body_whose_file_was_removed_while_it_came_in_is_an_os_error(bodies: Bodies, tmp_path: Path) -> None:
+    writer = bodies.writer()
+    for _ in range(2):  # the second waits for the first
+        writer.write(b"x" * (INLINE + 1))
+        await writer.flush()
+    (file,) = (tmp_path / "bodies").iterdir()
+    file.unlink()
+    with pytest.raises(FileNotFoundError):
+        await writer.close()
+    writer.discard()
+    assert list((tmp_path / "bodies").iterdir()) == []
+
+
 async def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:
     writer = Bodies(Path("/dev/full/nowhere")).writer()
     writer.write(b"x" * (INLINE + 1))
