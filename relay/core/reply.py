@@ -84,7 +84,6 @@ INTERNAL_ERROR = Reply(451, "4.3.0", "Local error, try again later")
 STORE_UNAVAILABLE = Reply(451, "4.3.2", "Not accepting messages now, try again later")
 INSUFFICIENT_STORAGE = Reply(452, "4.3.1", "Insufficient system storage, try again later")
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "Too many recipients, send the rest in another transaction")
-TLS_UNAVAILABLE = Reply(454, "4.7.0", "TLS not available now")
 
 # ── the command is wrong ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -109,12 +108,10 @@ UNKNOWN_PARAMETER = Reply(555, "5.5.4", "MAIL or RCPT parameter not recognized")
 # ── the recipient or the message is refused ──────────────────────────────────────────────────────────────────────
 
 NO_SUCH_USER = Reply(550, "5.1.1", "No such recipient here")
-RELAYING_REFUSED = Reply(550, "5.7.1", "No such recipient here")
 NON_ASCII_ADDRESS = Reply(553, "5.6.7", "Address is not ASCII and SMTPUTF8 was not given")  # RFC 6531 §3.5
 MESSAGE_TOO_BIG = Reply(552, "5.3.4", "Message too big")
 HEADERS_TOO_BIG = Reply(552, "5.3.4", "Message header too big")
 LOOP = Reply(554, "5.4.6", "Routing loop detected")
-EARLY_TALKER = Reply(554, "5.5.0", "Wait for the greeting before you send")
 EARLY_DATA = Reply(554, "5.5.0", "Wait for the reply to DATA before you send")  # RFC 2920 §3.1
 EARLY_TLS = Reply(554, "5.5.0", "Wait for the reply to STARTTLS before you send")  # RFC 3207 §6
 BARE_LF = Reply(554, "5.6.0", "Bare LF in message, lines end in CR LF")
