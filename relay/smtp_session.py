@@ -144,7 +144,7 @@ class Session(Stream):
         if line[-2:] != b"\r\n" or text.translate(None, _CONTROLS) != text:
             return self._unreadable(line, reply.SYNTAX_ERROR)
         try:
-            verb, _, argument = text.decode().rstrip(" ").partition(" ")
+            verb, _, argument = text.decode().rstrip(" ").partition(" ")  # RFC 5321 §4.1.1: space at the end
         except UnicodeDecodeError:
             return self._unreadable(line, reply.SYNTAX_ERROR)
         verb = verb.upper()

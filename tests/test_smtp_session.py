@@ -124,6 +124,7 @@ async def test_a_repeated_recipient_is_answered_250_and_kept_once(tmp_path: Path
         (["EHLO c.test"], "MAIL FROM:<a b@b.test>", "501 5.1.7"),
         (["EHLO c.test"], "mail from:<a@b.test>", "250 2.1.0"),
         (["EHLO c.test"], "MAIL FROM: <a@b.test>", "250 2.1.0"),
+        (["EHLO c.test"], "MAIL FROM:<a@b.test>  ", "250 2.1.0"),
         (["EHLO c.test"], "MAIL FROM:<@hop.test:a@b.test>", "250 2.1.0"),
         (["EHLO c.test"], "MAIL FROM:<a@b.test> SIZE=1000", "250 2.1.0"),
         (["EHLO c.test"], "MAIL FROM:<a@b.test> SIZE=1001", "552 5.3.4"),

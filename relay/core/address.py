@@ -89,10 +89,9 @@ def parse_mail(argument: str) -> tuple[Address | None, Parameters]:
 
     Raises AddressError for the path, ParameterError for the parameters.
     """
-    match = _simple(argument)
-    if match is not None:
-        local, domain, rest = match.groups()
-        return _address(len(local), local, domain), _parameters(rest) if rest else {}
+    ordinary = _ordinary(argument)
+    if ordinary is not None:
+        return ordinary
     path, rest = _cut_path(argument)
     return _sender(_without_route(path)) if path else None, _parameters(rest)
 
@@ -118,10 +117,9 @@ def parse_rcpt(argument: str) -> tuple[Address | str, Parameters]:
     ``<postmaster>`` without a domain, in any case, is the string "postmaster" (RFC 5321 §4.1.1.3).
     Raises AddressError for the path, ParameterError for the parameters.
     """
-    match = _simple(argument)
-    if match is not None:
-        local, domain, rest = match.groups()
-        return _address(len(local), local, domain), _parameters(rest) if rest else {}
+    ordinary = _ordinary(argument)
+    if ordinary is not None:
+        return ordinary
     path, rest = _cut_path(argument)
     if fold(path) == "postmaster":
         return "postmaster", _parameters(rest)
@@ -155,6 +153,15 @@ def lookup_keys(address: Address) -> tuple[tuple[str, str, str | None], ...]:
     return tuple(keys)
 
 
+def _ordinary(argument: str) -> tuple[Address, Parameters] | None:
+    """An ordinary path and its parameters; None for any other, which is read in steps. Raises as its callers do."""
+    match = _simple(argument)
+    if match is None:
+        return None
+    local, domain, rest = match.groups()
+    return _address(len(local), local, domain), _parameters(rest) if rest else {}
+
+
 def _address(wire_length: int, local: str, domain: str) -> Address:
     if wire_length > MAX_LOCAL:
         raise AddressError(f"local part longer than {MAX_LOCAL} octets")
@@ -183,7 +190,7 @@ def _domain(text: str) -> str:
 
 def _cut_path(argument: str) -> tuple[str, str]:
     """The path without its brackets ("" for ``<>``) and the text of the parameters."""
-    text = argument.removeprefix(" ").rstrip(" \t")  # RFC 5321 §4.1.1: tolerate trailing white space
+    text = argument.removeprefix(" ")
     if text.startswith("<"):
         match = _bracketed(text)
         if match is None:
@@ -211,7 +218,7 @@ def _without_route(path: str) -> str:
 
 def _parameters(text: str) -> Parameters:
     found: Parameters = {}
-    for word in text.rstrip(" \t").split(" "):
+    for word in text.split(" "):
         if not word:
             continue
         match = _parameter(word)
