@@ -41,6 +41,8 @@ class Answer:
         return f"{self.code} {self.enhanced}".rstrip()
 
 
+#: A sender as another forwarder writes one: its local part has more than 64 octets.
+LONG_SENDER = f"SRS0=Hash=TT={'long-' * 12}domain.example=local@forwarder.example"
 #: A header block, and lines behind it, in wire form.
 HEAD = b"Subject: hi\r\n\r\n"
 

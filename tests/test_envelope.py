@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from relay.core.address import parse
 from relay.core.model import Address
 from relay.envelope import Return, read_return, return_path
+from tests.smtp_client import LONG_SENDER
 
 KEY = b"k" * 32
 NOW = 1_800_000_000.0
@@ -26,7 +27,16 @@ def test_an_ordinary_sender_is_rewritten_by_srs_and_reversed() -> None:
 
 @pytest.mark.parametrize(
     "sender",
-    ["иван@example.org", '"a b"@example.org', "a" * 64 + "@example.org", '"a..b"@docomo.ne.jp', "a@under_score.x"],
+    [
+        "иван@example.org",
+        '"a b"@example.org',
+        "a" * 64 + "@example.org",
+        '"a..b"@docomo.ne.jp',
+        "a@under_score.x",
+        "a@web1-.example.com",
+        "a@[192.0.2.1]",
+        LONG_SENDER,
+    ],
 )
 def test_a_sender_that_srs_cannot_carry_gets_an_ascii_token_of_its_message(sender: str) -> None:
     path = return_path(sender, 7, DOMAIN, KEY, NOW)

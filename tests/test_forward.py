@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from relay.core.model import DeliveryState, Outcome, OutcomeKind
 from relay.forward import settle
 from relay.store import queue
 from relay.store.messages import Job
+from relay.store.schema import messages, paths
 from tests.dns_server import DnsServer
 from tests.parts import MAIL, PATIENCE, running_parts
+from tests.smtp_client import LONG_SENDER
 from tests.smtp_sink import Close, Received, SmtpSink
 
 
@@ -54,6 +57,21 @@ async def test_our_fields_go_behind_an_mbox_line(tmp_path: Path, sink: SmtpSink)
         (received,) = await sink.wait_for_messages(1)
         assert received.content.startswith(b"From alice Mon Jan  1 00:00:00 2024\r\nReceived: ")
         assert received.wire.endswith(b"business%20card\r\n" + MAIL)
+
+
+@pytest.mark.parametrize("sender", [LONG_SENDER, "a@x-.test", "a@[192.0.2.1]"])
+async def test_a_sender_that_srs_cannot_carry_goes_on_as_a_token_whose_bounce_comes_home(
+    sender: str, tmp_path: Path, sink: SmtpSink
+) -> None:
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        assert (await parts.send(sender=sender)).startswith("250 2.0.0")
+        (received,) = await sink.wait_for_messages(1)
+        assert received.mail_from.startswith("vr0=")
+        assert (await parts.send(received.mail_from, sender="")).startswith("250 2.0.0")
+        rows = await parts.store.reader.all(
+            select(messages.c.mail_from, paths.c.kind).join(paths).order_by(messages.c.id)
+        )
+        assert rows == [(sender, "first"), ("", "collected")]
 
 
 @pytest.mark.parametrize("size", [100, 600_000])

@@ -16,7 +16,7 @@ from relay.smtp_transaction import Client, Refused
 from relay.store.engine import StoreUnavailable
 from relay.tls import TlsFiles
 from tests.certificates import Certificate
-from tests.smtp_client import SmtpClient
+from tests.smtp_client import LONG_SENDER, SmtpClient
 from tests.smtp_harness import STRICT, serving
 
 BODY = b"Subject: hi\r\n\r\nhello\r\n.\r\n"
@@ -126,6 +126,9 @@ async def test_a_repeated_recipient_is_answered_250_and_kept_once(tmp_path: Path
         (["EHLO c.test"], "MAIL FROM: <a@b.test>", "250 2.1.0"),
         (["EHLO c.test"], "MAIL FROM:<a@b.test>  ", "250 2.1.0"),
         (["EHLO c.test"], "MAIL FROM:<@hop.test:a@b.test>", "250 2.1.0"),
+        (["EHLO c.test"], f"MAIL FROM:<{LONG_SENDER}>", "250 2.1.0"),
+        (["EHLO c.test"], "MAIL FROM:<a@x-.test>", "250 2.1.0"),
+        (["EHLO c.test"], "MAIL FROM:<a@[192.0.2.1]>", "250 2.1.0"),
         (["EHLO c.test"], "MAIL FROM:<a@b.test> SIZE=1000", "250 2.1.0"),
         (["EHLO c.test"], "MAIL FROM:<a@b.test> SIZE=1001", "552 5.3.4"),
         (["EHLO c.test"], "MAIL FROM:<a@b.test> SIZE=99999999999999999999", "552 5.3.4"),
@@ -150,6 +153,8 @@ async def test_a_repeated_recipient_is_answered_250_and_kept_once(tmp_path: Path
         (["EHLO c.test", "MAIL FROM:<a@b.test>"], "RCPT FROM:<u1@track.test>", "500 5.5.2"),
         (["EHLO c.test", "MAIL FROM:<a@b.test>"], "RCPT TO:<>", "501 5.1.3"),
         (["EHLO c.test", "MAIL FROM:<a@b.test>"], "RCPT TO:<u1>", "501 5.1.3"),
+        (["EHLO c.test", "MAIL FROM:<a@b.test>"], f"RCPT TO:<{LONG_SENDER}>", "501 5.1.3"),
+        (["EHLO c.test", "MAIL FROM:<a@b.test>"], "RCPT TO:<u1@[192.0.2.1]>", "501 5.1.3"),
         (["EHLO c.test", "MAIL FROM:<a@b.test>"], "RCPT TO:<unknown@track.test>", "550 5.1.1"),
         (["EHLO c.test", "MAIL FROM:<a@b.test>"], "RCPT TO:<u1@track.test>", "250 2.1.5"),
         (["EHLO c.test", "MAIL FROM:<a@b.test>"], "RCPT TO:<u1@track.test> NOTIFY=NEVER", "555 5.5.4"),

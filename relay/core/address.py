@@ -1,6 +1,6 @@
 """Mailbox addresses as SMTP writes them, and the keys under which we look recipients up.
 
-The grammar (RFC 5321 §4.1.2, widened by RFC 6531 §3.3), less address literals::
+The grammar (RFC 5321 §4.1.2, widened by RFC 6531 §3.3), less address literals, which a sender alone may have::
 
     Reverse-path  = Path / "<>"
     Forward-path  = Path / "<Postmaster>"
@@ -37,6 +37,9 @@ MAX_LOCAL = 64
 MAX_DOMAIN = 253
 #: Octets of a mailbox: a path of 256 less its brackets (RFC 5321 §4.5.3.1.3).
 MAX_PATH = 254
+#: Octets of a sender's path: as many as RFC 5321 §4.5.3.1.4 gives a whole command line. Those above are the least that
+#: must be taken (§4.5.3.1), and SRS and VERP put a whole address into a local part.
+MAX_SENDER = 512
 #: Plus signs at which a local part is cut for look-ups.
 MAX_TAG_CUTS = 8
 
@@ -55,7 +58,9 @@ _parameter = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*+)(?:=([!-<>-~]++))?").fullma
 _bracketed = re.compile(r'<((?:[^"<>]|"(?:[^"\\]|\\.)*+")*+)>(?: (.*))?', re.DOTALL).fullmatch
 # The ordinary path, nine of ten in real traffic: an ASCII dot-string, no route, no quotes.
 _simple = re.compile(rf" ?<([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@([A-Za-z0-9.-]++)>(?: (.*))?", re.DOTALL).fullmatch
-_odd_sender = re.compile(rf"([{_ATEXT}.]++)@([A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)*+)").fullmatch
+_odd_sender = re.compile(
+    rf"([{_ATEXT}.]++)@([A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)*+|\[[0-9A-Fa-f.:IPVipv]++\])"
+).fullmatch
 _unescape = re.compile(r"\\(.)").sub
 _control = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]").search
 
@@ -97,16 +102,17 @@ def parse_mail(argument: str) -> tuple[Address | None, Parameters]:
 
 
 def _sender(path: str) -> Address:
-    """A sender's address, or what real carriers and servers use for one: odd dots, underscores in the domain.
+    """A sender's address, or what real carriers and servers use for one.
 
-    Refusing those would lose enquiries (old addresses of Japanese carriers have two dots in a row or one at the end);
-    Postfix takes them too. Raises AddressError.
+    That is odd dots (old addresses of Japanese carriers have two in a row or one at the end), underscores and outer
+    hyphens in the domain, an address literal, any length up to MAX_SENDER. Refusing those would lose enquiries, and
+    Postfix takes them too; their return path is a token (relay/envelope.py). Raises AddressError.
     """
     try:
         return parse(path)
     except AddressError:
         odd = _odd_sender(path)
-        if odd is None or len(odd[1]) > MAX_LOCAL or len(path) > MAX_PATH:
+        if odd is None or len(path) > MAX_SENDER:
             raise
         return Address(odd[1], odd[2].lower())
 
@@ -154,12 +160,16 @@ def lookup_keys(address: Address) -> tuple[tuple[str, str, str | None], ...]:
 
 
 def _ordinary(argument: str) -> tuple[Address, Parameters] | None:
-    """An ordinary path and its parameters; None for any other, which is read in steps. Raises as its callers do."""
+    """An ordinary path that is an address, with its parameters; None for any other. Raises ParameterError."""
     match = _simple(argument)
     if match is None:
         return None
     local, domain, rest = match.groups()
-    return _address(len(local), local, domain), _parameters(rest) if rest else {}
+    try:
+        address = _address(len(local), local, domain)
+    except AddressError:
+        return None
+    return address, _parameters(rest) if rest else {}
 
 
 def _address(wire_length: int, local: str, domain: str) -> Address:
