@@ -18,8 +18,8 @@ The grammar (RFC 5321 §4.1.2, widened by RFC 6531 §3.3), less address literals
     Mail-parameters = esmtp-param *(SP esmtp-param)
     esmtp-param   = (ALPHA / DIGIT) *(ALPHA / DIGIT / "-") ["=" 1*(%d33-60 / %d62-126)]
 
-Two liberties, both taken by Postfix as well and needed by real clients: one space before the path, and a path
-without its angle brackets. Every expression below is anchored and possessive, so its time is linear.
+Two liberties, both taken by Postfix as well and needed by real clients: spaces before the path, and a path without
+its angle brackets. Every expression below is anchored and possessive, so its time is linear.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _domain_name = re.compile(rf"{_LABEL}(?:\.{_LABEL})*+").fullmatch
 _parameter = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*+)(?:=([!-<>-~]++))?").fullmatch
 _bracketed = re.compile(r'<((?:[^"<>]|"(?:[^"\\]|\\.)*+")*+)>(?: (.*))?', re.DOTALL).fullmatch
 # The ordinary path, nine of ten in real traffic: an ASCII dot-string, no route, no quotes.
-_simple = re.compile(rf" ?<([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@([A-Za-z0-9.-]++)>(?: (.*))?", re.DOTALL).fullmatch
+_simple = re.compile(rf" *+<([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@([A-Za-z0-9.-]++)>(?: (.*))?", re.DOTALL).fullmatch
 _odd_sender = re.compile(
     rf"([{_ATEXT}.]++)@([A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)*+|\[[0-9A-Fa-f.:IPVipv]++\])"
 ).fullmatch
@@ -200,7 +200,7 @@ def _domain(text: str) -> str:
 
 def _cut_path(argument: str) -> tuple[str, str]:
     """The path without its brackets ("" for ``<>``) and the text of the parameters."""
-    text = argument.removeprefix(" ")
+    text = argument.lstrip(" ")
     if text.startswith("<"):
         match = _bracketed(text)
         if match is None:
