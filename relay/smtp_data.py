@@ -11,15 +11,18 @@ from errno import EDQUOT, ENOSPC
 
 import structlog
 
-from relay.bodies import Body, BodyWriter
+from relay.bodies import Bodies, Body
 from relay.core import reply
 from relay.core.reply import Reply
-from relay.core.wire import ChunkReader, DataReader
+from relay.core.wire import ChunkReader, DataReader, Unstuffer, unstuff
 from relay.smtp_limits import SETTLED, BareLf, Limits
 from relay.smtp_stream import Over, Stream
 
 log = structlog.get_logger()
 
+#: Doubled dots and the CRs given to bare LFs may add this part of the size limit to it: as much as both in every line
+#: of ordinary length. Without a bound a message of nothing but dots and LFs would take twice the disk.
+WIRE_ROOM = 32
 #: What a refused message may bring, in multiples of the size limit, before its sender is cut off.
 DRAIN_FACTOR = 2
 #: Seconds it may take from the first octets behind its refusal on.
@@ -27,18 +30,22 @@ DRAIN_TIME = 300.0
 
 
 class Reception:
-    """Takes octets of a message into ``writer`` and judges them; what they mean is not looked at.
+    """Takes octets of a message into a body of ``bodies`` and judges them; what they mean is not looked at.
+
+    ``maximum``: octets of the message as RFC 1870 §5 counts it, without doubled dots. Its wire form may have some more.
 
     Every reception ends with ``body`` (then the file, if there is one, is the caller's) or with ``discard()``.
     ``refusal``: why nothing of the message is kept, as far as that is known by now.
     """
 
     def __init__(
-        self, writer: BodyWriter, maximum: int, bare_lf: BareLf, limits: Limits, reader: DataReader | ChunkReader
+        self, bodies: Bodies, maximum: int, bare_lf: BareLf, limits: Limits, reader: DataReader | ChunkReader
     ) -> None:
         self.refusal: Reply | None = None
-        self._writer = writer
+        self._bodies = bodies
+        self._writer = bodies.writer()
         self._maximum = maximum
+        self._wire_maximum = maximum + maximum // WIRE_ROOM
         self._policy = bare_lf
         self._limits = limits
         self._judge = reader
@@ -112,7 +119,7 @@ class Reception:
 
     async def _keep(self, octets: bytes) -> None:
         writer = self._writer
-        if writer.size + len(octets) > self._maximum:
+        if writer.size + len(octets) > self._wire_maximum:
             self.refusal = reply.MESSAGE_TOO_BIG
         elif writer.write(octets):
             try:
@@ -126,9 +133,9 @@ class Reception:
 class DataReception(Reception):
     """What follows the 354 reply to DATA, up to its final dot."""
 
-    def __init__(self, writer: BodyWriter, maximum: int, bare_lf: BareLf, limits: Limits) -> None:
+    def __init__(self, bodies: Bodies, maximum: int, bare_lf: BareLf, limits: Limits) -> None:
         self._reader = DataReader()
-        super().__init__(writer, maximum, bare_lf, limits, self._reader)
+        super().__init__(bodies, maximum, bare_lf, limits, self._reader)
 
     @property
     def whole(self) -> bool:
@@ -145,15 +152,30 @@ class DataReception(Reception):
             if reader.done:
                 stream.unread(reader.rest)
 
+    async def body(self) -> Body | Reply:
+        body = await super().body()
+        if isinstance(body, Body) and body.size > self._maximum and await self._sent(body) > self._maximum:
+            self.refusal = reply.MESSAGE_TOO_BIG
+            self.discard()
+            return self.refusal
+        return body
+
+    async def _sent(self, body: Body) -> int:
+        """Octets of the message as its client counts them. Another pass over it, so only where it is at the limit."""
+        if body.file is None:
+            return len(unstuff(body.data or b"")) - self.bare_lf
+        size, unstuffer = 0, Unstuffer()
+        async for chunk in self._bodies.chunks(body.file):
+            size += len(unstuffer.feed(chunk))
+        return size + len(unstuffer.flush()) - self.bare_lf
+
 
 class ChunkReception(Reception):
     """The chunks of one message (BDAT, RFC 3030). With a ``refusal`` they are read and thrown away."""
 
-    def __init__(
-        self, writer: BodyWriter, maximum: int, bare_lf: BareLf, limits: Limits, refusal: Reply | None
-    ) -> None:
+    def __init__(self, bodies: Bodies, maximum: int, bare_lf: BareLf, limits: Limits, refusal: Reply | None) -> None:
         self._reader = ChunkReader()
-        super().__init__(writer, maximum, bare_lf, limits, self._reader)
+        super().__init__(bodies, maximum, bare_lf, limits, self._reader)
         self.refusal = refusal
         self._left = 0
 
@@ -164,7 +186,7 @@ class ChunkReception(Reception):
 
     async def read(self, stream: Stream, size: int) -> None:
         """Take a chunk of ``size`` octets to its end, whatever is in it. Raises Over."""
-        if self.refusal is None and self._writer.size + size > self._maximum:
+        if self.refusal is None and self._received + size > self._maximum:
             self.refusal = reply.MESSAGE_TOO_BIG
             self.discard()
         if self.refusal is not None and self._received + size > DRAIN_FACTOR * self._maximum:

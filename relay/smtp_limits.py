@@ -61,7 +61,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``max_message_size``: octets of the wire form. ``bare_lf``: what becomes of a bare LF inside a message."""
+    """``max_message_size``: octets, without doubled dots. ``bare_lf``: what becomes of a bare LF inside a message."""
 
     hostname: str
     max_message_size: int = 50 * 1024 * 1024

@@ -271,9 +271,7 @@ class Session(Stream):
         self.send(reply.START_DATA.wire)
         await self.flush()
         settings = self._settings
-        reception = DataReception(
-            self._service.bodies.writer(), settings.max_message_size, settings.bare_lf, self._limits
-        )
+        reception = DataReception(self._service.bodies, settings.max_message_size, settings.bare_lf, self._limits)
         self._answer(await self._receive(reception, reception.read(self), last=True))
 
     async def smtp_BDAT(self, argument: str) -> None:
@@ -287,7 +285,7 @@ class Session(Stream):
         if reception is None:
             settings, not_ready = self._settings, self._not_ready()
             reception = ChunkReception(
-                self._service.bodies.writer(), settings.max_message_size, settings.bare_lf, self._limits, not_ready
+                self._service.bodies, settings.max_message_size, settings.bare_lf, self._limits, not_ready
             )
         self._chunks = None
         answer = await self._receive(reception, reception.read(self, size), last)

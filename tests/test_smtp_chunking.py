@@ -207,10 +207,17 @@ async def test_the_maximum_size_is_of_all_chunks_together(step: int, tmp_path: P
     ):
         assert (await client.mail_in_chunks(*pieces(message, step))).code == 250
         assert (await client.mail_in_chunks(*pieces(b"X" + message, step))).short == "552 5.3.4"
-        assert (await client.mail_in_chunks(*pieces(b".\r\n" + message[3:], step))).short == "552 5.3.4"  # is stuffed
-        assert (await client.mail_in_chunks(*pieces(message[:-2] + b"xx", step))).short == "552 5.3.4"  # is ended
+        assert (await client.mail_in_chunks(*pieces(b".\r\n" + message[2:], step))).short == "552 5.3.4"
+        assert (await client.mail_in_chunks(*pieces(b".\r\n" + message[3:], step))).code == 250  # is stuffed
+        assert (await client.mail_in_chunks(*pieces(message[:-2] + b"xx", step))).code == 250  # is ended
         assert (await client.mail_in_chunks(*pieces(message, step))).code == 250
-        assert served.recorder.wires == [message] * 2
+        assert served.recorder.wires == [message, b"..\r\n" + message[3:], message[:-2] + b"xx\r\n", message]
+
+
+async def test_what_chunks_gain_by_their_dots_takes_bounded_room(tmp_path: Path) -> None:
+    async with serving(tmp_path, max_message_size=30_000) as served, await SmtpClient.hello(served.port) as client:
+        assert (await client.mail_in_chunks(b".\r\n" * 10_000)).short == "552 5.3.4"
+        assert (await client.mail_in_chunks(b".\r\n" * 7_700)).code == 250
 
 
 async def test_a_chunk_that_is_too_large_is_read_off_and_the_rest_of_its_message_is_refused(tmp_path: Path) -> None:

@@ -84,6 +84,23 @@ async def test_a_message_of_the_maximum_size_is_taken_and_one_octet_more_is_refu
         assert len(served.recorder.transactions) == len(served.files()) == 2
 
 
+@pytest.mark.parametrize("size", [10_000, 1_000_000], ids=["in memory", "file"])
+async def test_doubled_dots_and_what_bare_lfs_are_given_do_not_count(size: int, tmp_path: Path) -> None:
+    sent = HEAD + b"..dot\r\nbare\n" + lines(size) + b"..\r\n"
+    maximum = len(sent) - 2  # RFC 1870 §5
+    async with serving(tmp_path, max_message_size=maximum) as served, await SmtpClient.hello(served.port) as client:
+        assert (await client.mail(sent + DOT)).code == 250
+        assert (await client.mail(b"X" + sent + DOT)).short == "552 5.3.4"
+        assert served.recorder.wires == [sent.replace(b"bare\n", b"bare\r\n")]
+        assert len(served.files()) == (1 if size > INLINE else 0)
+
+
+async def test_doubled_dots_take_bounded_room(tmp_path: Path) -> None:
+    async with serving(tmp_path, max_message_size=30_000) as served, await SmtpClient.hello(served.port) as client:
+        assert (await client.mail(b"..\r\n" * 10_000 + DOT)).short == "552 5.3.4"
+        assert (await client.mail(b"..\r\n" * 7_700 + DOT)).code == 250
+
+
 async def test_an_endless_message_is_cut_off(tmp_path: Path) -> None:
     async with serving(tmp_path, max_message_size=100_000) as served, await SmtpClient.hello(served.port) as client:
         assert (await client.start()).code == 354
@@ -99,8 +116,8 @@ async def test_an_over_large_message_has_bounded_time_to_end(tmp_path: Path, mon
     fed = Fed(monkeypatch)
     async with serving(tmp_path, max_message_size=1000) as served, await SmtpClient.hello(served.port) as client:
         assert (await client.start()).code == 354
-        goal = fed.octets + 1014
-        await client.send(lines(1014))
+        goal = fed.octets + 1092
+        await client.send(lines(1092))
         await fed.reach(goal)
         await client.send(b"x")
         assert (await client.answer()).short == "552 5.3.4"
