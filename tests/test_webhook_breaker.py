@@ -178,6 +178,18 @@ class TestWellAgain:
         due = await w.rows(select(posts.c.next_at).where(posts.c.state == "waiting"))
         assert all(at >= w.now + 600 for (at,) in due)
 
+    async def test_a_retry_after_of_a_second_puts_off_by_a_second_what_the_schedule_puts_off_by_hours(
+        self, w: World, keys: Keys, crm: Receiver
+    ) -> None:
+        crm.script = [retry_after(503, "1")] * RESTING
+        async with posting(w, keys, per_webhook=1, rest=0.01) as poster:
+            poster.submit([replace(job, attempts=5) for job in await jobs(w, RESTING, poster.claim)])
+            await until_recorded(w, RESTING)
+            assert all(at > w.now + 3600 for (at,) in await w.rows(select(posts.c.next_at)))
+            w.pass_time(2)
+            poster.submit(await jobs(w, 1, poster.claim, text="new"))
+            await until(w, select(posts.c.next_at), lambda rows: all(row[0] <= w.now + 1 for row in rows))
+
 
 class TestGone:
     async def test_after_410_nothing_more_is_posted_and_what_waited_fails_with_the_reason(

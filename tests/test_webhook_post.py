@@ -297,6 +297,15 @@ class TestSettle:
     def test_other_answers_put_nobody_off(self) -> None:
         assert self.wait(1, Reply(500, "", "120")) == 5
 
+    @pytest.mark.parametrize(
+        ("asked", "until"), [("60", NOW + 60), ("0", NOW), ("999999999", NOW + DAY), ("soon", None), (None, None)]
+    )
+    def test_until_when_it_puts_us_off_is_told_apart_from_our_own_schedule(
+        self, asked: str | None, until: float | None
+    ) -> None:
+        result = settle(job(6), Reply(503, "", asked), NOW, 0.1, NOW, 0.0)
+        assert (result.put_off, result.next_at) == (until, max(NOW + WEBHOOK_DELAYS[6], until or 0.0))
+
     def test_success_and_gone_end_it(self) -> None:
         assert settle(job(), Reply(204, ""), NOW, 0.1, NOW, 0.0).state == "delivered"
         gone = settle(job(), Reply(410, ""), NOW, 0.1, NOW, 0.0)

@@ -37,7 +37,7 @@ def settle(job: PostJob, reply: Reply, started_at: float, duration: float, now: 
 
     2xx is success, 410 the end of this webhook, everything else (redirects, too) is tried again by the schedule.
     """
-    state, next_at, disable, put_off = "failed", now, None, False
+    state, next_at, disable, put_off = "failed", now, None, None
     if reply.withheld:
         state = "withheld"
     elif reply.status is not None and 200 <= reply.status < 300:
@@ -47,7 +47,7 @@ def settle(job: PostJob, reply: Reply, started_at: float, duration: float, now: 
     elif (delay := webhook_delay(job.attempts, jitter)) is not None:
         if reply.retry_after is not None and reply.status in (429, 503):
             asked = retry_after(reply.retry_after, now)
-            put_off = asked is not None
+            put_off = None if asked is None else now + asked
             delay = max(delay, asked or 0.0)
         state, next_at = "waiting", now + delay
     return PostResult(

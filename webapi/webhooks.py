@@ -338,7 +338,7 @@ class Poster:
             return
         webhook, loop, failures = result.job.hook.id, asyncio.get_running_loop(), lane.breaker.failures
         if says_ill(result.state, result.status):
-            pause = lane.breaker.failed(result.next_at if result.put_off else None)
+            pause = lane.breaker.failed(result.put_off)
             if lane.breaker.failures in (FAILING, RESTING):
                 log.warning("webhook keeps failing", webhook=webhook, failures=lane.breaker.failures)
             if pause is not None and lane.rest is None and not self._closing:

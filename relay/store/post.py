@@ -65,6 +65,7 @@ class PostResult:
     """``state`` is delivered, failed, withheld or waiting (then ``next_at`` counts). ``deal`` is (id, url) as answered.
 
     ``digest`` and ``size`` are of the body that was sent; None when nothing was.
+    ``put_off``: until when a Retry-After asks us to wait, seconds since the epoch.
     """
 
     job: PostJob
@@ -76,6 +77,6 @@ class PostResult:
     duration: float
     deal: tuple[str | None, str | None] | None = None
     disable_webhook: str | None = None
-    put_off: bool = False  # by a Retry-After
+    put_off: float | None = None
     digest: bytes | None = None
     size: int | None = None
