@@ -275,7 +275,11 @@ class TestJob:
 class TestTouch:
     """Whose source is stated, of the visits of one browser: the site's setting says."""
 
-    SOURCE = ("marker", "utm_source", "referrer", "landing_page", "roistat_param_1", "source_level_1", "source_level_2")
+    EXTENDED = replace(SHOP, webhooks=(hook(settings=HookSettings(extras=True)),))
+    SOURCE = (
+        *("marker", "utm_source", "referrer", "landing_page", "roistat_param_1", "source_level_1", "source_level_2"),
+        "channel",
+    )
     FIRST = (
         "ads_google",
         "g",
@@ -284,16 +288,20 @@ class TestTouch:
         "1",
         "ads",
         "google",
+        "campaign",
     )
-    SECOND = ("mail_x_y", "m", None, "www.shop.example/two?rs=mail_x_y&utm_source=m", "2", "mail", "x_y")
-    THIRD = (None, None, None, "www.shop.example/three", None, None, None)
+    SECOND = (
+        *("mail_x_y", "m", None, "www.shop.example/two?rs=mail_x_y&utm_source=m&utm_medium=email", "2", "mail", "x_y"),
+        "email",
+    )
+    THIRD = (None, None, None, "www.shop.example/three", None, None, None, "direct")
 
     async def three_visits(self, w: World) -> tuple[int, str, str]:
         """A campaign, another one, and a direct visit that writes: (message, first number, last number)."""
         first = last = None
         for page, param, place in (
             ("one?rs=ads_google&utm_source=g", {"1": "1"}, ("192.0.2.1", "Rome")),
-            ("two?rs=mail_x_y&utm_source=m", {"1": "2"}, ("192.0.2.2", "Oslo")),
+            ("two?rs=mail_x_y&utm_source=m&utm_medium=email", {"1": "2"}, ("192.0.2.2", "Oslo")),
             ("three", {}, ("192.0.2.3", "Riga")),
         ):
             w.pass_time(15 * DAY)
@@ -313,7 +321,8 @@ class TestTouch:
 
     async def payload(self, w: World, message_id: int) -> dict[str, object]:
         (job,) = await w.extract(message_id, "poster")
-        return build(job.message, job.visit, job.attribution)
+        assert job.extras is not None
+        return build(job.message, job.visit, job.attribution) | {"channel": job.extras.channel}
 
     @pytest.mark.parametrize(
         ("touch", "expected"), [(Touch.FIRST, FIRST), (Touch.LAST_NON_DIRECT, SECOND), (Touch.LAST, THIRD)]
@@ -321,7 +330,7 @@ class TestTouch:
     async def test_the_source_is_of_the_touch_and_the_rest_of_the_visit_itself(
         self, tmp_path: Path, touch: Touch, expected: tuple[str | None, ...]
     ) -> None:
-        async with world(tmp_path, replace(SHOP, settings=SiteSettings(touch=touch))) as w:
+        async with world(tmp_path, replace(self.EXTENDED, settings=SiteSettings(touch=touch))) as w:
             message_id, first, last = await self.three_visits(w)
             payload = await self.payload(w, message_id)
             assert tuple(payload[name] for name in self.SOURCE) == expected
@@ -340,7 +349,7 @@ class TestTouch:
     async def test_where_that_visit_is_known_no_more_the_stated_one_says_its_own(
         self, tmp_path: Path, touch: Touch, how: str
     ) -> None:
-        async with world(tmp_path, replace(SHOP, settings=SiteSettings(touch=touch))) as w:
+        async with world(tmp_path, replace(self.EXTENDED, settings=SiteSettings(touch=touch))) as w:
             message_id, _, _ = await self.three_visits(w)
             shop = w.site().id
             for (number,) in await w.rows(select(visits.c.number).order_by(visits.c.id).limit(2)):
@@ -353,13 +362,13 @@ class TestTouch:
 
     @pytest.mark.parametrize("touch", list(Touch))
     async def test_a_first_visit_is_its_own_touch(self, tmp_path: Path, touch: Touch) -> None:
-        async with world(tmp_path, replace(SHOP, settings=SiteSettings(touch=touch))) as w:
+        async with world(tmp_path, replace(self.EXTENDED, settings=SiteSettings(touch=touch))) as w:
             _, leased = await w.shown(page="https://www.shop.example/?rs=ads_1")
             payload = await self.payload(w, (await w.accept(leased)).message_id)
             assert payload["marker"] == "ads_1"
 
     async def test_a_static_substitute_states_its_label_whatever_the_touch(self, tmp_path: Path) -> None:
-        async with world(tmp_path, replace(SHOP, settings=SiteSettings(touch=Touch.FIRST))) as w:
+        async with world(tmp_path, replace(self.EXTENDED, settings=SiteSettings(touch=Touch.FIRST))) as w:
             assert (await self.payload(w, (await w.accept(CARD)).message_id))["marker"] == "card"
 
 

@@ -131,7 +131,8 @@ FIELDS: tuple[tuple[str, dict[str, Any], str, object], ...] = (
     ("size", _WHOLE, "Octets as received.", 4096),
     ("automatic", _TEXT, "Why it counts as automatic mail, or null.", "mailing list"),
     ("bounce", {"type": "boolean"}, "Whether it is a bounce.", False),
-    ("channel", _TEXT, "Kind of the stated visit's source: direct, search, social, ai, email, ads, campaign, referral.",
+    ("channel", _TEXT,
+     "Kind of the source that the site's touch states: direct, search, social, ai, email, ads, campaign, referral.",
      "campaign"),
     ("attribution",
      _closed({

@@ -80,14 +80,12 @@ _SOURCE_FIELDS = (
     "utm_term",
     "utm_content",
 )
-_VISIT_FIELDS = ("number", "first_visit", "city", "country", "ip", "google_client_id", *_SOURCE_FIELDS)
+_OWN_FIELDS = ("number", "first_visit", "city", "country", "ip", "google_client_id")
+_VISIT_COLUMNS = ("first_id", "touch_id", "channel", "params", *_OWN_FIELDS, *_SOURCE_FIELDS)
+_OWN = _VISIT_COLUMNS.index(_OWN_FIELDS[0])  # where they begin
+_SOURCE = _VISIT_COLUMNS.index(_SOURCE_FIELDS[0])
 _VISIT = Statement(
-    select(visits.c.params, visits.c.first_id, visits.c.touch_id, *(visits.c[name] for name in _VISIT_FIELDS)).where(
-        visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None)
-    )
-)
-_SOURCE = Statement(
-    select(visits.c.params, *(visits.c[name] for name in _SOURCE_FIELDS)).where(
+    select(*(visits.c[name] for name in _VISIT_COLUMNS)).where(
         visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None)
     )
 )
@@ -136,6 +134,7 @@ def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:
     attribution = read_attribution(row[_B:_C])
     label, site_id, settings, event_id, event_type = row[_C:]
     extended = hook.settings.extended or event_type != EventType.RECEIVED.value
+    touch = SiteSettings.from_json(settings).touch
     return PostJob(
         post_id=post_id,
         claim=claim,
@@ -154,9 +153,9 @@ def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:
             email_to=recipient,
         ),
         parts=tuple(Part(**part) for part in json.loads(attachments)) if attachments else (),
-        visit=_stated(tx, attribution, fill, label, SiteSettings.from_json(settings).touch),
+        visit=_stated(tx, attribution, fill, label, touch),
         attribution=attribution,
-        extras=_extras(tx, event_id, attribution, fill) if extended else None,
+        extras=_extras(tx, event_id, attribution, fill, touch) if extended else None,
         due=due,
         edition=tx.edition,
     )
@@ -189,14 +188,21 @@ def _stated(tx: Tx, attribution: Attribution, fill: Fill, label: str | None, tou
     row = tx.one(_VISIT, visit=visit_id)
     if row is None:
         return None  # erased since
-    params, first_id, touch_id, *values = row
-    fields = dict(zip(_VISIT_FIELDS, values, strict=True))
+    return _with_source(row, _source_of(tx, row, touch))
+
+
+def _source_of(tx: Tx, visit: Row, touch: Touch) -> Row:
+    """The visit whose source is stated for this one (both as _VISIT reads them)."""
+    first_id, touch_id, *_ = visit
     touched = {Touch.FIRST: first_id, Touch.LAST_NON_DIRECT: touch_id}.get(touch)
     # The visit of that touch may be past its retention: then the stated visit's own source is all that is known.
-    if touched is not None and (source := tx.one(_SOURCE, visit=touched)):
-        params, *values = source
-        fields |= dict(zip(_SOURCE_FIELDS, values, strict=True))
-    return PayloadVisit(**fields, params=_params(params))
+    return (tx.one(_VISIT, visit=touched) if touched is not None else None) or visit
+
+
+def _with_source(visit: Row, source: Row) -> PayloadVisit:
+    values = (*visit[_OWN:_SOURCE], *source[_SOURCE:])
+    fields = dict(zip((*_OWN_FIELDS, *_SOURCE_FIELDS), values, strict=True))
+    return PayloadVisit(**fields, params=_params(source[3]))
 
 
 def _params(text: str | None) -> Params:
@@ -235,20 +241,17 @@ _EXTRAS = Statement(
     )
     .where(events.c.id == bindparam("event"))
 )
-_NUMBER = Statement(
-    select(visits.c.number, visits.c.channel, visits.c.first_id).where(
-        visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None)
-    )
-)
+_NUMBER = Statement(select(visits.c.number).where(visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None)))
 
 
-def _extras(tx: Tx, event_id: int, attribution: Attribution, fill: Fill) -> PayloadExtras:
+def _extras(tx: Tx, event_id: int, attribution: Attribution, fill: Fill, touch: Touch) -> PayloadExtras:
     row = tx.one(_EXTRAS, event=event_id)
     assert row is not None
     event_type, data, deal_id, deal_url, site, received_at, written_at, message_id, in_reply_to = row[:9]
     references, mail_from, size, automatic, bounce, html = row[9:]
     visit_id = stated_visit(attribution, fill)
-    stated = tx.one(_NUMBER, visit=visit_id) if visit_id is not None else None
+    stated = tx.one(_VISIT, visit=visit_id) if visit_id is not None else None
+    first = _source_of(tx, stated, Touch.FIRST) if stated else None
     return PayloadExtras(
         event=event_type,
         site=site,
@@ -262,9 +265,9 @@ def _extras(tx: Tx, event_id: int, attribution: Attribution, fill: Fill) -> Payl
         automatic=automatic,
         bounce=bool(bounce),
         html=html,
-        channel=stated[1] if stated else None,
+        channel=_source_of(tx, stated, touch)[2] if stated else None,
         candidates=_numbered(tx, attribution),
-        first_touch=_first_touch(tx, visit_id, stated[2] if stated else None) if visit_id is not None else None,
+        first_touch=_with_source(first, first) if first else None,
         deal_id=deal_id,
         deal_url=deal_url,
         data=_data(tx, data),
@@ -286,12 +289,3 @@ def _numbered(tx: Tx, attribution: Attribution) -> tuple[tuple[str, float], ...]
     """The candidates by their visits' numbers; those that were erased since are left out."""
     rows = [(tx.one(_NUMBER, visit=candidate.visit), candidate.probability) for candidate in attribution.candidates]
     return tuple((row[0], probability) for row, probability in rows if row is not None)
-
-
-def _first_touch(tx: Tx, visit_id: int, first_id: int | None) -> PayloadVisit | None:
-    """The browser's first visit, with its own source; the stated one where it was the first, or that one is gone."""
-    row = (tx.one(_VISIT, visit=first_id) if first_id is not None else None) or tx.one(_VISIT, visit=visit_id)
-    if row is None:
-        return None
-    fields = dict(zip(_VISIT_FIELDS, row[3:], strict=True))
-    return PayloadVisit(**fields, params=_params(row[0]))
