@@ -353,6 +353,7 @@ class TestPlans:
         [
             (replay._POST, "ix_posts_event_id_webhook_id"),
             (post_verbs.TRIED, "ix_posts_waiting"),
+            (post_verbs.TRIED_BEFORE, "ix_posts_waiting"),
             (post_verbs._GIVE_UP, "ix_posts_waiting"),
             (deals._KNOWN, "ix_messages_message_id"),
             (events._PREVIOUS, "ix_messages_sender"),

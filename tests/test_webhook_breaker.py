@@ -190,6 +190,34 @@ class TestWellAgain:
             poster.submit(await jobs(w, 1, poster.claim, text="new"))
             await until(w, select(posts.c.next_at), lambda rows: all(row[0] <= w.now + 1 for row in rows))
 
+    async def test_an_outage_is_not_forgotten_at_a_restart_but_for_what_a_retry_after_may_have_put_off(
+        self, w: World, keys: Keys, crm: Receiver
+    ) -> None:
+        crm.script = [500, 503]
+        async with posting(w, keys, per_webhook=1) as poster:
+            poster.submit([replace(job, attempts=6) for job in await jobs(w, 2, poster.claim)])
+            await until_recorded(w, 2)
+        w.pass_time(60)
+        rows = select(posts.c.state, posts.c.attempts).order_by(posts.c.id)
+        async with posting(w, keys) as poster:
+            poster.submit(await jobs(w, 1, poster.claim, text="new"))
+            await until(w, rows, lambda found: found == [("delivered", 1), ("waiting", 1), ("delivered", 1)])
+        assert [got.json["text"] for got in crm.posts] == ["0", "1", "new", "0"]
+
+    async def test_what_fails_after_the_start_and_before_the_first_answer_keeps_to_the_schedule(
+        self, w: World, keys: Keys, crm: Receiver
+    ) -> None:
+        crm.script = [500, 500, 200]
+        async with posting(w, keys, per_webhook=1) as poster:
+            poster.submit(await jobs(w, 1, poster.claim, text="old"))
+            await until_recorded(w)
+        w.pass_time(1)  # less than its next attempt takes
+        async with posting(w, keys, per_webhook=1) as poster:
+            poster.submit(await jobs(w, 2, poster.claim))
+            await until(w, select(posts.c.state), lambda rows: rows.count(("delivered",)) == 2)
+        ((stumbled, due),) = await w.rows(select(posts.c.id, posts.c.next_at).where(posts.c.state == "waiting"))
+        assert (stumbled, due >= w.now + 5) == (2, True)
+
 
 class TestGone:
     async def test_after_410_nothing_more_is_posted_and_what_waited_fails_with_the_reason(

@@ -6,6 +6,8 @@ The breaker counts attempts without an answer, 429 and 5xx; other answers are ab
     FAILING               one at a time, so that dead ones leave the pool to the others
     RESTING               and a rest after each, doubling to MOST_RESTS, so that what waits is not used up on it
     a success             all of it is over; after RESTING what waits for its next attempt is tried soon
+
+Nobody knows how many failures there were before the start: at the first success what waited then is tried soon, too.
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ HASTEN_AGAIN = 600.0
 
 @dataclass(slots=True)
 class Breaker:
-    """``not_before``: the latest time that a Retry-After has named, seconds since the epoch."""
+    """``not_before``: the latest time that a Retry-After has named, seconds since the epoch.
+
+    ``answered``: whether it has, since the start.
+    """
 
     failures: int = 0
     not_before: float = 0.0
+    answered: bool = False
     _hastened_at: float = float("-inf")
 
     @property
@@ -55,6 +61,7 @@ class Breaker:
         if hasten:
             self._hastened_at = at
         self.failures = 0
+        self.answered = True
         return hasten
 
 

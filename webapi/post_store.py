@@ -31,8 +31,11 @@ class PostStore(Protocol):
         ...
 
     async def release(self, jobs: Sequence[PostJob]) -> None: ...
-    async def tried(self, webhook: int) -> list[int]:
-        """Posts that wait for another attempt, in the order of their events."""
+    async def tried(self, webhook: int, before: float | None) -> list[int]:
+        """Posts that wait for another attempt, in the order of their events.
+
+        With ``before``: those that were last tried before it, but for what a Retry-After may have put off.
+        """
         ...
 
     async def hasten(self, post_ids: Sequence[int], begin: float, now: float) -> None: ...

@@ -82,8 +82,8 @@ class AskedStore:
     async def release(self, jobs: Sequence[PostJob]) -> None:
         await self._ask("release", [bare(job) for job in jobs])
 
-    async def tried(self, webhook: int) -> list[int]:
-        return cast(list[int], await self._ask("tried", webhook))
+    async def tried(self, webhook: int, before: float | None) -> list[int]:
+        return cast(list[int], await self._ask("tried", webhook, before))
 
     async def hasten(self, post_ids: Sequence[int], begin: float, now: float) -> None:
         await self._ask("hasten", post_ids, begin, now)

@@ -41,8 +41,12 @@ class StoredPosts:
     async def release(self, jobs: Sequence[PostJob]) -> None:
         await self._store.write(lambda tx: posts.release_posts(tx, jobs))
 
-    async def tried(self, webhook: int) -> list[int]:
-        return sorted(row[0] for row in await self._store.reader.run(posts.TRIED, webhook=webhook))
+    async def tried(self, webhook: int, before: float | None) -> list[int]:
+        if before is None:
+            rows = await self._store.reader.run(posts.TRIED, webhook=webhook)
+        else:
+            rows = await self._store.reader.run(posts.TRIED_BEFORE, webhook=webhook, before=before)
+        return sorted(row[0] for row in rows)
 
     async def hasten(self, post_ids: Sequence[int], begin: float, now: float) -> None:
         await self._store.write(lambda tx: posts.hasten(tx, post_ids, begin, now))

@@ -76,6 +76,7 @@ class Poster:
         self._rest = rest
         self._on_change = on_change
         self._clock = clock
+        self._began_at = clock()
         self._total = total
         self.tally = Tally()
         self._lanes: dict[int, Lane] = {}
@@ -346,19 +347,25 @@ class Poster:
             return
         if failures >= FAILING:
             log.info("webhook answers again", webhook=webhook, after=failures)
+        first = not lane.breaker.answered
         if lane.breaker.succeeded(loop.time()):
             self._hasten(webhook, lane)
+        elif first:
+            self._hasten(webhook, lane, before=self._began_at)
         if lane.rest is not None:  # an attempt that was under way beside this one had begun it
             lane.rest.cancel()
             self._rested(webhook, lane)
 
-    def _hasten(self, webhook: int, lane: Lane) -> None:
-        """What waits for hours because the receiver was down need not, but for what a Retry-After said."""
+    def _hasten(self, webhook: int, lane: Lane, before: float | None = None) -> None:
+        """What waits for hours because the receiver was down need not, but for what a Retry-After said.
+
+        ``before``: only what was last tried before that time.
+        """
 
         async def bites() -> None:
             begin = max(self._clock(), lane.breaker.not_before)
             try:
-                waiting = await self._store.tried(webhook)
+                waiting = await self._store.tried(webhook, before)
                 for start in range(0, len(waiting), BITE):
                     bite = waiting[start : start + BITE]
                     await self._store.hasten(bite, begin + start / PACE, self._clock())

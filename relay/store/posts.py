@@ -77,11 +77,22 @@ _PLANNED_WRONG = Statement(
     .values(next_at=bindparam("now") + posts.c.id % SPREAD / PACE)
 )
 # In the order of the index that holds only what waits: it serves no other, and a long history costs nothing.
-TRIED = Statement(
+_TRIED = (
     select(posts.c.id)
     .where(posts.c.webhook_id == bindparam("webhook"), posts.c.state == "waiting", posts.c.attempts > 0)
     .order_by(posts.c.next_at)
     .limit(MOST_HASTENED)
+)
+TRIED = Statement(_TRIED)
+# Of a run before: its failures in a row are forgotten, and so is until when a Retry-After has put something off.
+TRIED_BEFORE = Statement(
+    _TRIED.where(
+        posts.c.claimed_until < bindparam("before"),
+        func.coalesce(posts.c.status, 0).not_in([429, 503]),
+        ~select(post_attempts.c.id)
+        .where(post_attempts.c.post_id == posts.c.id, post_attempts.c.started_at >= bindparam("before"))
+        .exists(),
+    )
 )
 _SOONER = Statement(
     update(posts)
