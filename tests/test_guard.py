@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import eventloop
-from webapi.guard import RECEIVED, ForbiddenAddress, guarded_connector, is_forbidden
+from webapi.guard import MOST_RECEIVED, RECEIVED, ForbiddenAddress, _Bounded, guarded_connector, is_forbidden
 
 LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
 
@@ -257,6 +257,39 @@ async def test_little_of_an_answer_is_taken_at_once(
     assert await get(f"http://127.0.0.1:{inside.port}/", allow_private) == "ok"
     assert len(taken) == 1
     assert taken[0] <= 2 * RECEIVED
+
+
+def exchange(count: int, ask: Callable[[socket.socket], object]) -> None:
+    """So many answers of 64 KiB on one connection; ``ask`` is called before each."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        _Bounded(socket.AF_INET, socket.SOCK_STREAM, 0) as client,
+    ):
+        client.connect(server.getsockname())
+        receiver, _ = server.accept()
+        with receiver:
+            for _ in range(count):
+                ask(client)
+                for _ in range(64):
+                    receiver.sendall(bytes(1024))
+                    assert client.recv(1024, socket.MSG_WAITALL)
+
+
+REQUESTS: list[Callable[[socket.socket], object]] = [
+    lambda client: client.send(b"request"),
+    lambda client: client.sendmsg([b"header", b"body"]),
+]
+
+
+@pytest.mark.parametrize("ask", REQUESTS, ids=["send", "sendmsg"])
+def test_each_request_on_a_connection_may_have_its_answer(ask: Callable[[socket.socket], object]) -> None:
+    exchange(2 * MOST_RECEIVED // 65_536, ask)
+
+
+def test_an_answer_without_an_end_is_cut_off() -> None:
+    exchange(MOST_RECEIVED // 65_536, lambda client: None)
+    with pytest.raises(ConnectionAbortedError, match="no end"):
+        exchange(MOST_RECEIVED // 65_536 + 1, lambda client: None)
 
 
 @pytest.mark.parametrize("address", FORBIDDEN_V4 + FORBIDDEN_V6 + [f"::ffff:{address}" for address in FORBIDDEN_V4])

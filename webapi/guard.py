@@ -11,7 +11,7 @@ import asyncio
 import errno
 import ipaddress
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -55,7 +55,8 @@ MOST_RECEIVED = 256 * 1024
 
 
 class _Bounded(socket.socket):
-    """A socket on which an answer has an end. asyncio takes octets by ``recv``, and by ``recv_into`` behind TLS.
+    """A socket on which an answer has an end. asyncio takes octets by ``recv``, and by ``recv_into`` behind TLS;
+    it sends them by ``send`` and, since Python 3.12, ``sendmsg``.
 
     Other event loops may take its descriptor and go past this (relay/eventloop.py).
     """
@@ -67,6 +68,10 @@ class _Bounded(socket.socket):
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
         self._received = 0
         return super().send(data, flags)
+
+    def sendmsg(self, *arguments: Any) -> int:
+        self._received = 0
+        return super().sendmsg(*arguments)
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         data = super().recv(size, flags)
