@@ -28,6 +28,7 @@ _SPECIAL_V4 = tuple(
     map(
         ipaddress.IPv4Network,
         (
+            "168.63.129.16/32",  # the host of a virtual machine in Azure, which gives it its configuration
             "192.0.0.0/24",  # IETF protocol assignments (RFC 6890)
             "192.88.99.0/24",  # 6to4 relays (RFC 7526)
             "224.0.0.0/4",  # multicast
