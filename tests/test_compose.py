@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from tests.store_fixtures import DAY, part
 from tests.webhook_receiver import stop_clock
 from webapi import links
 from webapi.compose import Composer, NotWanted, Request
+from webapi.poster_frames import Submit, pack, read
 
 NOW = 1_796_000_000.0
 OTHER_SECRET = "whsec_" + "b3RoZXIgb3RoZXIgb3RoZXIgb3RoZXIgb3RoZXI="
@@ -257,6 +259,17 @@ class TestBody:
         found = [body_of(composer.compose(one, NOW)) for one in (job, job, plain, plain, other, job, elsewhere)]
         assert found[:6] == [want[0], want[0], want[1], want[1], want[2], want[0]]
         assert found[6]["attachments"] != want[0]["attachments"]  # a link is one site's
+
+    async def test_a_body_is_made_once_for_webhooks_that_are_told_the_same_in_a_process_of_their_own(
+        self, keys: Keys, composer: Composer
+    ) -> None:
+        job = job_of(hook_of(keys, extras=True), message_id=4711, site_id=4712, parts=(part(0),))
+        reader = asyncio.StreamReader()
+        reader.feed_data(pack(Submit([job, replace(job, post_id=2, hook=hook_of(keys, extras=True))], frozenset())))
+        came = await read(reader)
+        first, second = (composer.compose(one, NOW) for one in came.jobs)
+        assert first.body is second.body
+        assert body_of(first)["id"] == body_of(composer.compose(job, NOW))["id"]
 
     def test_with_extras_they_follow_the_references_keys(self, keys: Keys, composer: Composer) -> None:
         job = job_of(hook_of(keys, extras=True), parts=(part(0), part(3, "")))

@@ -40,7 +40,7 @@ class Composer:
         self._accesses: dict[str, Access] = {}
         self._redactions: dict[str, Redaction] = {}
         self._redacted = 0
-        self._said: tuple[object, ...] | None = None  # what the body before said, and that body
+        self._said: tuple[tuple[object, ...], tuple[object, ...]] = ((), ())  # what the body before said, and that body
         self._encoded = b""
 
     def compose(self, job: PostJob, now: float) -> Request:
@@ -65,10 +65,12 @@ class Composer:
 
     def _body(self, job: PostJob) -> bytes:
         """The reference's body. Webhooks that are told the same of one event follow each other, as a rule."""
+        # A letter is compared by identity, for its text is long; jobs that came over a socket share it, but no number.
         letter = (job.message, job.parts, job.visit, job.attribution, job.extras)
-        said = (*letter, job.message_id, job.site_id, job.created_at, job.hook.settings.extras)
-        if self._said is None or any(one is not other for one, other in zip(said, self._said, strict=True)):
-            self._said, self._encoded = said, payload.encode(self._payload(job, job.hook.settings.extras))
+        rest = (job.message_id, job.site_id, job.created_at, job.hook.settings.extras)
+        before, rest_before = self._said
+        if rest != rest_before or any(one is not other for one, other in zip(letter, before, strict=True)):
+            self._said, self._encoded = (letter, rest), payload.encode(self._payload(job, job.hook.settings.extras))
         return self._encoded
 
     def access(self, hook: Hook) -> Access:
