@@ -153,7 +153,12 @@ class Extractor:
             while True:
                 batch = await self._take()
                 if worker.gone or worker.served > _LIFE:
+                    # Another worker may be idle, and a new one takes its time.
+                    self._waiting.extendleft(reversed(batch))
+                    batch = []
+                    self._arrived.set()
                     worker = await self._replace(worker)
+                    continue
                 try:
                     async with patience(self._attempt):
                         answers = await worker.ask(batch)

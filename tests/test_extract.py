@@ -303,6 +303,27 @@ async def test_a_successor_that_cannot_be_started_is_tried_again(start: Start, m
     assert len(failures) == 2
 
 
+async def test_nobody_waits_for_a_worker_that_cannot_be_started_while_another_is_idle(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[int] = []
+
+    def refuse(channel: int, arguments: list[str]) -> None:
+        refused.append(channel)
+        raise BlockingIOError("no more processes")
+
+    extractor = await start(workers=2)
+    monkeypatch.setattr(relay.extract, "_popen", refuse)
+    await kill(extractor.pids[0])
+    async with asyncio.timeout(30):
+        while not any(worker.gone for worker in extractor._workers):
+            await asyncio.sleep(0)
+        for n in range(4):  # both workers get their turn
+            assert (await extractor.extract(mail(str(n)))).subject == str(n)
+        while not refused:
+            await asyncio.sleep(0.001)
+
+
 # ---- who goes away
 
 
