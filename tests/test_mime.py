@@ -197,6 +197,19 @@ def test_a_later_text_part_with_a_name_and_one_marked_as_attachment_are_attachme
     )
 
 
+@pytest.mark.parametrize("empty", ['name=""', "name=", 'name=" "', "name*=utf-8''"])
+def test_a_name_of_nothing_is_none(empty: str) -> None:
+    raw = multipart(
+        "b",
+        entity("text/plain"),
+        entity(f"text/plain; {empty}"),
+        entity("text/plain", "x", f"Content-Disposition: inline; file{empty}"),
+        entity("application/pdf; name=offer.pdf", "x", f"Content-Disposition: attachment; file{empty}"),
+    )
+    assert chosen(raw) == (["text/plain"] * 3, ["text/plain"] * 3, ["application/pdf"])
+    assert walk(raw).root.children[3].filename == Value(b"offer.pdf")
+
+
 def test_the_text_of_a_related_is_its_first_text_part_wherever_it_stands() -> None:
     raw = multipart("b", entity("image/png"), entity("text/html"), entity("text/plain"), kind="related")
     assert chosen(raw) == (["text/html"], ["text/html"], ["image/png", "text/plain"])

@@ -218,7 +218,7 @@ class _Walker:
             type=kind,
             parameters=of_type,
             disposition=_token(disposition),
-            filename=(parameters(disposition).get("filename") if disposition else None) or of_type.get("name"),
+            filename=_named(parameters(disposition).get("filename")) or _named(of_type.get("name")),
             content_id=fields.get("content-id", b""),
             encoding=_token(fields.get("content-transfer-encoding", b"")) or "7bit",
             start=body,
@@ -294,6 +294,11 @@ class _Walker:
         """The line break before a delimiter belongs to the delimiter."""
         before = self._message[max(at - 2, opened) : at]
         return at - (2 if before == b"\r\n" else 1 if before.endswith(b"\n") else 0)
+
+
+def _named(value: Value | None) -> Value | None:
+    """A name, where it is one: some write ``filename=""`` for none."""
+    return value if value is not None and value.octets.strip() else None
 
 
 def _token(value: bytes) -> str:
