@@ -136,6 +136,21 @@ _ESCAPED = re.compile(rb"\\([\"\\])")  # other backslashes are real mail's paths
 _FOLD = re.compile(rb"\r?\n")
 
 
+def header_block(message: Octets, start: int, end: int) -> tuple[bytes, int]:
+    """The header from ``start``, at most MAX_HEADER octets, and where the body begins: behind the first empty line."""
+    first = message[start : start + 2]
+    if first[:1] == b"\n" or first == b"\r\n":
+        return b"", min(start + (1 if first[:1] == b"\n" else 2), end)
+    limit = min(end, start + MAX_HEADER)
+    crlf = message.find(b"\n\r\n", start, limit)
+    bare = message.find(b"\n\n", start, limit if crlf < 0 else crlf)
+    if bare >= 0:
+        return message[start:bare], bare + 2
+    if crlf >= 0:
+        return message[start:crlf], crlf + 3
+    return message[start:limit], end
+
+
 def header_fields(block: bytes) -> dict[str, bytes]:
     """The first Subject, Content-Type, -Transfer-Encoding, -Disposition and -ID of a header block, unfolded.
 
@@ -205,7 +220,9 @@ class _Walker:
 
     def node(self, start: int, end: int, depth: int, default: str) -> Node:
         """The part whose header begins at ``start`` and whose body goes up to ``end``."""
-        block, body = self._header(start, end)
+        block, body = header_block(self._message, start, end)
+        if len(block) == MAX_HEADER < end - start:
+            self.partial = True
         fields = header_fields(block)
         if depth == 0:
             self.subject = fields.get("subject")
@@ -231,23 +248,6 @@ class _Walker:
             elif not 0 < len(boundary) <= _MAX_BOUNDARY or not self._descend(node, boundary, depth):
                 node.type = "text/plain"  # no part ever begins: what stands there is all there is to read
         return node
-
-    def _header(self, start: int, end: int) -> tuple[bytes, int]:
-        """The header block from ``start`` and where the body begins: behind the first empty line."""
-        message = self._message
-        first = message[start : start + 2]
-        if first[:1] == b"\n" or first == b"\r\n":
-            return b"", min(start + (1 if first[:1] == b"\n" else 2), end)
-        limit = min(end, start + MAX_HEADER)
-        crlf = message.find(b"\n\r\n", start, limit)
-        bare = message.find(b"\n\n", start, limit if crlf < 0 else crlf)
-        if bare >= 0:
-            return message[start:bare], bare + 2
-        if crlf >= 0:
-            return message[start:crlf], crlf + 3
-        if limit < end:
-            self.partial = True
-        return message[start:limit], end
 
     def _descend(self, node: Node, boundary: bytes, depth: int) -> bool:
         """Walk the parts of a multipart; False if there are none."""

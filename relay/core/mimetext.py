@@ -6,7 +6,7 @@ import re
 from binascii import a2b_base64, a2b_qp
 
 from relay.core.charset import decode
-from relay.core.mime import MAX_HEADER, Extracted, Value, header_fields
+from relay.core.mime import Extracted, Value, header_block, header_fields
 
 MAX_SUBJECT = 998  # characters
 MAX_NAME = 150  # characters
@@ -59,9 +59,8 @@ def subject_text(value: bytes | None) -> str | None:
 
 def headers_only(message: bytes) -> Extracted:
     """What the header of a message gives when the whole can't be read; looks at MAX_HEADER octets."""
-    head = message[:MAX_HEADER]
-    end = min((at for at in (head.find(b"\n\r\n"), head.find(b"\n\n")) if at >= 0), default=len(head))
-    return Extracted(subject_text(header_fields(head[:end]).get("subject")), None, False, (), True)
+    block, _ = header_block(message, 0, len(message))
+    return Extracted(subject_text(header_fields(block).get("subject")), None, False, (), True)
 
 
 def parameter_text(value: Value) -> str:
