@@ -29,10 +29,12 @@ from tests.hook_fixtures import (
     posted,
     state_of,
 )
+from tests.poster_fixtures import Held
 from tests.store_fixtures import OTHER, SHOP
 from tests.webapi_fixtures import Api, fields, serving
 from tests.webhook_receiver import Answer, Receiver, deal, redirect
 from webapi import signature
+from webapi.trial import TRIALS
 
 LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
 
@@ -379,6 +381,20 @@ class TestTest:
         }
         assert (request["method"], request["url"], request["body"]) == ("POST", crm.url, got.body.decode())
         assert request["headers"]["Authorization"] == request["headers"]["webhook-signature"] == "***"
+
+    async def test_so_many_at_once_and_no_more(self, api: Api, admin: str, crm: Receiver) -> None:
+        webhook = await added(api, admin, crm.url)
+        path, token = f"{webhook['path']}/test", await api.token("manager", "garden")
+        crm.script = held = Held()
+        under_way = [asyncio.create_task(api.call("POST", path, token=token)) for _ in range(TRIALS)]
+        await crm.wait_for(TRIALS)
+        response, octets = await api.request("POST", path, token=token)
+        assert (response.status, response.headers["Retry-After"]) == (429, "15")
+        assert json.loads(octets)["detail"] == "4 webhooks are being tested just now; try again in a moment"
+        held.open()
+        assert [status for status, _ in await asyncio.gather(*under_way)] == [200] * TRIALS
+        await self.outcome(api, webhook)
+        assert len(crm.posts) == TRIALS + 1
 
     async def test_each_test_has_an_id_of_its_own(self, api: Api, admin: str, crm: Receiver) -> None:
         webhook = await added(api, admin, crm.url)

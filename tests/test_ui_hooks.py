@@ -16,9 +16,10 @@ import pytest
 from relay.store.post_log import Outcome
 from tests.hook_fixtures import CARD, OPTIONS, SECRET, SECRETS, SITE, access, added, drained, posted
 from tests.markup import check, heaps, hostile, parts, said, values
-from tests.ui_fixtures import Pages, pages
+from tests.ui_fixtures import OWN_FORM, Pages, pages
 from tests.webhook_receiver import Answer, Receiver, deal
 from webapi.breaker import Standing
+from webapi.trial import TRIALS
 from webapi.ui import hook_forms
 from webapi.ui.hook_health import HEIGHT, health
 
@@ -216,6 +217,16 @@ class TestActions:
         assert "Test: it was not taken 503" in said((await p.post(f"{own}/test")).text)
         nowhere = await hook(p, "http://127.0.0.1:1/hook")
         assert "Connection refused" in said((await p.post(f"{nowhere}/test")).text)
+
+    async def test_while_others_are_tested_the_page_says_so(self, p: Pages, crm: Receiver) -> None:
+        own = await hook(p, crm.url)
+        p.api.context.trials.under_way = TRIALS
+        alone = await p.post(f"{own}/test")
+        part = await p.send("POST", f"{own}/test", data=[("csrf", p.csrf)], headers=OWN_FORM | HTMX)
+        assert (alone.status, part.status) == (429, 200)
+        for answer in (alone, part):
+            assert "4 webhooks are being tested just now; try again in a moment." in said(answer.text)
+        assert crm.posts == []
 
     async def test_it_is_disabled_and_enabled(self, p: Pages, crm: Receiver) -> None:
         own = await hook(p, crm.url)

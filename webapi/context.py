@@ -25,6 +25,7 @@ from webapi import hops
 from webapi.advisor import Advisor
 from webapi.breaker import Standing
 from webapi.compose import Composer
+from webapi.trial import Trials
 
 Network = IPv4Network | IPv6Network
 
@@ -74,6 +75,7 @@ class Context:
     visitor_ip: IpDetail = IpDetail.FULL
     retention: Retention = field(default_factory=Retention)
     advisor: Advisor = field(default_factory=Advisor)
+    trials: Trials = field(default_factory=Trials)
     clock: Callable[[], float] = time.time
     on_posts_due: Callable[[], None] = _nothing
     on_deliveries_due: Callable[[], None] = _nothing

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from aiohttp.abc import AbstractResolver
@@ -20,7 +21,11 @@ from webapi.compose import Composer, NotWanted
 from webapi.deal import Deal
 from webapi.direct import Direct
 from webapi.post import Client, Reply, unmade
-from webapi.requests import Request
+from webapi.problems import Problem
+from webapi.requests import TIMEOUT, Request
+
+#: Trials under way at once: each has a thread, with an event loop of its own, for as long as the receiver takes.
+TRIALS = 4
 
 #: The reference's printed example, with what it leaves null.
 _MESSAGE = PayloadMessage(
@@ -65,6 +70,25 @@ class Trial:
     @property
     def succeeded(self) -> bool:
         return self.status is not None and 200 <= self.status < 300
+
+
+@dataclass(slots=True)
+class Trials:
+    """How many of the daemon are under way."""
+
+    under_way: int = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """A place for one more; raises Problem 429 when there is none."""
+        if self.under_way >= TRIALS:
+            detail = f"{TRIALS} webhooks are being tested just now; try again in a moment"
+            raise Problem(429, detail, headers={"Retry-After": f"{TIMEOUT:.0f}"})
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
 
 
 async def trial(

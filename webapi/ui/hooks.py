@@ -68,6 +68,7 @@ async def _page(
     view: View,
     *,
     trial: Tested | None = None,
+    busy: str | None = None,
     errors: Errors = forms.NONE,
     status: int = 200,
     block: str | None = None,
@@ -101,6 +102,7 @@ async def _page(
         at=seconds_or_none,
         query=_query(view, post=""),
         trial=trial,
+        busy=busy,
         trial_body=None if trial is None or trial.request is None else readable(trial.request.body),
         values=hook_forms.REPLAY.typed(view.form) if errors else hook_forms.REPLAY.filled({"what": "failed"}),
         errors=errors,
@@ -143,7 +145,13 @@ def readable(body: str) -> str:
 
 async def test(view: View) -> web.StreamResponse:
     """Post the made-up letter. What came of it is told by this page alone: nothing of it is stored."""
-    return await _page(view, trial=await perform(view, _TEST, path=_path(view)))
+    try:
+        tested: Tested = await perform(view, _TEST, path=_path(view))
+    except Problem as problem:
+        if problem.status != 429 or "HX-Request" not in view.request.headers:
+            raise
+        return await _page(view, busy=problem.detail)  # htmx shows what comes with 200 only
+    return await _page(view, trial=tested)
 
 
 async def switch(view: View) -> web.StreamResponse:
