@@ -15,9 +15,11 @@ from relay.config.webhook import HookChange, HookOptions
 from relay.control import ControlError, Lines
 from relay.declare import fresh_secret
 from relay.hook_changes import HookRefused, changed_webhook, new_webhook
-from relay.store import replay, webhooks
+from relay.store import hook_edition, replay, webhooks
 from relay.store.directory import SiteView, WebhookView
+from relay.store.engine import Tx
 from relay.store.replay import Selection
+from relay.store.site_definitions import EditionPassed
 from relay.store.sites import DeclaredElsewhere
 from relay.workplace import Command, Workplace
 from webapi.compose import Composer
@@ -63,7 +65,15 @@ async def change_webhook(place: Workplace, given: ChangeWebhook) -> Lines:
         wanted = changed_webhook(site, webhook, given.url, given, place.keys, called=f"site {site.name!r}")
     except HookRefused as error:
         raise ControlError(str(error), error.field or "webhook") from None
-    await place.redefine(lambda tx: webhooks.change(tx, webhook.id, wanted))
+
+    def change(tx: Tx) -> bool:
+        hook_edition.expect(tx, webhook.id, hook_edition.edition(webhook))
+        return webhooks.change(tx, webhook.id, wanted)
+
+    try:
+        await place.redefine(change)
+    except EditionPassed:
+        raise ControlError(f"somebody else has changed webhook {webhook.id} meanwhile: try again", "webhook") from None
     return {"id": webhook.id, "url": wanted.url}
 
 

@@ -592,6 +592,7 @@ class TestWebhooks:
             "enabled": True,
             "disabled_reason": None,
             "declared": False,
+            "edition": answer["edition"],
             "events": ["message.received"],
             "extras": False,
             "concurrency": 10,

@@ -70,6 +70,7 @@ class TestOptions:
             "enabled": True,
             "disabled_reason": None,
             "declared": False,
+            "edition": webhook["edition"],
             "login": "bearer",
             "headers": ["X-Api-Key", "X-Second"],
             "variables": ["key"],
@@ -200,7 +201,8 @@ class TestChanging:
         webhook = await added(api, admin, secret=SECRET, **OPTIONS)
         stored = access(api, webhook)
         status, answer = await api.call("PATCH", webhook["path"], change, token=admin)
-        before = {name: value for name, value in webhook.items() if name not in ("secret", "path")}
+        before = {name: value for name, value in webhook.items() if name not in ("secret", "path", "edition")}
+        del answer["edition"]
         assert (status, answer) == (200, before | shown)
         after = access(api, webhook)
         if "headers" not in change:
@@ -211,6 +213,31 @@ class TestChanging:
             assert after.variables == stored.variables
         (view,) = api.w.site("garden").webhooks
         assert api.context.keys.unseal(view.hook.secret) == SECRET
+
+    async def test_what_is_left_out_stays_as_somebody_else_has_just_made_it(self, api: Api, admin: str) -> None:
+        """The row is another already, what memory keeps of it is not yet."""
+        webhook = await added(api, admin, **OPTIONS)
+        url, row = "https://crm.example/new", int(webhook["id"])
+        await api.w.store.write(lambda tx: tx.sql("UPDATE webhooks SET url = ? WHERE id = ?", (url, row)))
+        status, answer = await api.call("PATCH", webhook["path"], {"concurrency": 1}, token=admin)
+        assert (status, answer["concurrency"], answer["url"]) == (200, 1, url)
+
+    async def test_with_an_edition_that_has_passed_nothing_is_changed(self, api: Api, admin: str) -> None:
+        webhook = await added(api, admin, **OPTIONS)
+        change: dict[str, Any] = {"concurrency": 1, "enabled": False}
+        _, other = await api.call("PATCH", webhook["path"], {"url": "https://crm.example/new"}, token=admin)
+        before = await state_of(api)
+        for edition in (webhook["edition"], ""):
+            status, problem = await api.call("PATCH", webhook["path"], change | {"edition": edition}, token=admin)
+            assert (status, problem["detail"]) == (409, "somebody else has changed the webhook meanwhile: look again")
+            assert await state_of(api) == before
+        status, answer = await api.call("PATCH", webhook["path"], change | {"edition": other["edition"]}, token=admin)
+        assert (status, answer["concurrency"], answer["enabled"], answer["url"]) == (200, 1, False, other["url"])
+
+    async def test_a_switch_makes_no_other_edition(self, api: Api, admin: str) -> None:
+        webhook = await added(api, admin, **OPTIONS)
+        _, answer = await api.call("PATCH", webhook["path"], {"enabled": False}, token=admin)
+        assert answer["edition"] == webhook["edition"]
 
     async def test_conditions_are_given_whole(self, api: Api, admin: str) -> None:
         webhook = await added(api, admin, **OPTIONS)

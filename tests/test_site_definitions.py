@@ -1,4 +1,4 @@
-"""The edition of a site's definition: the same in memory and in the database, another after every change."""
+"""The editions of definitions: the same in memory and in the database, another after every change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relay.core.address import parse
-from relay.store import sites
+from relay.store import hook_edition, sites
 from relay.store.site_definitions import EditionPassed, difference, edition, expect, of_view, stored
 from relay.store.sites import SiteDefinition, StaticDefinition
 from tests.store_fixtures import SHOP, World, world
@@ -60,3 +60,17 @@ def test_a_difference_names_what_became_another() -> None:
     many = replace(before, origins=tuple(f"https://{number}.example" for number in range(40)))
     told = difference(before, many)["origins"]["added"]
     assert (len(told), told[-1]) == (11, "and 30 more")
+
+
+async def test_a_verb_that_expects_another_edition_of_a_webhook_changes_nothing_either(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        before = w.site().webhooks[0]
+        await w.store.write(lambda tx: hook_edition.expect(tx, before.id, hook_edition.edition(before)))
+        rename = "UPDATE webhooks SET url = 'https://crm.example/renamed' WHERE id = ?"
+        await w.store.redefine(lambda tx: tx.sql(rename, (before.id,)))
+        with pytest.raises(EditionPassed):
+            await w.store.write(lambda tx: hook_edition.expect(tx, before.id, hook_edition.edition(before)))
+        after = w.site().webhooks[0]
+        await w.store.write(lambda tx: hook_edition.expect(tx, before.id, hook_edition.edition(after)))
+        with pytest.raises(EditionPassed):
+            await w.store.write(lambda tx: hook_edition.expect(tx, 999, hook_edition.edition(after)))

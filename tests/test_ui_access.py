@@ -19,7 +19,7 @@ from argon2 import PasswordHasher
 
 from relay.core.channel import SourceRule
 from relay.secrets import token_hash
-from relay.store import tokens, users
+from relay.store import hook_edition, tokens, users
 from relay.store.engine import Tx
 from relay.store.site_definitions import edition, of_view
 from tests.page_forms import forms_of
@@ -169,7 +169,8 @@ async def asked(user: Pages, page: Page, filled: Scene) -> Answer:
     path = path_of(page, filled)
     if page.method == "GET":
         return await user.get(path)
-    return await user.post(path, form_of(page, filled) | {"edition": await edition_of_shop(user)})
+    read = edition_of_webhook(user, filled) if path.endswith("/edit") else await edition_of_shop(user)
+    return await user.post(path, form_of(page, filled) | {"edition": read})
 
 
 async def edition_of_shop(user: Pages) -> str:
@@ -179,6 +180,12 @@ async def edition_of_shop(user: Pages) -> str:
     if shop is None:
         return ""
     return edition(of_view(shop, {target.id: await sites.substitutes(target.id) for target in shop.targets}))
+
+
+def edition_of_webhook(user: Pages, filled: Scene) -> str:
+    """What the form of the shop's webhook carries."""
+    known = [hook for site in user.world.store.sites.by_id.values() for hook in site.webhooks]
+    return next((hook_edition.edition(hook) for hook in known if hook.id == filled.webhook), "")
 
 
 def said(answer: Answer) -> str:

@@ -94,7 +94,7 @@ class TestEveryMember:
     def test_of_a_webhook(self) -> None:
         plain = {name for name in hook_forms.NAMES if "." not in name} - {"shape", "login"}
         assert plain == set(NewWebhook.model_fields) - {"conditions"}
-        assert set(ChangedWebhook.model_fields) - {"enabled"} == set(HookOptions.model_fields) | {"url"}
+        assert set(ChangedWebhook.model_fields) - {"enabled", "edition"} == set(HookOptions.model_fields) | {"url"}
         conditions = {name.removeprefix("conditions.") for name in hook_forms.NAMES if "." in name}
         assert conditions == set(HookConditions.model_fields)
 

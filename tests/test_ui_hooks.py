@@ -372,8 +372,8 @@ class TestForms:
         assert (
             made == {**wanted, "id": made["id"], "url": made["url"]} | {} or made["conditions"] == wanted["conditions"]
         )
-        assert {name: made[name] for name in made if name not in ("id", "url")} == {
-            name: wanted[name] for name in made if name not in ("id", "url")
+        assert {name: made[name] for name in made if name not in ("id", "url", "edition")} == {
+            name: wanted[name] for name in made if name not in ("id", "url", "edition")
         }
         page = await p.get(f"/ui/webhooks/{made['id']}/edit")
         assert not any(secret in page.text for secret in SECRETS)
@@ -385,12 +385,35 @@ class TestForms:
         form = sent(hook_forms.filled(before))
         answer = await p.post(f"{own}/edit", form)
         assert (answer.status, answer.location) == (303, f"{own}?done=hook_changed")
-        assert await shown(p, own) == before
+        assert {**await shown(p, own), "edition": ""} == {**before, "edition": ""}
         assert access(p.api, before) == secrets
-        answer = await p.post(f"{own}/edit", form | {"login": "none", "headers": "X-New: 1", "concurrency": "1"})
+        form = sent(hook_forms.filled(await shown(p, own))) | {
+            "login": "none",
+            "headers": "X-New: 1",
+            "concurrency": "1",
+        }
+        answer = await p.post(f"{own}/edit", form)
         assert answer.status == 303
         after = await shown(p, own)
         assert (after["login"], after["headers"], after["concurrency"]) == (None, ["X-New"], 1)
+
+    async def test_one_that_is_late_changes_nothing_and_shows_what_there_is(self, p: Pages) -> None:
+        own = await hook(p, **OPTIONS)
+        form = sent(hook_forms.filled(await shown(p, own)))
+        change, path = {"url": "https://crm.example/new"}, own.replace("/ui/", "/v1/")
+        status, now = await p.api.call("PATCH", path, change, token=await p.api.token())
+        assert status == 200
+        # With an error it is late as well, and so it is when that is corrected.
+        answer = await p.post(f"{own}/edit", form | {"concurrency": "101"})
+        assert (answer.status, f'name="edition" value="{form["edition"]}"' in answer.text) == (400, True)
+        for late in (form, {name: value for name, value in form.items() if name != "edition"}):
+            answer = await p.post(f"{own}/edit", late)
+            assert answer.status == 409
+            assert "changed the webhook meanwhile: look again" in said(answer.text)
+            assert values(answer.text)["url"] == now["url"]
+            assert f'name="edition" value="{now["edition"]}"' in answer.text
+        found = await shown(p, own)
+        assert {name: found[name] for name in now} == now
 
     @pytest.mark.parametrize(
         ("changes", "field", "words"),
@@ -466,7 +489,7 @@ class TestRoles:
 class TestHostile:
     async def test_what_is_typed_is_shown_again_as_text(self, p: Pages) -> None:
         own = await hook(p, **OPTIONS)
-        names = [*hook_forms.NAMES, "site", "headers_kept", "variables_kept"]
+        names = [*hook_forms.NAMES, "site", "headers_kept", "variables_kept", "edition"]
         fields = {
             "/ui/webhooks/new": names,
             f"{own}/edit": names,

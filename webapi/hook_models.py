@@ -10,6 +10,7 @@ from relay.config import fields as f
 from relay.config.webhook import HookChange, HookOptions, Section, options_of
 from relay.core.hook import Access
 from relay.secrets import Keys, SealError
+from relay.store import hook_edition
 from relay.store.directory import SiteView, WebhookView
 from webapi.requests import Request
 from webapi.values import Moment
@@ -27,6 +28,9 @@ class ChangedWebhook(HookChange):
 
     url: f.WebhookUrl | None = None
     enabled: bool | None = None
+    edition: Annotated[str, Field(max_length=100)] | None = Field(
+        default=None, description="As it was shown: 409 when the definition is another now. Null: change what there is."
+    )
 
 
 class Rotation(Section):
@@ -73,6 +77,7 @@ class WebhookShown(BaseModel):
     enabled: bool
     disabled_reason: str | None
     declared: bool = Field(description="Defined in relay.toml, and changed there.")
+    edition: str = Field(description="Of its definition, without secret and switch: another one after every change.")
     events: list[str]
     extras: bool
     concurrency: int
@@ -192,6 +197,7 @@ def shown(site: SiteView, webhook: WebhookView, keys: Keys) -> dict[str, Any]:
         "enabled": webhook.enabled,
         "disabled_reason": webhook.disabled_reason,
         "declared": webhook.declared,
+        "edition": hook_edition.edition(webhook),
         "events": list(options.events),
         "extras": options.extras,
         "concurrency": options.concurrency,

@@ -6,10 +6,11 @@ import os
 import secrets
 
 from relay.hook_changes import HookRefused, changed_webhook, difference, new_webhook
-from relay.store import post_log, webhooks
+from relay.store import hook_edition, post_log, webhooks
 from relay.store.directory import SiteView, WebhookView
 from relay.store.engine import Tx
 from relay.store.noting import always
+from relay.store.site_definitions import EditionPassed
 from webapi import signature
 from webapi.auth import Role, visible_site
 from webapi.hook_models import (
@@ -27,9 +28,12 @@ from webapi.hook_models import (
     shown,
 )
 from webapi.operation import Call, Operation
-from webapi.problems import Problem, not_found
+from webapi.problems import Outdated, Problem, not_found
 from webapi.trial import trial
 from webapi.values import moment_or_none, row_id
+
+#: Times that a change is tried while others change the webhook.
+TRIES = 20
 
 
 async def list_webhooks(call: Call) -> WebhookList:
@@ -74,10 +78,25 @@ async def create_webhook(call: Call) -> WebhookCreated:
 
 async def change_webhook(call: Call) -> WebhookShown:
     body: ChangedWebhook = call.body
+    for left in reversed(range(TRIES)):
+        try:
+            await _change(call, body)
+        except EditionPassed:  # what the change leaves out is to stay as somebody else has just made it
+            if body.edition is not None or left == 0:
+                raise Outdated("the webhook") from None
+        else:
+            break
+    call.context.on_posts_due()
+    return _shown(call, *find(call))
+
+
+async def _change(call: Call, body: ChangedWebhook) -> None:
+    """Change it as it is known; raises EditionPassed where somebody else has changed it meanwhile."""
     context = call.context
     site, webhook = find(call)
+    expected = hook_edition.edition(webhook) if body.edition is None else body.edition
     wanted = None
-    if body.model_fields_set - {"enabled"}:  # a switch, unlike a definition, is not relay.toml's alone
+    if body.model_fields_set - {"enabled", "edition"}:  # a switch, unlike a definition, is not relay.toml's alone
         _refuse_declared(webhook.declared)
         try:
             wanted = changed_webhook(site, webhook, body.url, body, context.keys)
@@ -89,6 +108,7 @@ async def change_webhook(call: Call) -> WebhookShown:
         call.note.tell(difference(webhook, wanted, enabled, context.keys))
 
     def change(tx: Tx) -> None:
+        hook_edition.expect(tx, webhook.id, expected)
         if wanted is not None:
             webhooks.change(tx, webhook.id, wanted)
         if body.enabled and not webhook.enabled:
@@ -97,8 +117,6 @@ async def change_webhook(call: Call) -> WebhookShown:
             webhooks.switch_off(tx, webhook.id, webhooks.BY_HAND, now)
 
     await call.redefine(change, always)
-    context.on_posts_due()
-    return _shown(call, *find(call))
 
 
 async def delete_webhook(call: Call) -> None:

@@ -12,7 +12,7 @@ from relay.core.hook import EventType
 from webapi import hooks as hooks_api
 from webapi.auth import Role
 from webapi.hook_models import SecretShown, WebhookCreated, WebhookDetail
-from webapi.problems import Problem
+from webapi.problems import Outdated, Problem
 from webapi.ui import forms, hook_forms
 from webapi.ui.forms import Errors, Shown
 from webapi.ui.page import Page, View, perform, see_other
@@ -43,18 +43,24 @@ async def edit_webhook(view: View) -> web.StreamResponse:
     webhook = await _shown(view)
     if webhook.declared:
         return _declared(webhook)
-    return _form(view, webhook, hook_forms.filled(webhook.model_dump(mode="json")))
+    return _as_it_is(view, webhook)
 
 
 async def change_webhook(view: View) -> web.StreamResponse:
     webhook = await _own(view)
     try:
-        body = hook_forms.read(view.form, new=False)
+        body = hook_forms.read(view.form, new=False) | {"edition": view.field("edition")}
         await perform(view, _PATCH, path={"id": webhook.id}, body=body)
+    except Outdated as problem:  # not what was typed: saved again, it would undo what others have changed
+        return _as_it_is(view, await _own(view), forms.errors_of(problem, ()), problem.status)
     except Problem as problem:
         errors = forms.errors_of(problem, hook_forms.NAMES)
         return _form(view, webhook, hook_forms.typed(view.form), errors, problem.status)
     return see_other(f"/ui/webhooks/{webhook.id}", "hook_changed")
+
+
+def _as_it_is(view: View, webhook: WebhookDetail, errors: Errors = forms.NONE, status: int = 200) -> web.StreamResponse:
+    return _form(view, webhook, hook_forms.filled(webhook.model_dump(mode="json")), errors, status)
 
 
 def _form(

@@ -113,7 +113,9 @@ def typed(given: Given) -> dict[str, Shown]:
     values: dict[str, Shown] = {}
     for part in (HOOK, SHAPE, LOGIN, HEADERS, VARIABLES, SECRET):
         values |= part.typed(given)
-    return values | {f"{name}_kept": not _replaced(given, name) for name in ("headers", "variables")}
+    values |= {f"{name}_kept": not _replaced(given, name) for name in ("headers", "variables")}
+    # Of what was shown, not of what there is: corrected and sent again, the form may still be late.
+    return values | {"edition": forms.last(given.get("edition", ()))}
 
 
 def filled(webhook: Mapping[str, Any]) -> dict[str, Shown]:
@@ -122,6 +124,7 @@ def filled(webhook: Mapping[str, Any]) -> dict[str, Shown]:
     own = template not in ("", *presets.names())
     known = "id" in webhook
     return {
+        "edition": webhook.get("edition", ""),
         **HOOK.filled(webhook),
         "shape": OWN if own else template,
         "template": template if own else "",
