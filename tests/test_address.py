@@ -18,6 +18,7 @@ from relay.core.address import (
     parse,
     parse_mail,
     parse_rcpt,
+    written_domain,
 )
 from relay.core.model import Address
 from tests.corpora import corpus
@@ -197,6 +198,20 @@ def test_without_utf8_only_ascii_is_taken() -> None:
 )
 def test_a_domain_from_configuration_is_normalised(text: str, name: str) -> None:
     assert domain_of(text) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("example.com", "example.com"),
+        ("mail.xn--bcher-kva.example", "mail.bücher.example"),
+        ("xn--d1aqf.xn--p1ai", "дом.рф"),
+        ("xn--a.xn--bcher-kva.example", "xn--a.xn--bcher-kva.example"),
+    ],
+)
+def test_a_domain_is_written_in_u_labels_where_it_has_such(name: str, written: str) -> None:
+    assert written_domain(name) == written
+    assert domain_of(written) == name
 
 
 @pytest.mark.parametrize("text", ["", ".", "a.", "[192.0.2.1]", "a@b", "a b", "a\n", "ü" * 64 + ".de"])

@@ -167,6 +167,19 @@ async def test_domains_of_listed_pool_addresses_are_known_too(tmp_path: Path) ->
         assert (await settings_of(api))["domains"] == ["elsewhere.example", TRACK]
 
 
+async def test_of_internationalised_domains_both_spellings_are_known_and_bind_answers_the_one_that_was_asked(
+    tmp_path: Path,
+) -> None:
+    target = pool_target("info@bücher.example", "a@xn--p1ai.example", domain=None)
+    async with serving(tmp_path, replace(SHOP, targets=(target,), statics=())) as api:
+        found = await settings_of(api)
+        assert found["targets"] == ["info@xn--bcher-kva.example", "info@bücher.example"]
+        assert found["domains"] == ["xn--p1ai.example", "рф.example"]
+        asked = [*found["targets"], "Info@BÜCHER.example", "a@рф.example"]
+        _, answer = await api.bind(addresses=asked)
+        assert answer["addresses"] == dict.fromkeys(asked, "a@xn--p1ai.example")
+
+
 async def test_a_change_of_the_site_shows_in_the_next_answer(api: Api) -> None:
     await settings_of(api)
     target = api.w.target()

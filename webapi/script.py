@@ -5,14 +5,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Annotated, Literal
 
 from aiohttp import web
 from pydantic import Field
 
-from relay.core.address import domain_of, parse
+from relay.core.address import domain_of, parse, written_domain
+from relay.core.model import Address
 from relay.core.site import LeaseOn
 from relay.store.directory import SiteView
 from relay.store.store import Store
@@ -81,7 +82,7 @@ async def script(request: web.Request) -> web.Response:
 async def render(store: Store, site: SiteView, api: str, *, consent: bool) -> Rendered:
     """The script of a site: its key, where to bind, its targets, the domains whose addresses may be substitutes, and
     what else it was told. What is off is left out (webapi/script/src/settings.ts)."""
-    domains = {target.domain for target in site.targets if target.domain}
+    domains = {domain_of(target.domain) for target in site.targets if target.domain}
     for target in site.targets:
         domains |= {parse(row["address"]).domain for row in await store.sites.substitutes(target.id)}
     told = site.settings
@@ -99,12 +100,17 @@ async def render(store: Store, site: SiteView, api: str, *, consent: bool) -> Re
     settings = {
         "site": site.key,
         "api": api,
-        "targets": [str(target.address) for target in site.targets if not target.additional],
-        "domains": sorted(map(domain_of, domains)),
+        "targets": [text for target in site.targets if not target.additional for text in _written(target.address)],
+        "domains": sorted(domains | set(map(written_domain, domains))),
     } | {name: 1 if value is True else value for name, value in optional.items() if value}
     body = _SOURCE.replace(_PLACE, baked(settings)).encode()
     etag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
     return Rendered(site, body, gzip.compress(body, mtime=0), etag)
+
+
+def _written(address: Address) -> dict[str, None]:
+    """The address as it may stand on a page: its domain in A-labels, or in U-labels as people write it."""
+    return dict.fromkeys((str(address), str(replace(address, domain=written_domain(address.domain)))))
 
 
 def baked(settings: object) -> str:

@@ -141,6 +141,18 @@ def domain_of(text: str) -> str:
     return _domain(text)
 
 
+def written_domain(domain: str) -> str:
+    """The inverse of domain_of: a domain in U-labels, as people write it; one with a broken A-label stays as it is.
+
+    >>> written_domain("mail.xn--bcher-kva.example")
+    'mail.bücher.example'
+    """
+    try:
+        return ".".join(idna.ulabel(label) if label.startswith("xn--") else label for label in domain.split("."))
+    except UnicodeError:  # idna.IDNAError is one
+        return domain
+
+
 def lookup_keys(address: Address) -> tuple[tuple[str, str, str | None], ...]:
     """(domain, folded local part, tag) in the order to try them: the exact address, then each plus tag cut off.
 

@@ -190,6 +190,18 @@ async def test_a_substitute_in_a_saved_page_is_swapped_for_the_current_one(brows
             assert await page.inner_text("p") == SHOWN
 
 
+async def test_an_address_at_an_internationalised_domain_is_swapped_as_people_write_it(browser: Browser) -> None:
+    named, encoded = "info@bücher.example", "info@xn--bcher-kva.example"
+    body = f"<p>Mail {named}, {named.upper()}.</p><b>{encoded}</b><a href='mailto:info@b%C3%BCcher.example'></a>"
+    async with serving(body, targets=[encoded, named]) as site:
+        site.answer = BOUND | {"addresses": {named: SHOWN, encoded: SHOWN}}
+        async with opened(browser, site) as page:
+            assert await page.inner_text("p") == f"Mail {SHOWN}, {SHOWN.upper()}."
+            assert await page.inner_text("b") == SHOWN
+            assert await page.get_attribute("a", "href") == f"mailto:{SHOWN}"
+            assert site.binds[0]["addresses"] == [named, encoded]
+
+
 async def test_late_content_is_swapped_before_it_is_painted_without_asking_again(browser: Browser) -> None:
     async with serving(PAGE) as site, opened(browser, site) as page:
         insert = """async () => {
