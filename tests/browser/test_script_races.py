@@ -31,6 +31,14 @@ FIRST_FRAME = """<script>const watch = () => requestAnimationFrame(() => {
   const first = document.querySelector('p');
   if (first) window.painted = first.textContent; else watch();
 }); watch();</script>"""
+#: What the server's cookies say.
+COOKIES = {"mailtrack_visit": BOUND["visit"], "mailtrack_first": BOUND["first_visit"]}
+#: Notes what scripts write into cookies.
+WRITING = """{
+    written = [];
+    const {get, set} = Object.getOwnPropertyDescriptor(Document.prototype, 'cookie');
+    Object.defineProperty(Document.prototype, 'cookie', {get, set(text) { written.push(text); set.call(this, text); }});
+}"""
 
 
 async def test_a_target_that_appears_while_the_answer_is_on_its_way_is_asked_for_next(browser: Browser) -> None:
@@ -131,16 +139,45 @@ async def test_a_person_gets_the_address_that_was_kept_from_a_page_nobody_had_to
         assert len(site.binds) == 2
 
 
-async def test_a_tab_goes_on_with_its_own_visit_and_leaves_the_cookie_to_the_later_one(browser: Browser) -> None:
-    async with serving(f"<p>{SALES}</p>") as site, visiting(browser, site) as page:
+def setting_cookies(_: Any) -> web.Response:
+    """What a bind is answered where the server sets the cookies."""
+    response = web.json_response(BOUND)
+    for name, number in COOKIES.items():
+        response.headers.add("Set-Cookie", f"{name}={number}; Path=/; Max-Age=1209600")
+    return response
+
+
+@pytest.mark.parametrize("settings", [{}, {"credentials": "include"}], ids=["script", "server"])
+async def test_a_tab_goes_on_with_its_own_visit_and_leaves_the_cookie_to_the_later_one(
+    browser: Browser, settings: dict[str, Any]
+) -> None:
+    async with serving(f"<p>{SALES}</p>", **settings) as site, visiting(browser, site) as page:
+        if settings:
+            site.answer = setting_cookies
         await page.clock.install()
         await page.goto("/")
         await bound(page)
         await page.evaluate("document.cookie = 'mailtrack_visit=999; path=/'")  # a second tab, from another campaign
-        await page.clock.run_for(460_000)
+        async with page.expect_event("requestfinished"):
+            await page.clock.run_for(460_000)
         assert (await site.bound(2))["visit"] == BOUND["visit"]
         await quiet(page)
         assert (await cookies(page.context))["mailtrack_visit"] == "999"
+
+
+async def test_what_the_server_has_set_is_not_written_again(browser: Browser) -> None:
+    """Browsers that let a script's cookies live for a week would do so with those of the server."""
+    settings = {"credentials": "include", "domain": "127.0.0.1"}
+    async with serving(f"<p>{SALES}</p>", **settings) as site, visiting(browser, site) as page:
+        site.answer = setting_cookies
+        await page.add_init_script(WRITING)
+        for times in (1, 2):
+            await page.goto("/")
+            body = await site.bound(times)
+            await bound(page)
+            assert body.get("visit") == (BOUND["visit"] if times == 2 else None)
+            assert await page.evaluate("written") == []
+            assert await cookies(page.context) == COOKIES
 
 
 async def test_who_refuses_while_the_answer_is_on_its_way_keeps_no_cookie_of_it(browser: Browser) -> None:

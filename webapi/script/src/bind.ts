@@ -4,7 +4,7 @@ import { api, consent, on } from "./api";
 import { tell } from "./events";
 import { fresh, lapsed, lease, onPage } from "./lease";
 import { scan } from "./page";
-import { forget, keep, keptMapping, known, type Mapping } from "./visit";
+import { forget, keep, keptMapping, known, leads, type Mapping } from "./visit";
 
 const enum Milliseconds {
   Patience = 3000,
@@ -80,7 +80,8 @@ async function bind() {
     setTimeout(() => stop.abort(), Milliseconds.Patience);
     const response = await fetch(SETTINGS.api, {
       method: "POST",
-      credentials: SETTINGS.credentials || "omit",
+      // Without them the browser takes no cookies of the answer: they would go back to this tab's earlier visit.
+      credentials: (leads() && SETTINGS.credentials) || "omit",
       signal: stop.signal,
       // A string goes as text/plain, for which no browser sends a preflight.
       body: question(Object.keys(asked)),

@@ -29,6 +29,8 @@ export function cookie(name: string | undefined, value: string): string | undefi
 
 const own = () => cookie(VISIT, NUMBER);
 const current = () => cookie(SETTINGS.cookie, NUMBER) || own();
+/** Whether no other tab has begun a later visit, which the cookie is of then. */
+export const leads = () => !api.visit || own() === api.visit;
 
 /** What a bind says about the browser; JSON leaves out what is not known. */
 export function known() {
@@ -44,19 +46,25 @@ export function known() {
   };
 }
 
+/** Whether this page lies within the cookies' domain: a site may have pages elsewhere, too. */
+const home = () => ("." + location.hostname).endsWith("." + SETTINGS.domain);
+
 function write(name: string, value: string, seconds: number, domain?: string) {
   // One from before the site had a cookie domain would be read first.
   if (domain) write(name, "", 0);
   document.cookie =
     `${name}=${value}; path=/; max-age=${seconds}; SameSite=Lax` +
     (location.protocol === "https:" ? "; Secure" : "") +
-    // A site may have pages elsewhere, too, where the browser would refuse the cookie.
-    (domain && ("." + location.hostname).endsWith("." + domain) ? "; Domain=" + domain : "");
+    // Elsewhere the browser would refuse the cookie.
+    (domain && home() ? "; Domain=" + domain : "");
 }
 
-/** `renewed`: the page's own visit goes on, and the cookie may name a later one of another tab. */
+/**
+ * `renewed`: the page's own visit goes on, and the cookie may name a later one of another tab. What the server's answer
+ * has set is left alone: written once more by a script it would live for a week in some browsers.
+ */
 export function keep(mapping: Mapping, first: string | null, renewed?: boolean) {
-  if (!renewed || own() === mapping.visit) {
+  if (own() === mapping.visit ? !(SETTINGS.credentials && home()) : !renewed) {
     write(VISIT, mapping.visit, FORTNIGHT, SETTINGS.domain);
     if (first) write(FIRST, first, YEAR, SETTINGS.domain);
   }

@@ -1,6 +1,7 @@
 import { beforeEach, describe, expect, test, vi } from "vitest";
+import { api } from "../src/api";
 import type { Settings } from "../src/settings";
-import { cookie, forget, keep, keptMapping, known } from "../src/visit";
+import { cookie, forget, keep, keptMapping, known, leads } from "../src/visit";
 
 const settings = SETTINGS as { -readonly [Key in keyof Settings]: Settings[Key] };
 const MAPPING = { visit: "12", shown: { "sales@example.com": "a1@track.example.com" }, end: 5000, mails: 2 };
@@ -15,7 +16,8 @@ beforeEach(() => {
   vi.spyOn(document, "cookie", "set").mockImplementation((text) => void written.push(text));
   vi.stubGlobal("location", { protocol: "https:" });
   vi.stubGlobal("sessionStorage", {});
-  for (const key of ["cookie", "marker", "domain"] as const) delete settings[key];
+  api.visit = null;
+  for (const key of ["cookie", "credentials", "domain", "marker"] as const) delete settings[key];
   return () => {
     vi.restoreAllMocks();
     vi.unstubAllGlobals();
@@ -82,6 +84,19 @@ describe("what a bind says of the browser", () => {
   });
 });
 
+test("a later visit of another tab shows in the cookie, and so does that there is none any more", () => {
+  expect(leads()).toBe(true);
+  api.visit = "12";
+  for (const [text, expected] of [
+    ["mailtrack_visit=12", true],
+    ["mailtrack_visit=13", false],
+    ["", false],
+  ] as const) {
+    jar = text;
+    expect(leads()).toBe(expected);
+  }
+});
+
 describe("what is kept", () => {
   test("of a visit that goes on leaves the cookie alone where another tab has begun another", () => {
     jar = "mailtrack_visit=13";
@@ -120,6 +135,44 @@ describe("what is kept", () => {
       keep(MAPPING, null);
       expect(written.pop()).toBe("mailtrack_visit=12; path=/; max-age=1209600; SameSite=Lax; Secure");
     }
+  });
+
+  describe("where the server sets the cookies", () => {
+    beforeEach(() => {
+      settings.credentials = "include";
+      settings.domain = "example.com";
+      vi.stubGlobal("location", { protocol: "https:", hostname: "www.example.com" });
+    });
+
+    test("leaves alone what its answer has set", () => {
+      jar = "mailtrack_visit=12; mailtrack_first=3";
+      for (const renewed of [false, true]) keep(MAPPING, "3", renewed);
+      expect(written).toEqual([]);
+      expect(keptMapping()).toEqual(MAPPING);
+    });
+
+    test("is written on pages that lie elsewhere, so that it lives on with the visit", () => {
+      jar = "mailtrack_visit=12; mailtrack_first=3";
+      vi.stubGlobal("location", { protocol: "https:", hostname: "example.org" });
+      keep(MAPPING, "3", true);
+      expect(written).toContain("mailtrack_visit=12; path=/; max-age=1209600; SameSite=Lax; Secure");
+      expect(written).toContain("mailtrack_first=3; path=/; max-age=31536000; SameSite=Lax; Secure");
+    });
+
+    test.each(["", "mailtrack_visit=11"])("is written over what says another visit than the answer: %s", (text) => {
+      jar = text; // an answer without credentials has set nothing; or one of this host alone hides what it has set
+      keep(MAPPING, null);
+      expect(written).toEqual([
+        "mailtrack_visit=; path=/; max-age=0; SameSite=Lax; Secure",
+        "mailtrack_visit=12; path=/; max-age=1209600; SameSite=Lax; Secure; Domain=example.com",
+      ]);
+    });
+
+    test("is not written of a visit that goes on beside a later one", () => {
+      jar = "mailtrack_visit=13";
+      keep(MAPPING, "3", true);
+      expect(written).toEqual([]);
+    });
   });
 
   test("is of no use for another visit", () => {
