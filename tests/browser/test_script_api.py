@@ -315,10 +315,19 @@ async def test_a_click_and_a_copy_are_told_to_the_page_and_to_the_analytics_that
     browser: Browser, code: str, settings: dict[str, Any], goals: list[str]
 ) -> None:
     tag = after(EVENTS + code)
-    body = f"{PAGE}<b>nothing</b><a id='other' href='#{SALES}'>other</a><input value='{SALES}'>"
+    real = f"<a href='mailto:{SALES}' onclick='event.preventDefault()'>real</a>"
+    body = (
+        f"{PAGE}<b>nothing</b><a id='other' href='#{SALES}'>other</a><input value='{SALES}'>"
+        f"<i data-mailtrack-ignore>{real}</i><u contenteditable>{real}</u><span></span>"
+    )
     async with serving(body, tag=tag, **settings) as site, opened(browser, site) as page:
         await page.click("b")
         await page.click("#other")
+        await page.evaluate(
+            "real => { document.querySelector('span').attachShadow({mode: 'open'}).innerHTML = real; }", real
+        )
+        for place in ("i", "u", "span"):
+            await page.click(f"{place} a")
         await page.evaluate("getSelection().selectAllChildren(document.querySelector('b'))")
         await page.keyboard.press("Control+c")
         await page.focus("input")

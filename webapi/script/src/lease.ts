@@ -28,7 +28,7 @@ export let onPage: Addresses = {};
 export let fresh = false;
 /** whether there is a substitute of ours; */
 let touched = false;
-/** and the last one in the last text. */
+/** and the last one that stood in the last text: what is about to be swapped did not. */
 export let lastShown = "";
 
 export function startFinding() {
@@ -59,7 +59,8 @@ const put = replacer((address) => {
   const shown = api.addresses[origin];
   if (!shown || !live()) return origin;
   touched = true;
-  return (lastShown = shown);
+  if (shown === address) lastShown = shown;
+  return shown;
 });
 
 /** The text as it is to be shown now: nothing past its lease, and nothing of ours while we are off. */
