@@ -202,6 +202,14 @@ async def test_an_address_at_an_internationalised_domain_is_swapped_as_people_wr
             assert site.binds[0]["addresses"] == [named, encoded]
 
 
+async def test_targets_are_asked_for_before_other_addresses_of_their_domain(browser: Browser) -> None:
+    staff = "".join(f"<i>n{number}@track.example.com</i>" for number in range(60))
+    async with serving(f"{staff}<p>{SALES}</p>") as site, opened(browser, site) as page:
+        assert await page.inner_text("p") == SHOWN
+        asked = site.binds[0]["addresses"]
+        assert (len(asked), asked[0]) == (50, SALES)
+
+
 async def test_late_content_is_swapped_before_it_is_painted_without_asking_again(browser: Browser) -> None:
     async with serving(PAGE) as site, opened(browser, site) as page:
         insert = """async () => {

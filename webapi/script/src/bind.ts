@@ -2,7 +2,7 @@
 import type { Answer } from "../mailtrack";
 import { api, consent, on } from "./api";
 import { tell } from "./events";
-import { fresh, lapsed, lease, onPage } from "./lease";
+import { fresh, lapsed, lease, onPage, targets } from "./lease";
 import { scan } from "./page";
 import { forget, keep, keptMapping, known, leads, type Mapping } from "./visit";
 
@@ -63,7 +63,8 @@ const question = (addresses: string[]) =>
     ...known(),
     page: location.href.split("#")[0].slice(0, Most.Url),
     referrer: document.referrer, // no browser sends more than 4096 characters of it
-    addresses: addresses.slice(0, Most.Addresses),
+    // Targets first: at their domain there may be a whole staff, on a page that names all of them.
+    addresses: addresses.sort((a, b) => +targets.has(b) - +targets.has(a)).slice(0, Most.Addresses),
     params: api.params,
     interacted,
     webdriver: navigator.webdriver,

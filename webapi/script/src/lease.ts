@@ -7,7 +7,8 @@ export type Addresses = { [address: string]: unknown };
 /** By address: what is shown instead. */
 export type Shown = { [address: string]: string };
 
-const targets: string[] = [];
+/** In lower case. */
+export const targets = new Set<string>();
 let addresses: RegExp;
 
 /** When what is shown (api.addresses, for the page to read) runs out, in milliseconds since 1970. */
@@ -43,13 +44,13 @@ export const lapsed = () => touched && !live();
 
 /** Whether one of these was new. So many in all: a page may be full of what its visitors have written. */
 export function addTargets(list: string[]) {
-  const before = targets.length;
+  const before = targets.size;
   for (const address of list) {
     const lower = address.toLowerCase();
-    if (lower.includes("@") && targets.length < Most.Targets && !targets.includes(lower)) targets.push(lower);
+    if (lower.includes("@") && targets.size < Most.Targets) targets.add(lower);
   }
-  if (targets.length > before || !addresses) addresses = pattern(targets, SETTINGS.domains);
-  return targets.length > before;
+  if (targets.size > before || !addresses) addresses = pattern([...targets], SETTINGS.domains);
+  return targets.size > before;
 }
 
 const put = replacer((address) => {
@@ -75,7 +76,7 @@ export function lease(wanted: Addresses, shown?: Shown, until?: number) {
   for (const address in shown) {
     const substitute = (addresses[address] = shown![address].toLowerCase());
     // An old substitute in a cached page is answered like its target, which is the better way back.
-    if (!real[substitute] || targets.includes(address)) real[substitute] = address;
+    if (!real[substitute] || targets.has(address)) real[substitute] = address;
   }
   api.addresses = addresses;
   asked = wanted;
