@@ -142,5 +142,6 @@ async def perform(
 def see_other(path: str, done: str = "", **query: str) -> web.Response:
     """Where to look after a change (303, so that a reload sends nothing again); ``done`` is a key of notices.DONE."""
     asked = {name: value for name, value in {"done": done, **query}.items() if value}
-    location = path + (("&" if "?" in path else "?") + urlencode(asked) if asked else "")
+    page, mark, place = path.partition("#")
+    location = page + (("&" if "?" in page else "?") + urlencode(asked) if asked else "") + mark + place
     return web.Response(status=303, headers={"Location": location, "Cache-Control": "no-store"})
