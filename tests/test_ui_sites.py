@@ -435,6 +435,9 @@ class TestStatics:
         assert (await p.post(own, await current(p, label="fair 2028"))).status == 303
         assert (await definition(p))["statics"][-1]["label"] == "fair 2028"
         assert (await p.post(own, await current(p, label=""))).status == 400
+        long = "fair " * 100
+        answer = await p.post(own, await current(p, label=long))
+        assert (answer.status, f'value="{long.strip()}"' in answer.text) == (400, True)
         assert (await p.post(f"{OWN}/statics/no%40t.garden.example", {"label": "x"})).status == 404
         gone = f"{OWN}/substitutes/fair%40t.garden.example/retire"
         assert (await p.post(gone)).status == 303

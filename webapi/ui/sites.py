@@ -16,7 +16,7 @@ from relay.store import figures
 from relay.store.directory import SiteView
 from webapi import hooks as hooks_api
 from webapi.auth import Role, visible_site
-from webapi.problems import Problem
+from webapi.problems import Outdated, Problem
 from webapi.script import PATH as SCRIPT_PATH
 from webapi.seen import SIGHTS, Sight
 from webapi.site_models import SiteShown
@@ -65,9 +65,14 @@ async def _seen(view: View, site: SiteView) -> dict[str, Any]:
 
 
 async def site_page(
-    view: View, *, errors: Errors = forms.NONE, values: Mapping[str, Shown] | None = None, status: int = 200
+    view: View,
+    *,
+    errors: Errors = forms.NONE,
+    values: Mapping[str, Shown] | None = None,
+    labels: Mapping[str, str] | None = None,
+    status: int = 200,
 ) -> web.StreamResponse:
-    """A site at a glance. ``values`` and ``errors`` are the static address' that was refused just now."""
+    """A site at a glance. ``values``, ``labels`` (by address) and ``errors`` are of what was refused just now."""
     site = await site_change.shown(view)
     details = [await perform(view, _HOOK, path={"id": str(webhook.id)}) for webhook in _site(view).webhooks]
     return render(
@@ -80,6 +85,7 @@ async def site_page(
         targets=[(target.address, target.address) for target in site.targets],
         conditions=hook_forms.site_conditions(site),
         values=values or site_forms.STATIC.filled({}),
+        labels=labels or {},
         errors=errors,
         **await _seen(view, _site(view)),
     )
@@ -172,7 +178,9 @@ async def label_static(view: View) -> web.StreamResponse:
     try:
         await site_change.save(view, site, document)
     except Problem as problem:
-        return await site_page(view, errors=forms.errors_of(problem, (), document), status=problem.status)
+        labels = {} if isinstance(problem, Outdated) else {address: label}  # saved again, it would undo another's
+        errors = forms.errors_of(problem, (), document)
+        return await site_page(view, errors=errors, labels=labels, status=problem.status)
     return see_other(f"{page_of(view)}#statics", "site_changed")
 
 
