@@ -11,6 +11,7 @@ from relay.store import glance, history
 from relay.store.history import MessageRow, Receipt
 from webapi import message_views
 from webapi.ui import history_csv, history_events, history_figures, history_query
+from webapi.ui.days import midnight
 from webapi.ui.history_query import PATH, Asked
 from webapi.ui.page import Page, View
 from webapi.ui.render import render
@@ -53,7 +54,7 @@ async def show(view: View) -> web.Response:
     asked = history_query.read(view)
     reader, sites = view.context.store.reader, view.caller.sites
     # First: what comes while the list is read is told of as new.
-    today, newest = await history_figures.today(view, history_query.midnight(view.context.clock()))
+    today, newest = await history_figures.today(view, midnight(view.context.clock()))
     page = history.Page((), None) if asked.wanted is None else await history.browse(reader, asked.wanted, ROWS)
     seen = sites if asked.wanted is None else asked.wanted.sites
     is_part = "HX-Request" in view.request.headers

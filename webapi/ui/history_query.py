@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from urllib.parse import urlencode
 
 from relay.core.model import DeliveryState
@@ -13,11 +13,11 @@ from relay.store.messages import COLLECTED
 from webapi.messages import MessageQuery, wanted_of
 from webapi.operation import parameters
 from webapi.problems import Problem
+from webapi.ui.days import DAY, midnight
 from webapi.ui.page import View
 from webapi.values import moment
 
 PATH = "/ui/history"
-DAY = 86_400.0
 #: What can be chosen, by the value in the address.
 PERIODS = {"today": "Today", "7d": "Last 7 days", "30d": "Last 30 days", "custom": "Between two days"}
 STATES = (*(state.value for state in DeliveryState), COLLECTED)
@@ -93,11 +93,6 @@ def read(view: View) -> Asked:
         return Asked(values, None, problem)
 
 
-def midnight(now: float) -> float:
-    """The beginning of the day in UTC."""
-    return now - now % DAY
-
-
 def _api_query(values: Mapping[str, str], cursor: str, now: float) -> dict[str, str]:
     """The query of GET /v1/messages for the form's fields."""
     asked = {name: values[name] for name in ("q", "site", "source", "sender", "visit", "state", "sort")}
@@ -117,7 +112,3 @@ def _day_after(day: str) -> str:
         return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
     except (ValueError, OverflowError):
         return day
-
-
-def day_of(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).date().isoformat()

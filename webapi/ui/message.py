@@ -9,8 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from relay.core.attribution import STATIC_METHOD, best
-from relay.core.model import Attribution, AttributionState
+from relay.core.attribution import STATIC_METHOD
 from relay.store import blocked, history
 from relay.store.history import DeliveryRow, MessageRow
 from relay.store.journey import Journey, journeys
@@ -18,7 +17,7 @@ from relay.store.life import life as read_life
 from webapi import blocked as blocking
 from webapi import files, messages, resend
 from webapi.auth import Role
-from webapi.message_views import item
+from webapi.message_views import item, spokesman
 from webapi.problems import Problem, not_found
 from webapi.ui import message_line, message_words
 from webapi.ui.message_letter import HEADERS, LETTERS, document, head_of, may_have_html, source_of
@@ -63,7 +62,7 @@ async def show(view: View, trouble: Trouble | None = None) -> web.Response:
     before = await journeys(reader, row)
     entries = message_line.line(row, life, before)
     shown = item(context, row, sites)
-    chosen = _chosen(row)
+    chosen = spokesman(row)
     source = await source_of(context, row)
     wanted = view.query("show") if view.query("show") in SHOWS else "text"
     if wanted == "letter" and not may_have_html(source):
@@ -105,12 +104,6 @@ async def _row(view: View) -> MessageRow:
 def _again(view: View) -> tuple[str, ...]:
     """The states in which whoever looks may have a delivery sent again."""
     return ("forwarded", "failed", "dropped") if view.is_admin else ("forwarded",) if view.is_manager else ()
-
-
-def _chosen(row: MessageRow) -> DeliveryRow | None:
-    """The delivery that speaks for the message: the best-attributed."""
-    stated = [Attribution(AttributionState(one.attribution), one.method) for one in row.deliveries]
-    return row.deliveries[best(stated)] if stated else None
 
 
 def _panels(row: MessageRow, before: dict[int, Journey], chosen: DeliveryRow | None) -> list[Panel]:

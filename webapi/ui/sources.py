@@ -14,9 +14,10 @@ from relay.store.reports import DELAYS, By, Figures
 from webapi.reports import counted, seen_whole
 from webapi.ui import export as downloads
 from webapi.ui import sources_choice, sources_plot
+from webapi.ui.days import day_of
 from webapi.ui.page import Page, View
 from webapi.ui.render import duration, render
-from webapi.ui.sources_choice import MOST_COLUMNS, PATH, Choice, day_of, read
+from webapi.ui.sources_choice import MOST_COLUMNS, PATH, Choice, read
 
 #: Rows of an export at most, and rows that are written at once.
 EXPORTED, BITE = 50_000, 500

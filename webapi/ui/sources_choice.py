@@ -11,10 +11,10 @@ from relay.core.site import Touch
 from relay.store import reports
 from relay.store.reports import By, Interval, Order, Wanted
 from webapi.auth import visible_site
+from webapi.ui.days import DAY, day_of, midnight
 from webapi.ui.page import View
 
 PATH = "/ui/sources"
-DAY = 86_400
 #: Choices by their value in the address; the first of each is what an address without it means.
 PERIODS = {
     "30d": "Last 30 days",
@@ -143,11 +143,6 @@ async def read(view: View) -> Choice:
     return Choice(values, ids, since, until, Touch(touch), problem)
 
 
-def midnight(moment: float) -> float:
-    """The beginning of its day in UTC."""
-    return moment // DAY * DAY
-
-
 def _period(name: str, now: float) -> tuple[float, float]:
     today = datetime.fromtimestamp(midnight(now), UTC)
     days = {"today": 1, "7d": 7, "90d": 90, "12m": 365}.get(name, 30)
@@ -178,7 +173,3 @@ def _day(text: str) -> float:
     if not 1970 <= day.year <= 2200:
         raise ValueError
     return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
-
-
-def day_of(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).date().isoformat()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from relay.store.reports import Figures, Interval
+from webapi.ui.days import midnight
 
-DAY = 86_400
 #: Units of the drawing: one column with its gap, and the height.
 STEP, GAP, HEIGHT = 10, 1.5, 100
 #: Spaces between the dates below the plot, the best first.
@@ -87,7 +87,7 @@ def empty(start: int | None) -> Figures:
 
 def starts(since: float, until: float, interval: Interval) -> list[int]:
     """When the intervals begin that a period touches, seconds since the epoch."""
-    at = datetime.fromtimestamp(since // DAY * DAY, UTC)
+    at = datetime.fromtimestamp(midnight(since), UTC)
     if interval is Interval.WEEK:
         at -= timedelta(days=at.weekday())
     elif interval is Interval.MONTH:
