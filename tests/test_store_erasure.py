@@ -135,6 +135,10 @@ async def test_a_sites_share_goes_with_its_deal_and_events(w: World) -> None:
     assert f"{SECRET}17" not in str(await w.rows(select(event_table.c.deal_id)))
     assert "help+4242" not in str(left)
     assert "theirs" in str(left)
+    assert await w.rows(select(texts.c.addresses)) == [(f"{ANN} {ANN} {THEIRS}",)]
+    for word, found in (("4242", []), ("other1", [(message_id,)]), (SECRET, [(message_id,)])):
+        query = "SELECT rowid FROM message_search WHERE message_search MATCH ?"
+        assert await w.store.write(lambda tx: tx.sql(query, (word,))) == found  # noqa: B023
     await index_is_sound(w)
 
 

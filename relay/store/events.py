@@ -20,7 +20,7 @@ from relay.core.conditions import Conditions, Facts, overlaid, verdict
 from relay.core.hook import EventType, HookSettings
 from relay.core.mime import Extracted
 from relay.core.model import AttributionState
-from relay.store import deals, posts
+from relay.store import deals, posts, search
 from relay.store.engine import Row, Statement, Tx
 from relay.store.messages import INSERT_EVENT
 from relay.store.post import PostJob
@@ -66,12 +66,6 @@ _EXTRACTED = Statement(
     )
 )
 _INSERT_TEXT = Statement(insert_into(texts), "message_id subject addresses head rest html")
-_ADDRESSES = Statement(
-    select(messages.c.sender, messages.c.mail_from, func.group_concat(deliveries.c.recipient, " "))
-    .outerjoin(deliveries, deliveries.c.message_id == messages.c.id)
-    .where(messages.c.id == bindparam("message"))
-    .group_by(messages.c.id)
-)
 _EVENT = (
     select(
         events.c.id,
@@ -209,12 +203,11 @@ def extracted(
     if not tx.run(_EXTRACTED, message=message_id, title=result.subject, files=files, result=state, thread=thread):
         return [], set()  # erased, or another worker was quicker
     text = result.text or ""
-    addresses = tx.one(_ADDRESSES, message=message_id) or ()
     tx.insert(
         _INSERT_TEXT,
         message_id=message_id,
         subject=result.subject or "",
-        addresses=" ".join(filter(None, addresses)),
+        addresses=search.addresses(tx, message_id),
         head=text[:SEARCHED],
         rest=text[SEARCHED:] or None,
         html=result.html,

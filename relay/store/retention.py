@@ -277,6 +277,7 @@ def _delete_share(tx: Tx, message_id: int, file: str | None, site: int) -> str |
         _delete(tx, message_id)
         return file
     settle_message(tx, message_id)
+    search.readdress(tx, message_id)  # else the others would find it by this site's recipients
     return None
 
 

@@ -21,11 +21,11 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import TextualSelect, bindparam, column, select, text, update
+from sqlalchemy import TextualSelect, bindparam, column, func, select, text, update
 
 from relay.store.engine import Statement, Tx
 from relay.store.reader import Reader
-from relay.store.schema import texts
+from relay.store.schema import deliveries, messages, texts
 
 #: Messages indexed in one transaction: some 10 ms.
 BATCH = 50
@@ -53,6 +53,13 @@ _TEXT = Statement(
         texts.c.message_id == bindparam("message")
     )
 )
+_ADDRESSES = Statement(
+    select(messages.c.sender, messages.c.mail_from, func.group_concat(deliveries.c.recipient, " "))
+    .outerjoin(deliveries, deliveries.c.message_id == messages.c.id)
+    .where(messages.c.id == bindparam("message"))
+    .group_by(messages.c.id)
+)
+_READDRESS = Statement(update(texts).where(texts.c.message_id == bindparam("message")), "addresses")
 _ADD = "INSERT INTO message_search(rowid, subject, addresses, head) VALUES (?, ?, ?, ?)"
 _DROP = "INSERT INTO message_search(message_search, rowid, subject, addresses, head) VALUES ('delete', ?, ?, ?, ?)"
 _WORD = re.compile(r"\w+")
@@ -72,6 +79,24 @@ def forget(tx: Tx, message_id: int) -> None:
     row = tx.one(_TEXT, message=message_id)
     if row is not None and row[3]:
         tx.sql(_DROP, (message_id, *row[:3]))
+
+
+def addresses(tx: Tx, message_id: int) -> str:
+    """The addresses by which a message is found: whom it is from, and its recipients."""
+    return " ".join(filter(None, tx.one(_ADDRESSES, message=message_id) or ()))
+
+
+def readdress(tx: Tx, message_id: int) -> None:
+    """Let a message be found by the addresses that it has now. At once: the index is fed only when mail comes."""
+    row = tx.one(_TEXT, message=message_id)
+    if row is None:
+        return
+    subject, before, head, indexed = row
+    now = addresses(tx, message_id)
+    if indexed:
+        tx.sql(_DROP, (message_id, subject, before, head))
+        tx.sql(_ADD, (message_id, subject, now, head))
+    tx.run(_READDRESS, message=message_id, addresses=now)
 
 
 @dataclass(frozen=True, slots=True)
