@@ -484,6 +484,16 @@ class TestNewMail:
             assert (await stream.event())["event"] == "end"
             assert await stream.event() == {}
 
+    async def test_mail_that_keeps_coming_keeps_no_stream_open(self, p: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(history_events, "SIGN", 0.5)
+        told: list[str] = []
+        async with self.listening(p) as stream:
+            await p.world.store.write(lambda tx: tx.sql("DELETE FROM sessions") and None)
+            while len(told) < 1000 and "end" not in told:
+                await p.api.letter(f"card@{TRACK}", number=len(told))
+                told.append((await stream.event())["event"])
+        assert told[-1] == "end"
+
     async def test_the_stream_ends_with_the_daemon(self, p: Pages) -> None:
         async with self.listening(p) as stream:
             p.api.draining.append(True)

@@ -101,7 +101,7 @@ async def events(view: View) -> web.StreamResponse:
 
 async def _tell(view: View, response: web.StreamResponse, bell: Bell) -> None:
     loop, store = asyncio.get_running_loop(), view.context.store
-    known, told, spoken = _known(view.request), -1, loop.time()
+    known, told, looked = _known(view.request), -1, loop.time()
     await response.write(b"retry: 3000\n\n")
     sites = view.caller.sites
     while not view.context.draining():
@@ -112,10 +112,10 @@ async def _tell(view: View, response: web.StreamResponse, bell: Bell) -> None:
             told = bell.newest
             own = told if sites is None else await glance.newest(store.reader, sites)
             if own > known:
-                known, spoken = own, loop.time()
+                known = own
                 await response.write(b"id: %d\nevent: mail\ndata: %d\n\n" % (own, own))
-        if loop.time() - spoken >= SIGN:
-            spoken = loop.time()
+        if loop.time() - looked >= SIGN:  # also while there is mail: a session ends whatever comes
+            looked = loop.time()
             session = await users.session(store.reader, view.visitor.token_hash, view.context.clock())
             if session is None:
                 await response.write(b"event: end\ndata: \n\n")
