@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from ipaddress import ip_address
 
-import dns.asyncresolver
 import dns.exception
 import dns.resolver
 import dns.reversename
 
 from relay.check_findings import FAIL, OK, WARN, Finding, Subject
-from relay.dns import DnsError, DomainNotFound, Resolver, parse_nameserver
+from relay.dns import DnsError, DomainNotFound, Resolver
 
 #: Domains that are looked at.
 MOST_DOMAINS = 50
@@ -22,7 +21,7 @@ async def names(subject: Subject) -> list[Finding]:
     config = subject.config
     nameservers = [str(server) for server in config.dns.nameservers]
     resolver = Resolver(nameservers, timeout=config.dns.timeout / 3, lifetime=config.dns.timeout)
-    records = _Records(nameservers, config.dns.timeout)
+    records = _Records(resolver)
     found, addresses = await _hostname(subject, resolver)
     domains = sorted(subject.domains)
     if not domains:
@@ -137,20 +136,18 @@ async def _spf(records: _Records, domain: str, addresses: list[str]) -> list[Fin
 class _Records:
     """Look-ups of other types than forwarding needs (relay/dns.py)."""
 
-    def __init__(self, nameservers: list[str], lifetime: float) -> None:
-        self._resolver = dns.asyncresolver.Resolver(configure=not nameservers)
-        if nameservers:
-            self._resolver.nameservers = [parse_nameserver(text) for text in nameservers]
-        self._resolver.lifetime = lifetime
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
 
     async def get(self, name: str, rdtype: str) -> list[str]:
         """Every record as text, the strings of a TXT record joined (RFC 7208 §3.3); none for a name without any.
 
         Raises DnsError when there was no usable answer.
         """
+        stub = self._resolver.stub()
         try:
             # Goes on when nobody waits any more, as in relay/dns.py.
-            answer = await asyncio.shield(self._resolver.resolve(name, rdtype, raise_on_no_answer=False))
+            answer = await asyncio.shield(stub.resolve(name, rdtype, raise_on_no_answer=False))
         except dns.resolver.NXDOMAIN:
             return []
         except (dns.exception.DNSException, OSError) as error:

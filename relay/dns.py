@@ -69,7 +69,8 @@ class Resolver:
     ``nameservers``: "ip", "ip:port" or "[ip]:port", asked in turn; none: those of /etc/resolv.conf.
     ``timeout``: seconds that one server gets for one try, ``lifetime``: seconds for one look-up in all.
     ``rng`` orders hosts of equal preference and addresses; ``clock`` counts seconds for the cache.
-    ``hosts_file`` is read once and comes before DNS: an operator may name the next hop there.
+    ``hosts_file`` is read once and comes before DNS: an operator may name the next hop there. ``resolv_conf``: where
+    the system names its name servers.
 
     :raises ValueError: a name server that is no IP address.
     """
@@ -83,12 +84,13 @@ class Resolver:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
         hosts_file: Path = Path("/etc/hosts"),
+        resolv_conf: Path = Path("/etc/resolv.conf"),
     ) -> None:
-        self._resolver = dns.asyncresolver.Resolver(configure=not nameservers)
-        if nameservers:
-            self._resolver.nameservers = [parse_nameserver(text) for text in nameservers]
-        self._resolver.timeout = timeout
-        self._resolver.lifetime = lifetime
+        self._timeout, self._lifetime = timeout, lifetime
+        self._stub = self._limited(dns.asyncresolver.Resolver(configure=False))
+        self._stub.nameservers = [parse_nameserver(text) for text in nameservers]
+        self._resolv_conf = None if nameservers else resolv_conf
+        self._read: tuple[int, int, int] | None = None  # by what one sees that the file is the one that was read
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._clock = clock
         self._hosts = _read_hosts(hosts_file)
@@ -143,6 +145,32 @@ class Resolver:
             raise problem
         return found
 
+    def stub(self) -> dns.asyncresolver.Resolver:
+        """dnspython's resolver, with the name servers as they are now.
+
+        DHCP, a VPN or a container's start may write the system's file at any time. The event loop waits while it is
+        read, which is only when it has changed, and some lines.
+
+        :raises DnsTemporary: the system names no name server.
+        """
+        if self._resolv_conf is None:
+            return self._stub
+        try:
+            status = self._resolv_conf.stat()
+            found = status.st_mtime_ns, status.st_ino, status.st_size
+            if found != self._read:
+                # A new one: of what the file said before, options too, nothing must stay.
+                self._stub = self._limited(dns.asyncresolver.Resolver(self._resolv_conf))
+                self._read = found
+        except (dns.exception.DNSException, OSError, ValueError):
+            self._read = None  # it may be written just now
+            raise DnsTemporary(f"the system names no name server ({self._resolv_conf})") from None
+        return self._stub
+
+    def _limited(self, stub: dns.asyncresolver.Resolver) -> dns.asyncresolver.Resolver:
+        stub.timeout, stub.lifetime = self._timeout, self._lifetime
+        return stub
+
     async def _lookup(self, name: str, rdtype: str) -> tuple[tuple[int, str], ...]:
         """(preference, value) of every record; the preference is 0 where the type has none; empty is NODATA."""
         key = (name.lower(), rdtype)
@@ -162,9 +190,10 @@ class Resolver:
             qname = dns.name.from_text(name)
         except (dns.exception.DNSException, UnicodeError):
             raise DomainNotFound(f"{name[:255]!r} is no domain name") from None
+        stub = self.stub()
         try:
             # Who is cancelled while uvloop makes a socket for datagrams leaves it open for good: the look-up goes on.
-            answer = await asyncio.shield(self._resolver.resolve(qname, rdtype, raise_on_no_answer=False))
+            answer = await asyncio.shield(stub.resolve(qname, rdtype, raise_on_no_answer=False))
         except dns.resolver.NXDOMAIN as error:
             return _Entry(self._clock() + min(_negative_ttl(error), _MAX_NEGATIVE_TTL), None)
         except dns.exception.Timeout:

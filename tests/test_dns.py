@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from dns.nameserver import Do53Nameserver
 
 from relay.dns import DnsTemporary, DomainNotFound, MxAnswer, Resolver, parse_nameserver
 from tests.dns_server import DnsServer, Fault
@@ -273,11 +274,60 @@ def test_a_wrong_name_server_is_refused(text: str) -> None:
         parse_nameserver(text)
 
 
-def test_without_name_servers_those_of_the_system_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr("dns.resolver.BaseResolver.read_resolv_conf", lambda *_: asked.append(True))
-    Resolver()
-    assert asked == [True]
+def answer_for(monkeypatch: pytest.MonkeyPatch, servers: dict[str, DnsServer]) -> None:
+    """Have these servers answer for the addresses, to which resolv.conf can give no port."""
+
+    def elsewhere(address: str, port: int) -> Do53Nameserver:
+        host, _, real = servers[address].address.partition(":")
+        return Do53Nameserver(host, int(real))
+
+    monkeypatch.setattr("dns.nameserver.Do53Nameserver", elsewhere)
+
+
+def put(file: Path, text: str) -> None:
+    """As a DHCP client does: a new file in the place of the old one."""
+    new = file.with_name("new")
+    new.write_text(text)
+    new.replace(file)
+
+
+async def test_without_name_servers_those_are_asked_that_the_system_names_now(
+    dns: DnsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "resolv.conf"
+    dns.table["a.test", "MX"] = ["10 mx.a.test."]
+    async with DnsServer({("b.test", "MX"): ["10 mx.b.test."]}) as other:
+        answer_for(monkeypatch, {"192.0.2.1": dns, "192.0.2.2": other})
+        resolver = Resolver(resolv_conf=file)
+        with pytest.raises(DnsTemporary, match="the system names no name server"):
+            await resolver.mx("a.test")
+        put(file, "nameserver 192.0.2.1\n")
+        assert (await resolver.mx("a.test")).hosts == ("mx.a.test",)
+        put(file, "nameserver 192.0.2.2\n")
+        assert (await resolver.mx("b.test")).hosts == ("mx.b.test",)
+        file.unlink()
+        with pytest.raises(DnsTemporary, match="the system names no name server"):
+            await resolver.mx("c.test")
+
+
+@pytest.mark.parametrize("text", ["", "search example.com\n", "nameserver ns.example.com\n", "search a..b\n"])
+async def test_a_system_that_names_no_name_server_is_temporary(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text(text)
+    with pytest.raises(DnsTemporary, match="the system names no name server"):
+        await Resolver(resolv_conf=file).addresses("mx.example.com")
+
+
+async def test_how_long_the_systems_name_servers_are_waited_for_is_not_for_its_file_to_say(
+    dns: DnsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text("options timeout:30\nnameserver 192.0.2.1\nnameserver 192.0.2.2\n")
+    dns.table["example.com", "MX"] = ["10 mx.example.com."]
+    async with DnsServer({("example.com", "MX"): Fault.SILENT}) as silent:
+        answer_for(monkeypatch, {"192.0.2.1": silent, "192.0.2.2": dns})
+        answer = await Resolver(timeout=0.1, lifetime=5.0, resolv_conf=file).mx("example.com")
+        assert answer.hosts == ("mx.example.com",)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/fd")
