@@ -94,10 +94,10 @@ def _before(prefix: bytes, content: bytes) -> bytes:
 
 @dataclass(slots=True)
 class _Flight:
-    """``failures``: those of its destination before it."""
+    """``turn``: its destination's when it began (core/destinations.py)."""
 
     job: Job
-    failures: int
+    turn: int
     past_dot: bool = False
     more_time: float = 0.0  # seconds: the clock was set ahead meanwhile
     task: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -289,12 +289,10 @@ class Forwarder:
             self.durations.observe(end.finished_at - started_at)
             if end.state is DeliveryState.FORWARDED:
                 self.delays.observe(end.finished_at - job.received_at)
-            is_down = self._destinations.note(
-                job.destination, outcome.reached, flight.failures, self._clock(), _jitter()
-            )
+            failures = self._destinations.note(job.destination, outcome.reached, flight.turn, self._clock(), _jitter())
             await self._record(end)
             # Not by the first failure: after a long standstill the network may be a minute later than we are.
-            if is_down and flight.failures and not self._clock_is_doubtful():
+            if failures > 1 and not self._clock_is_doubtful():
                 await self._hold_expired(job.destination, outcome)
         finally:
             self._flights.pop(job.delivery_id, None)
@@ -382,7 +380,7 @@ class Forwarder:
         job, outcome = end.job, end.outcome
         while True:
             try:
-                await self._store.write(lambda tx: queue.finish(tx, end))
+                recorded = await self._store.write(lambda tx: queue.finish(tx, end))
                 break
             except StoreUnavailable as error:
                 log.error(
@@ -392,16 +390,19 @@ class Forwarder:
                 log.exception("outcome can't be recorded", delivery=job.delivery_id, outcome=outcome.kind.value)
                 return  # it is attempted again when its claim ends, as possibly repeated
             await asyncio.sleep(RECORD_AGAIN)
-        if end.state is DeliveryState.FAILED:
+        if recorded is None:
+            log.warning("claim lost", delivery=job.delivery_id, outcome=outcome.kind.value, answer=outcome.text)
+            return
+        if recorded.state is DeliveryState.FAILED:
             self._on_held()
-        level = log.info if end.state is DeliveryState.FORWARDED else log.warning
+        level = log.info if recorded.state is DeliveryState.FORWARDED else log.warning
         level(
             "delivery",
             id=job.delivery_id,
             message=job.message_id,
             to=job.forward_to,
             host=outcome.host,
-            state=end.state.value,
+            state=recorded.state.value,
             code=outcome.code,
             answer=outcome.text,
             attempt=job.attempts,

@@ -238,7 +238,7 @@ class World:
         )
         return jobs
 
-    async def finish(self, job: Job, kind: OutcomeKind = OutcomeKind.DELIVERED, **changes: Any) -> bool:
+    async def finish(self, job: Job, kind: OutcomeKind = OutcomeKind.DELIVERED, **changes: Any) -> Finish | None:
         end = ending(job, kind, self.now, **changes)
         return await self.store.write(lambda tx: queue.finish(tx, end))
 

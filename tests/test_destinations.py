@@ -64,30 +64,63 @@ def test_nothing_more_begins_when_nothing_is_free(accounts: Destinations, monkey
 
 
 def test_one_that_is_down_is_left_alone_and_then_tried_by_one(accounts: Destinations) -> None:
-    failures = accounts.begin("a", 1)
-    assert accounts.note("a", False, failures, NOW, 0.0)
+    turn = accounts.begin("a", 1)
+    assert accounts.note("a", False, turn, NOW, 0.0) == 1
     accounts.end("a", 1)
     assert not accounts.takes("a", 1)
     assert accounts.capacity(["a"], NOW + 59) == {}
     assert accounts.next_tries(["a", "b"]) == [NOW + 60]
     assert accounts.capacity(["a"], NOW + 60) == {"a": 1}
-    failures = accounts.begin("a", 1)
+    turn = accounts.begin("a", 1)
     assert accounts.capacity(["a"], NOW + 60) == {}
-    assert accounts.note("a", False, failures, NOW + 60, 0.0)
+    assert accounts.note("a", False, turn, NOW + 60, 0.0) == 2
     assert accounts.next_tries(["a"]) == [NOW + 60 + 120]
     accounts.end("a", 1)
     accounts.retry(NOW + 61)
     assert accounts.capacity(["a"], NOW + 61) == {"a": 1}
-    failures = accounts.begin("a", 1)
-    accounts.note("a", True, failures, NOW + 62, 0.0)
+    turn = accounts.begin("a", 1)
+    accounts.note("a", True, turn, NOW + 62, 0.0)
     assert accounts.takes("a", 1)
 
 
 def test_all_that_fail_together_are_one_failure(accounts: Destinations) -> None:
     # Each counted, the restart of a next hop with 20 connections open would be 20 failures: an hour's back-off.
     before = [accounts.begin("a", 1) for _ in range(20)]
-    assert [accounts.note("a", False, failures, NOW, 0.0) for failures in before] == [True] + [False] * 19
+    assert [accounts.note("a", False, turn, NOW, 0.0) for turn in before] == [1] + [0] * 19
     assert accounts.next_tries(["a"]) == [NOW + 60]
+
+
+def test_a_probe_that_began_before_a_retry_does_not_undo_it(accounts: Destinations) -> None:
+    for _ in range(3):
+        accounts.note("a", False, accounts.begin("a", 1), NOW - 10, 0.0)
+        accounts.end("a", 1)
+    turn = accounts.begin("a", 1)
+    accounts.retry(NOW)
+    assert accounts.capacity(["a"], NOW) == {}  # one at a time
+    assert not accounts.note("a", False, turn, NOW, 0.0)
+    assert accounts.end("a", 1)
+    assert accounts.capacity(["a"], NOW) == {"a": 1}
+    assert accounts.note("a", False, accounts.begin("a", 1), NOW, 0.0) == 1
+    assert accounts.next_tries(["a"]) == [NOW + 60]
+
+
+def test_nor_do_those_that_were_under_way_when_it_went_down(accounts: Destinations) -> None:
+    before = [accounts.begin("a", 1) for _ in range(3)]
+    assert accounts.note("a", False, before[0], NOW, 0.0)
+    accounts.retry(NOW + 1)
+    assert not accounts.note("a", False, before[1], NOW + 2, 0.0)
+    assert accounts.next_tries(["a"]) == [NOW + 1]
+    accounts.note("a", True, before[2], NOW + 3, 0.0)
+    assert accounts.takes("a", 1)
+
+
+def test_one_that_is_reached_again_does_not_go_down_by_what_began_before(accounts: Destinations) -> None:
+    turns = [accounts.begin("a", 1) for _ in range(3)]
+    accounts.note("a", False, turns[0], NOW, 0.0)
+    accounts.note("a", True, turns[1], NOW + 1, 0.0)
+    assert not accounts.note("a", False, turns[2], NOW + 2, 0.0)
+    assert accounts.takes("a", 1)
+    assert accounts.note("a", False, accounts.begin("a", 1), NOW + 3, 0.0) == 1
 
 
 def test_the_back_off_has_jitter(accounts: Destinations) -> None:
@@ -98,8 +131,8 @@ def test_the_back_off_has_jitter(accounts: Destinations) -> None:
 def test_what_says_nothing_of_the_destination_changes_nothing(accounts: Destinations) -> None:
     accounts.note("a", False, accounts.begin("a", 1), NOW, 0.0)
     accounts.end("a", 1)
-    failures = accounts.begin("a", 1)
-    assert not accounts.note("a", None, failures, NOW + 60, 0.0)
+    turn = accounts.begin("a", 1)
+    assert not accounts.note("a", None, turn, NOW + 60, 0.0)
     assert accounts.next_tries(["a"]) == [NOW + 60]
 
 

@@ -222,6 +222,7 @@ JOB = Job(
     destination="d",
     mail_from="",
     received_at=0.0,
+    due_at=0.0,
     expires_at=1000.0,
     stored_size=1,
     data=b"x",

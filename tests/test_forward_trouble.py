@@ -78,7 +78,7 @@ async def test_an_outcome_is_recorded_when_the_store_is_back_and_the_mail_is_not
     monkeypatch.setattr("relay.forward.RECORD_AGAIN", 0.0)
     finish, failures = queue.finish, 0
 
-    def failing(*arguments: Any) -> bool:
+    def failing(*arguments: Any) -> Any:
         nonlocal failures
         failures += 1
         if failures < 3:
@@ -132,6 +132,41 @@ async def test_a_retry_by_hand_does_not_wait_for_the_back_off_of_the_destination
             await parts.store.write(lambda tx: queue.retry(tx, [row["id"]], now, now + 60))
             parts.forwarder.retry_now()
             await back.wait_for_messages(1)
+
+
+async def test_a_retry_by_hand_is_not_undone_by_the_try_that_is_under_way(tmp_path: Path) -> None:
+    given_up = asyncio.Event()
+    hangs = ["421 4.3.2 away", Later(given_up, "421 4.3.2 away")]  # and then it is mended
+    async with (
+        SmtpSink(script={"connect": hangs}) as sink,
+        running_parts(tmp_path, f"smtp://{sink.address}") as parts,
+    ):
+        await parts.send()
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
+        for _ in range(2):
+            now = parts.clock()
+            await parts.store.write(lambda tx, now=now: queue.retry(tx, [row["id"]], now, now + 60))  # type: ignore[misc]
+            parts.forwarder.retry_now()
+            await sink.wait(lambda sink: sink.sessions == 2)
+        given_up.set()
+        await sink.wait_for_messages(1)
+
+
+async def test_an_outcome_whose_claim_was_lost_is_not_told_as_what_became_of_the_delivery(tmp_path: Path) -> None:
+    looked = asyncio.Event()
+    async with (
+        SmtpSink(script={"dot": Later(looked, "250 2.0.0 taken")}) as sink,
+        running_parts(tmp_path, f"smtp://{sink.address}") as parts,
+    ):
+        await parts.send()
+        await sink.wait(lambda sink: len(sink.messages) == 1)
+        await parts.store.write(lambda tx: tx.sql("UPDATE deliveries SET claim = 'another'"))
+        with capture_logs() as entries:
+            looked.set()
+            await parts.until(lambda rows: not parts.forwarder._flights)
+        events = [entry["event"] for entry in entries]
+        assert "claim lost" in events
+        assert "delivery" not in events
 
 
 async def test_a_claim_ends_with_the_destination_that_fills_the_memory(

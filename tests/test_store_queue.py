@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from relay.core.model import WORST_FIRST, OutcomeKind
+from relay.core.model import WORST_FIRST, DeliveryState, OutcomeKind
 from relay.store import queue
 from relay.store.engine import Statement
 from relay.store.messages import Job
@@ -319,6 +319,39 @@ class TestByHand:
         await w.store.write(lambda tx: queue.retry(tx, [job.delivery_id], w.now, w.now + DAY))
         assert await claim(w, "other") == []
         assert await w.finish(job)
+
+    @pytest.mark.parametrize("kind", [OutcomeKind.TEMPORARY, OutcomeKind.AMBIGUOUS])
+    @pytest.mark.parametrize("state", [DeliveryState.DEFERRED, DeliveryState.FAILED])
+    async def test_an_attempt_under_way_does_not_undo_a_retry(
+        self, w: World, kind: OutcomeKind, state: DeliveryState
+    ) -> None:
+        (job,) = (await w.accept(CARD)).jobs
+        w.pass_time(5)
+        asked = w.now
+        await w.store.write(lambda tx: queue.retry(tx, [job.delivery_id], asked, asked + 9 * DAY))
+        w.pass_time(5)
+        end = await w.finish(job, kind, state=state)
+        assert end is not None
+        assert (end.state, end.next_at) == (DeliveryState.DEFERRED, asked)
+        assert await row(w, job, "state", "next_at", "expires_at", "finished_at", "code") == (
+            "deferred",
+            asked,
+            asked + 9 * DAY,
+            None,
+            end.outcome.code,
+        )
+        assert await message_states(w) == ["deferred"]
+        (again,) = await claim(w)
+        end = await w.finish(again, kind, state=state)
+        assert end is not None
+        assert (end.state, end.next_at) == (state, w.now + 60)
+
+    async def test_what_is_refused_for_good_is_held_though_somebody_asked_for_a_retry(self, w: World) -> None:
+        (job,) = (await w.accept(CARD)).jobs
+        w.pass_time(5)
+        await w.store.write(lambda tx: queue.retry(tx, [job.delivery_id], w.now, w.now + DAY))
+        await w.finish(job, OutcomeKind.PERMANENT)
+        assert await row(w, job, "state") == ("failed",)
 
     async def test_what_is_given_up_is_dropped(self, w: World) -> None:
         (job,) = (await w.accept(CARD)).jobs

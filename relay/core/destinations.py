@@ -2,6 +2,7 @@
 
     reached          failures = 0, all may go
     not reached      failures + 1, nothing before the back-off is over, then one message alone
+    to be retried    failures = 0, one message alone at once if it was down; what began before says no more that it is
 
 A destination is a domain, or a next hop with its login and kind of TLS (core/nexthop.py): a password that is refused
 or a certificate that is not trusted says nothing about who comes to the same host in another way.
@@ -27,12 +28,16 @@ SPARE = 8
 
 @dataclass(slots=True)
 class _Destination:
-    """``down_until`` > 0: not reached lately. ``refill``: with so few under way, it is time to look what waits."""
+    """``down_until`` > 0: not reached lately. ``refill``: with so few under way, it is time to look what waits.
+
+    ``turn``: how often it went down, came back or was to be retried.
+    """
 
     in_flight: int = 0
     memory: int = 0
     refill: int = 0
     failures: int = 0
+    turn: int = 0
     down_until: float = 0.0
 
 
@@ -97,13 +102,13 @@ class Destinations:
         return min(self._ahead - known.in_flight, max(fair, 0 if known.in_flight else 1))
 
     def begin(self, name: str, size: int) -> int:
-        """A delivery of ``size`` octets begins. What :meth:`note` is to be given: the failures before it."""
+        """A delivery of ``size`` octets begins. What :meth:`note` is to be given: since when it is under way."""
         known = self._known.setdefault(name, _Destination(refill=self._ahead // 2))
         known.in_flight += 1
         known.memory += min(size, self._largest)
         self._in_flight += 1
         self._memory += min(size, self._largest)
-        return known.failures
+        return known.turn
 
     def end(self, name: str, size: int) -> bool:
         """A delivery that began is over. True when there is room again for what may wait in the store."""
@@ -122,28 +127,33 @@ class Destinations:
             known = self._known[name]
             known.refill = known.in_flight // 2
 
-    def note(self, name: str, reached: bool | None, failures: int, now: float, jitter: float) -> bool:
-        """What an attempt, begun after so many ``failures``, says of its destination. True: it is down, anew or still.
+    def note(self, name: str, reached: bool | None, turn: int, now: float, jitter: float) -> int:
+        """What an attempt, begun at this ``turn``, says of its destination: the failures in a row if that is one more.
 
-        Of those that were under way when it went down each says the same, so that is one failure. None says nothing.
+        Of those that were under way when it went down each says the same, so that is one failure. Nor does it
+        count that one fails which began before the destination was reached again or was to be retried: it may have been
+        mended meanwhile. None says nothing.
         """
         known = self._known[name]
-        if reached:
+        if reached and known.down_until:
             known.failures, known.down_until = 0, 0.0
-        if reached is not False or failures < known.failures:
-            return False
+            known.turn += 1
+        if reached is not False or turn != known.turn:
+            return 0
         known.failures += 1
+        known.turn += 1
         known.down_until = now + delay(known.failures, jitter)
-        return True
+        return known.failures
 
     def next_tries(self, names: Iterable[str]) -> list[float]:
         """When the back-offs of these end, of those that have one."""
         return [self._known[name].down_until for name in names if name in self._known and self._known[name].down_until]
 
     def retry(self, now: float) -> None:
-        """Every back-off ends now."""
+        """Every back-off ends now, and the next one is a first one."""
         for known in self._known.values():
-            known.down_until = min(known.down_until, now)
+            known.failures, known.down_until = 0, min(known.down_until, now)
+            known.turn += 1
 
     def clock_set_back(self, by: float) -> None:
         """Back-offs end when they would have ended."""

@@ -36,6 +36,7 @@ COLLECTED = "collected"
 class Job:
     """One delivery to be attempted, with all that the attempt needs. ``data`` is None when the body is in a file.
 
+    ``due_at``: since when it is, which is no longer so in the store once somebody has asked for a retry.
     ``joined``: another site's delivery may share its outcome.
     """
 
@@ -49,6 +50,7 @@ class Job:
     destination: str
     mail_from: str
     received_at: float
+    due_at: float
     expires_at: float
     stored_size: int
     data: bytes | None
@@ -283,6 +285,7 @@ class _Shipment:
             destination=recipient.destination,
             mail_from=incoming.mail_from,
             received_at=incoming.received_at,
+            due_at=incoming.received_at,
             expires_at=self.expires_at,
             stored_size=incoming.stored_size,
             data=incoming.data,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import CTE, Select, bindparam, case, func, or_, select, update
 from sqlalchemy import insert as insert_into
 
 from relay.core.attribution import STATIC_METHOD
-from relay.core.model import WORST_FIRST, DeliveryState, Outcome
+from relay.core.model import WORST_FIRST, DeliveryState, Outcome, OutcomeKind
 from relay.store import events
 from relay.store.engine import Row, Statement, Tx
 from relay.store.joined import part
@@ -67,6 +67,7 @@ _JOBS = (
         deliveries.c.destination,
         messages.c.mail_from,
         messages.c.received_at,
+        deliveries.c.next_at,
         deliveries.c.expires_at,
         messages.c.stored_size,
         bodies.c.data,
@@ -79,7 +80,6 @@ _JOBS = (
         visits.c.number,
         visits.c.marker,
         case((deliveries.c.attribution_method == STATIC_METHOD, routes.c.label)),
-        messages.c.raw_removed_at,
     )
     .join(messages, messages.c.id == deliveries.c.message_id)
     .outerjoin(bodies, bodies.c.message_id == messages.c.id)
@@ -154,6 +154,11 @@ _FINISH = Statement(
         possibly_repeated=func.max(deliveries.c.possibly_repeated, bindparam("repeated")),
         claim=None,
         claimed_until=0,
+    )
+)
+_MEANWHILE = Statement(
+    select(deliveries.c.next_at).where(
+        deliveries.c.id == bindparam("delivery"), deliveries.c.next_at > bindparam("due_at")
     )
 )
 _OUTCOME = Statement(
@@ -232,9 +237,10 @@ def _job(row: Row, claim: str) -> Job:
         destination,
         mail_from,
         received_at,
+        due_at,
         expires_at,
-    ) = row[:10]
-    stored_size, data, file, cut, ip, helo, tls, claimed_number, number, marker, label, _ = row[10:]
+    ) = row[:11]
+    stored_size, data, file, cut, ip, helo, tls, claimed_number, number, marker, label = row[11:]
     return Job(
         delivery_id=delivery_id,
         message_id=message_id,
@@ -246,6 +252,7 @@ def _job(row: Row, claim: str) -> Job:
         destination=destination,
         mail_from=mail_from,
         received_at=received_at,
+        due_at=due_at,
         expires_at=expires_at,
         stored_size=stored_size,
         data=data,
@@ -274,12 +281,13 @@ def void_claims(tx: Tx) -> int:
 
 
 def release(tx: Tx, jobs: Sequence[Job]) -> None:
-    """Give claims back that were not used: no octet of these messages was sent."""
+    """Give claims back that were not used: the final dot of these messages was not sent."""
     tx.run_many(_RELEASE, [{"delivery": job.delivery_id, "by": job.claim} for job in jobs])
 
 
-def finish(tx: Tx, end: Finish) -> bool:
-    """Record an attempt and the state it leads to. False when the claim was lost: then nothing is changed."""
+def finish(tx: Tx, end: Finish) -> Finish | None:
+    """Record an attempt and the state it leads to: how it ended in the end. None, and no change: the claim was lost."""
+    end = _meanwhile(tx, end)
     job, outcome = end.job, end.outcome
     done = end.state not in (DeliveryState.QUEUED, DeliveryState.DEFERRED)
     changed = tx.run(
@@ -295,7 +303,7 @@ def finish(tx: Tx, end: Finish) -> bool:
         finished=end.finished_at if done else None,
     )
     if not changed:
-        return False
+        return None
     tx.insert(
         _LOG_ATTEMPT,
         delivery_id=job.delivery_id,
@@ -311,7 +319,15 @@ def finish(tx: Tx, end: Finish) -> bool:
     if end.state is DeliveryState.FAILED:
         _tell_held(tx, job.message_id, job.delivery_id, end.finished_at)
     settle_message(tx, job.message_id)
-    return True
+    return end
+
+
+def _meanwhile(tx: Tx, end: Finish) -> Finish:
+    """Whoever asked for a retry meanwhile gets it: an attempt that began before neither puts it off nor gives it up."""
+    if end.outcome.kind not in (OutcomeKind.TEMPORARY, OutcomeKind.AMBIGUOUS):
+        return end
+    row = tx.one(_MEANWHILE, delivery=end.job.delivery_id, due_at=end.job.due_at)
+    return end if row is None else replace(end, state=DeliveryState.DEFERRED, next_at=row[0])
 
 
 def hold_expired(tx: Tx, delivery_ids: Sequence[int], outcome: Outcome, now: float) -> None:
