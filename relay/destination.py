@@ -16,7 +16,11 @@ class NextHops:
         self._names: dict[NextHop, str] = {}
 
     def of(self, sealed: str | None) -> NextHop | None:
-        """None: the MX of the domain. :raises SealError: it is sealed with a key that we no longer have."""
+        """None: the MX of the domain.
+
+        :raises SealError: it is sealed with a key that we no longer have.
+        :raises ValueError: it was sealed by a version that took what this one does not.
+        """
         if sealed is None:
             return self._configured
         if sealed not in self._unsealed:

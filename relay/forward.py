@@ -23,7 +23,7 @@ import structlog
 
 from relay import background
 from relay.bodies import INLINE, Bodies
-from relay.core.address import AddressError, parse
+from relay.core.address import parse
 from relay.core.backoff import delay
 from relay.core.destinations import Destinations
 from relay.core.message import loop_token, received_field, visit_fields, without
@@ -259,7 +259,7 @@ class Forwarder:
         for before, target, forward_to, sealed in await self._store.reader.run(moves.WAYS):
             try:
                 after = self._next_hops.name(sealed, forward_to)
-            except SealError:
+            except (SealError, ValueError):
                 continue  # the attempt says so
             if after != before:
                 move = moves.Move(target, forward_to, before, after)
@@ -308,9 +308,10 @@ class Forwarder:
     async def _attempt(self, flight: _Flight) -> Outcome:
         job = flight.job
         try:
+            next_hop = self._next_hops.of(job.next_hop)
             address = parse(job.forward_to)
             content = await self._content(job)
-        except (AddressError, OSError, StoreUnavailable, LookupError) as error:
+        except (SealError, ValueError, OSError, StoreUnavailable, LookupError) as error:
             return _not_sent(job, str(error))
         domain = parse(job.recipient).domain if "@" in job.recipient else self._hostname
         mail_from = return_path(job.mail_from, job.message_id, domain, self._keys.current("srs"), self._clock())
@@ -318,9 +319,7 @@ class Forwarder:
         async def on_final_dot() -> None:
             flight.past_dot = True
 
-        return await self._sender.send(
-            self._next_hops.of(job.next_hop), address.domain, mail_from, str(address), content, on_final_dot
-        )
+        return await self._sender.send(next_hop, address.domain, mail_from, str(address), content, on_final_dot)
 
     async def _content(self, job: Job) -> Content:
         prefix = self._prefix(job)

@@ -17,7 +17,7 @@ from relay.core.model import Address, fold
 from relay.destination import NextHops
 from relay.envelope import Return, read_return
 from relay.pace import Pace
-from relay.secrets import Keys
+from relay.secrets import Keys, SealError
 from relay.smtp_transaction import Recipient as Addressee
 from relay.smtp_transaction import Refused, Transaction
 from relay.space import Space
@@ -205,18 +205,20 @@ class Intake:
         address = addressee if isinstance(addressee, str) else str(addressee)
         if isinstance(route, ToTarget):
             target = route.route
-            next_hop = target.next_hop
             return Recipient(
-                address,
-                target,
-                route.tag,
-                target.real_address,
-                next_hop,
-                self._next_hops.name(next_hop, target.real_address),
+                address, target, route.tag, target.real_address, target.next_hop, self._destination(target)
             )
         if isinstance(route, ToOperator):
             return Recipient(address, None, None, route.address, None, self._next_hops.name(None, route.address))
         return Recipient(address, None, None, "", None, "")
+
+    def _destination(self, target: Route) -> str:
+        try:
+            return self._next_hops.name(target.next_hop, target.real_address)
+        except (SealError, ValueError):
+            # Mail is taken all the same. Its attempts say what is wrong, and once the target has another next hop it
+            # goes there (relay/forward.py).
+            return target.real_address.rpartition("@")[2]
 
     def _log(self, transaction: Transaction, accepted: messages.Accepted, looped: bool) -> None:
         if looped:

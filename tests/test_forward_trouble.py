@@ -16,6 +16,7 @@ from relay import background
 from relay.clockwatch import ClockWatch
 from relay.core.model import Method
 from relay.forward import AHEAD, POLL
+from relay.secrets import Keys
 from relay.store import queue
 from relay.store.clock import TOLERANCE
 from relay.store.engine import Statement, StoreUnavailable, Verb
@@ -293,6 +294,38 @@ async def test_a_next_hop_that_is_redefined_takes_what_waits_along_at_once(tmp_p
             parts.forwarder.wake()
             (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
             assert row["destination"] != waits["destination"]
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        (None, "sealed with a key that is not in data_dir/keys, or altered"),
+        ("lmtp://mail.example.com", "the next hop must start with smtp://, smtps:// or smtp+starttls://"),
+    ],
+    ids=["keys lost", "no longer taken"],
+)
+async def test_mail_for_a_next_hop_that_cannot_be_read_is_taken_and_waits_until_it_is_redefined(
+    tmp_path: Path, url: str | None, why: str
+) -> None:
+    keys, lost = fresh_keys(tmp_path / "keys"), Keys.load(tmp_path / "lost")
+
+    def by(sealed: str) -> SiteDefinition:
+        target = target_of(Method.PLUS, "sales@example.com", DOMAIN, next_hop=sealed)
+        return replace(SITE, targets=(target,), statics=())
+
+    async with SmtpSink() as sink:
+        unreadable = by(lost.seal(f"smtp://{sink.address}") if url is None else keys.seal(url))
+        async with running_parts(tmp_path, None, sites=(unreadable,)) as parts:
+            assert (await parts.send()).startswith("250 ")
+            (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
+            assert row["answer"] == f"not sent: {why}"
+            parts.forwarder._defined = None
+            await parts.forwarder._move()  # raises nothing, which would keep all the others waiting
+            await parts.store.redefine(
+                lambda tx: declare_all(tx, [by(keys.seal(f"smtp://{sink.address}"))], parts.clock())
+            )
+            parts.forwarder.wake()
+            await sink.wait_for_messages(1)
 
 
 async def test_what_was_named_otherwise_by_an_older_version_goes_the_way_of_its_target(tmp_path: Path) -> None:
