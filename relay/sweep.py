@@ -19,6 +19,8 @@ log = structlog.get_logger()
 
 #: Seconds between two sweeps.
 INTERVAL = 3600.0
+#: Seconds until the first one: a clock that was wrong when the machine started has been set by then.
+FIRST = 600.0
 #: Seconds that a body file must have been left alone before it may be an orphan. One of a message that is still being
 #: received or stored is none, however old (Bodies.names).
 ORPHAN_AGE = 3600.0
@@ -54,6 +56,7 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweep until cancelled."""
+        await asyncio.sleep(FIRST)
         while True:
             try:
                 if self.trusts_clock():

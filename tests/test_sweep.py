@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import select, update
@@ -12,7 +13,7 @@ from sqlalchemy import select, update
 from relay.store.changes import Change, note
 from relay.store.engine import Statement
 from relay.store.schema import changes, deliveries, messages
-from relay.sweep import ORPHAN_AGE, Ages, Sweeper
+from relay.sweep import INTERVAL, ORPHAN_AGE, Ages, Sweeper
 from tests.parts import Parts, running_parts
 from tests.smtp_client import SmtpClient
 
@@ -62,6 +63,34 @@ async def test_what_is_queued_or_held_outlives_its_retention(tmp_path: Path) -> 
             parts.clock.ahead = 1000 * DAY
             assert await sweeper.sweep() == 0
             assert len(list((tmp_path / "bodies").iterdir())) == 1
+
+
+async def test_a_clock_that_is_wrong_at_the_start_deletes_nothing_when_it_is_set_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    swept = asyncio.Event()
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
+        await mail(parts, 400_000)
+        await settle(parts, "forwarded")
+        parts.clock.ahead = 1000 * DAY
+        sweeper = Sweeper(parts.store, parts.bodies, AGES, parts.clock)
+
+        async def wait(seconds: float) -> None:
+            waited.append(seconds)
+            if len(waited) > 1:
+                swept.set()
+                await asyncio.Event().wait()
+            parts.clock.ahead = 0.0  # NTP has the time
+
+        monkeypatch.setattr("relay.sweep.asyncio", SimpleNamespace(sleep=wait, to_thread=asyncio.to_thread))
+        task = asyncio.create_task(sweeper.run())
+        await swept.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert waited == [600.0, INTERVAL]
+        assert len(list((tmp_path / "bodies").iterdir())) == 1
 
 
 async def test_a_body_file_without_a_message_is_removed_once_it_is_old(tmp_path: Path) -> None:
@@ -118,6 +147,7 @@ async def test_a_sweep_that_raises_what_nobody_foresaw_is_followed_by_the_next(
             await asyncio.Event().wait()
         raise ZeroDivisionError
 
+    monkeypatch.setattr("relay.sweep.FIRST", 0.0)
     monkeypatch.setattr("relay.sweep.INTERVAL", 0.0)
     monkeypatch.setattr(Sweeper, "sweep", broken)
     async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
