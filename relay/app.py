@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import resource
 import signal
 import socket
@@ -279,10 +280,20 @@ async def _first_admin(store: Store, public_url: str, now: float) -> None:
     link = new_link()
     if notify.is_journal(STDOUT):
         if not await users.any_user(store.reader):
-            print("Nobody can log in yet. `relay user create NAME --role admin` prints the first administrator's link.")
+            _tell("Nobody can log in yet. `relay user create NAME --role admin` prints the first administrator's link.")
     elif await store.write(lambda tx: users.invite(tx, None, token_hash(link), now)):
-        print(f"Nobody can log in yet. The first administrator, within three days: {public_url}/ui/welcome/{link}")
-    sys.stdout.flush()
+        _tell(f"Nobody can log in yet. The first administrator, within three days: {public_url}/ui/welcome/{link}")
+
+
+def _tell(line: str) -> None:
+    """On standard output, which may be closed, a file on a full disk or a pipe that nobody reads: mail comes first."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        # What could not be written is tried once more at the end, which would be exit code 120.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, STDOUT)
+        os.close(nowhere)
 
 
 def _background(stack: AsyncExitStack, task: asyncio.Task[None]) -> None:

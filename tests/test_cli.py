@@ -362,6 +362,16 @@ class TestServe:
             assert daemon.errors == []
         assert not (daemon.data_dir / "control.sock").exists()
 
+    @pytest.mark.parametrize("where", ["&-", "/dev/full"], ids=["closed", "full"])
+    def test_it_needs_no_standard_output(self, tmp_path: Path, where: str) -> None:
+        if where == "/dev/full" and not Path(where).exists():
+            pytest.skip("no /dev/full here")
+        with Daemon(tmp_path, by=("sh", "-c", f'exec "$@" >{where}', "sh")) as daemon:
+            with socket.create_connection(("127.0.0.1", daemon.smtp_port), 10) as sock:
+                assert sock.recv(4096).startswith(b"220 ")
+            assert daemon.stop() == 0
+            assert daemon.errors == []
+
     def test_ctrl_c_ends_it_with_0_as_well(self, tmp_path: Path) -> None:
         with Daemon(tmp_path) as daemon:
             assert daemon.stop(signal.SIGINT) == 0
