@@ -69,10 +69,8 @@ class Session(Stream):
         self._began = self.loop.time()
         self._name = secrets.token_hex(4)
         self._ip = ""
-        self._port = 0
         self._exempt = False
         self._helo = ""
-        self._esmtp = False
         self._messages = 0
         self._refused = 0
         self._commands = 0
@@ -88,7 +86,7 @@ class Session(Stream):
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         if peer:  # None when the client is gone already
-            self._ip, self._port = peer[0].removeprefix("::ffff:"), peer[1]
+            self._ip = peer[0].removeprefix("::ffff:")
         self._ticket = self._service.turnstile.enter(self._ip, self._give_way, self._in_message)
         self._exempt = self._ticket.exempt
         self._service.sessions.add(self)  # which keeps the task alive
@@ -167,11 +165,11 @@ class Session(Stream):
     # The session
 
     async def smtp_HELO(self, argument: str) -> None:
-        if self._hello(argument, esmtp=False):
+        if self._hello(argument):
             self._answer(self._terms.helo)
 
     async def smtp_EHLO(self, argument: str) -> None:
-        if self._hello(argument, esmtp=True):
+        if self._hello(argument):
             self.send(self._terms.ehlo if self.tls else self._terms.ehlo_starttls)
 
     async def smtp_STARTTLS(self, argument: str) -> None:
@@ -186,7 +184,6 @@ class Session(Stream):
             raise Over("plain text after STARTTLS", reply.EARLY_TLS)
         await self.secure(tls.context(), reply.START_TLS.wire, self._limits.command_timeout)
         self._helo = ""  # RFC 3207 §4.2: nothing that was said before counts
-        self._esmtp = False
         self._forget()
 
     async def smtp_RSET(self, argument: str) -> None:
@@ -348,9 +345,8 @@ class Session(Stream):
         if isinstance(body, Reply):
             return body
         transaction = Transaction(
-            Client(self._ip, self._port, self._helo, self._esmtp, self.tls, self._name),
+            Client(self._ip, self._helo, self.tls, self._name),
             self._sender,
-            self._smtputf8,
             list(self._recipients.values()),
             body,
             reception.head,
@@ -392,14 +388,13 @@ class Session(Stream):
             raise Over("BDAT without a size", answer)
         self._answer(answer)
 
-    def _hello(self, argument: str, esmtp: bool) -> bool:
+    def _hello(self, argument: str) -> bool:
         if not argument or len(argument) > 255:
             self._answer(reply.HELLO_NEEDS_NAME)
             return False
         if self._helo:  # once more
             self._count_idle()
         self._helo = _not_in_a_name.sub("?", argument)
-        self._esmtp = esmtp
         self._forget()
         return True
 

@@ -16,14 +16,11 @@ Recipient = Address | Literal["postmaster"]
 class Client:
     """Who is at the other end. ``helo``: the name it gave, safe to print in a header field or a log ("?" for the rest).
 
-    ``esmtp``: it said EHLO. ``tls``: version and cipher ("TLSv1.3 TLS_AES_256_GCM_SHA384") or None. ``session``: its
-    name in the log.
+    ``tls``: version and cipher ("TLSv1.3 TLS_AES_256_GCM_SHA384") or None. ``session``: its name in the log.
     """
 
     ip: str
-    port: int
     helo: str
-    esmtp: bool
     tls: str | None
     session: str = field(default="", compare=False)
 
@@ -38,7 +35,6 @@ class Transaction:
 
     client: Client
     mail_from: Address | None
-    smtputf8: bool
     recipients: list[tuple[Recipient, object]]
     body: Body
     head: bytes
