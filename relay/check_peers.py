@@ -18,7 +18,8 @@ from relay.core.model import Address
 from relay.core.nexthop import NextHop
 from relay.dns import DnsError, Resolver
 from relay.smtp_out.connection import QUIT_TIME, NoReply
-from relay.smtp_out.handshake import Handshake, NoSession, Target
+from relay.smtp_out.handshake import Handshake, NoSession, Target, unverified
+from relay.smtp_out.sender import mx_hosts
 from relay.smtp_out.session import NO_SMTPUTF8, Session, Timeouts
 from webapi.guard import ForbiddenAddress, guarded_connector
 
@@ -37,17 +38,14 @@ async def next_hops(subject: Subject) -> list[Finding]:
     """A real conversation with everyone that mail is forwarded to, which ends before DATA."""
     config = subject.config
     resolver = Resolver([str(server) for server in config.dns.nameservers], timeout=config.dns.timeout)
-    opportunistic = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    opportunistic.check_hostname = False
-    opportunistic.verify_mode = ssl.CERT_NONE
     verified = await asyncio.to_thread(ssl.create_default_context)  # reads every authority of the system
-    handshake = Handshake(config.hostname, TIMEOUTS, verified, opportunistic)
+    handshake = Handshake(config.hostname, TIMEOUTS, verified, unverified())
     talks = []
     for hop, recipients in subject.recipients.items():
         for domain in sorted({address.domain for address in recipients}) if hop is None else [""]:
             chosen = [address for address in recipients if hop is not None or address.domain == domain]
             where = hop or _mx_of(domain, config.forward.mx_port)
-            ask = partial(_talk, handshake, resolver, where, hop is None, chosen)
+            ask = partial(_talk, handshake, resolver, config.hostname, where, hop is None, chosen)
             talks.append(_in_time(subject, _named(where, hop is None), ask))
     left = talks[MOST_HOPS:]
     for talk in left:
@@ -84,15 +82,21 @@ def _mx_of(domain: str, port: int) -> NextHop:
 
 
 async def _talk(
-    handshake: Handshake, resolver: Resolver, hop: NextHop, by_mx: bool, recipients: Sequence[Address]
+    handshake: Handshake,
+    resolver: Resolver,
+    hostname: str,
+    hop: NextHop,
+    by_mx: bool,
+    recipients: Sequence[Address],
 ) -> list[Finding]:
     what = _named(hop, by_mx)
     try:
-        targets = await _targets(resolver, hop, by_mx)
+        hosts = await mx_hosts(resolver, hop.host, hostname) if by_mx else [hop.host]
+        targets = await _targets(resolver, hop, hosts)
     except DnsError as error:
         return [Finding(FAIL, what, str(error), "see that the name is right and DNS answers")]
     if not targets:
-        return [Finding(FAIL, what, "has no address, or takes no mail", "see that the name is right")]
+        return [Finding(FAIL, what, "has no address", "see that the name is right")]
     problem = Finding(FAIL, what, "was not reached")
     for target in targets[:3]:
         try:
@@ -119,8 +123,7 @@ def in_clear(what: str, target: Target, encryption: str | None) -> list[Finding]
     return [Finding(WARN, what, text, "let it offer STARTTLS; smtp+starttls:// then insists on it")]
 
 
-async def _targets(resolver: Resolver, hop: NextHop, by_mx: bool) -> list[Target]:
-    hosts = (await resolver.mx(hop.host)).hosts if by_mx else (hop.host,)
+async def _targets(resolver: Resolver, hop: NextHop, hosts: Sequence[str]) -> list[Target]:
     return [
         Target(host, address, hop.port, hop.tls, hop.user, hop.password)
         for host in hosts[:3]

@@ -188,6 +188,16 @@ class TestNextHops:
             found = await self.asked(tmp_path, "", dns={"nameservers": [dns.address], "timeout": "1s"})
         assert [finding.level for finding in found] == [FAIL]
 
+    async def test_a_domain_whose_mx_is_this_host_itself_has_failed(self, tmp_path: Path) -> None:
+        async with SmtpSink() as sink, DnsServer({("example.test", "MX"): [f"10 {NAME}.", "20 localhost."]}) as dns:
+            settings = {
+                "dns": {"nameservers": [dns.address], "timeout": "1s"},
+                "forward": {"mx_port": int(sink.address.rpartition(":")[2])},
+            }
+            (finding,) = await self.asked(tmp_path, "", **settings)
+        assert (finding.level, "this host itself" in finding.text) == (FAIL, True)
+        assert sink.sessions == 0  # forwarding does not try those behind it either
+
     async def test_one_that_says_nothing_hides_nothing_of_the_others(self, tmp_path: Path) -> None:
         async with SmtpSink() as sink, SmtpSink(script={"connect": Hang()}) as silent:
             site = example_site()

@@ -153,6 +153,14 @@ class Handshake:
                 raise NoSession(Stage.AUTH, reply.code, text)
 
 
+def unverified() -> ssl.SSLContext:
+    """For opportunistic TLS (RFC 7435): any certificate is better than no encryption."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 async def _ask(connection: Connection, stage: Stage, command: bytes, timeout: float) -> Reply:
     if command:
         connection.write(command)

@@ -15,7 +15,7 @@ from relay.core.nexthop import NextHop
 from relay.core.outcome import Stage, classify
 from relay.dns import DnsError, Resolver
 from relay.smtp_out.connection import QUIT_TIME, Connection
-from relay.smtp_out.handshake import Handshake, NoSession, Target
+from relay.smtp_out.handshake import Handshake, NoSession, Target, unverified
 from relay.smtp_out.replies import printable
 from relay.smtp_out.session import Content, OnFinalDot, Session, Timeouts, Verdict
 from relay.smtp_out.slots import Slots
@@ -87,7 +87,7 @@ class Sender:
         self._idle_timeout = idle_timeout
         self._max_kept = max_kept
         self._handshake = Handshake(
-            hostname, timeouts or Timeouts(), verified or ssl.create_default_context(), opportunistic or _unverified()
+            hostname, timeouts or Timeouts(), verified or ssl.create_default_context(), opportunistic or unverified()
         )
         self._destinations: dict[NextHop | str, _Destination] = {}
         self._kept: OrderedDict[Session, _Destination] = OrderedDict()  # the one unused for longest first
@@ -211,16 +211,7 @@ class Sender:
         """:raises DnsError: there is no host to try, with the reason."""
         if destination.next_hop is not None:
             return [destination.next_hop.host]
-        domain = destination.domain
-        answer = await self._resolver.mx(domain)
-        if answer.null:
-            raise DnsError(f"{domain} takes no mail (null MX, RFC 7505)")
-        # RFC 5321 §5.1: where we are an MX ourselves, only hosts that are preferred to us may be tried.
-        ours = min((preference for preference, host in answer.records if host == self._hostname), default=None)
-        hosts = [host for preference, host in answer.records if ours is None or preference < ours]
-        if not hosts:
-            raise DnsError(f"the MX of {domain} is this host itself: its mail needs a next hop")
-        return hosts[:MAX_ADDRESSES]
+        return (await mx_hosts(self._resolver, destination.domain, self._hostname))[:MAX_ADDRESSES]
 
     def _target(self, next_hop: NextHop | None, host: str, address: str) -> Target:
         if next_hop is None:
@@ -317,12 +308,20 @@ class Sender:
             self._retire(oldest)
 
 
-def _unverified() -> ssl.SSLContext:
-    """For opportunistic TLS (RFC 7435): any certificate is better than no encryption."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
+async def mx_hosts(resolver: Resolver, domain: str, hostname: str) -> list[str]:
+    """The hosts that ``hostname``, which is ours, may try for mail to ``domain``, in this order.
+
+    :raises DnsError: there is none, with the reason.
+    """
+    answer = await resolver.mx(domain)
+    if answer.null:
+        raise DnsError(f"{domain} takes no mail (null MX, RFC 7505)")
+    # RFC 5321 §5.1: where we are an MX ourselves, only hosts that are preferred to us may be tried.
+    ours = min((preference for preference, host in answer.records if host == hostname), default=None)
+    hosts = [host for preference, host in answer.records if ours is None or preference < ours]
+    if not hosts:
+        raise DnsError(f"the MX of {domain} is this host itself: its mail needs a next hop")
+    return hosts
 
 
 def _no_address(host: str) -> list[str]:
