@@ -310,9 +310,7 @@ class Forwarder:
         try:
             next_hop = self._next_hops.of(job.next_hop)
             address = parse(job.forward_to)
-            # Only with SMTPUTF8 are such addresses taken, and ours, which the next hop sees, are ASCII (RFC 6531 §3.4).
-            utf8 = not (job.mail_from + job.recipient).isascii()
-            content = replace(await self._content(job), utf8=utf8)
+            content = await self._content(job)
         except (SealError, ValueError, OSError, StoreUnavailable, LookupError) as error:
             return _not_sent(job, str(error))
         domain = parse(job.recipient).domain if "@" in job.recipient else self._hostname

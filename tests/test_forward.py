@@ -16,7 +16,7 @@ from relay.store.messages import Job
 from relay.store.schema import messages, paths
 from tests.dns_server import DnsServer
 from tests.parts import MAIL, PATIENCE, running_parts
-from tests.smtp_client import LONG_SENDER, SmtpClient
+from tests.smtp_client import LONG_SENDER
 from tests.smtp_sink import Close, Received, SmtpSink
 
 
@@ -49,22 +49,6 @@ async def test_the_bytes_received_follow_our_fields_unchanged(tmp_path: Path, si
         assert received.mail_from.startswith("SRS0=")
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
         assert (row["attribution"], row["claimed_number"], row["attempts"]) == ("claimed", "77", 1)
-
-
-@pytest.mark.parametrize("announced", [True, False])
-async def test_a_letter_that_came_with_smtputf8_goes_on_with_it_where_that_is_announced(
-    tmp_path: Path, sink: SmtpSink, announced: bool
-) -> None:
-    sink.extensions += ["SMTPUTF8"] * announced
-    wire = "From: Büro <büro@example.org>\r\nSubject: Grüße\r\n\r\nhallo\r\n".encode()
-    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
-        async with await SmtpClient.hello(parts.port) as client:
-            sender = "<büro@example.org> SMTPUTF8"
-            assert (await client.mail(wire + b".\r\n", "<sales@track.example.com>", sender=sender)).code == 250
-        (received,) = await sink.wait_for_messages(1)
-        assert (received.mail_parameters[-1] == "SMTPUTF8") is announced
-        assert received.mail_from.isascii()
-        assert received.wire.endswith(wire)
 
 
 async def test_our_fields_go_behind_an_mbox_line(tmp_path: Path, sink: SmtpSink) -> None:

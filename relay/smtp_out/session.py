@@ -50,13 +50,11 @@ class Content:
     ``prefix``: header fields to go before the stored message, ending in CR LF, or empty.
     ``size``: octets of the stored message; with the prefix it is announced as SIZE (RFC 1870; an estimate will do).
     ``chunks``: the stored message, or a function that opens it for reading; called at most once per attempt.
-    ``utf8``: it came with SMTPUTF8, and its header may be in UTF-8 (RFC 6532); it goes on so where that is announced.
     """
 
     prefix: bytes
     size: int
     chunks: bytes | Callable[[], AsyncIterator[bytes]]
-    utf8: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +170,7 @@ class Session:
             mail += f" SIZE={size}"
         if self._extensions.eightbitmime:
             mail += " BODY=8BITMIME"
-        if not (mail_from + recipient).isascii() or (content.utf8 and self._extensions.smtputf8):
+        if not (mail_from + recipient).isascii():
             mail += " SMTPUTF8"
         return f"{mail}\r\n".encode(), f"RCPT TO:<{recipient}>\r\n".encode()
 
