@@ -185,6 +185,8 @@ class Forwarder:
         """The clock went back (< 0: ahead): back-offs, and the time that mail is tried, end when they would have."""
         now = self._clock()
         for flight in self._flights.values():
+            if by > 0:  # a retry from now on is known by a later time than this
+                flight.job = replace(flight.job, due_at=min(flight.job.due_at, now))
             if by < 0 or flight.job.expires_at + flight.more_time - by > now:  # else it came since the clock was set
                 flight.more_time -= by
         if by > 0:
@@ -283,7 +285,7 @@ class Forwarder:
             except Exception as error:
                 log.exception("attempt failed unexpectedly", delivery=job.delivery_id, message=job.message_id)
                 outcome = _not_sent(job, type(error).__name__)
-            lasting = replace(job, expires_at=self._expires_at(flight))
+            lasting = replace(flight.job, expires_at=self._expires_at(flight))
             end = settle(lasting, outcome, started_at, self._clock(), _jitter())
             self.outcomes[outcome.kind.value] += 1
             self.durations.observe(end.finished_at - started_at)

@@ -19,7 +19,8 @@ log = structlog.get_logger()
 
 #: Seconds between two sweeps.
 INTERVAL = 3600.0
-#: Seconds until the first one: a clock that was wrong when the machine started has been set by then.
+#: Seconds until the first one: a clock that was wrong when the machine started has been set by then. Who starts the
+#: daemon more often than that keeps everything for ever.
 FIRST = 600.0
 #: Seconds that a body file must have been left alone before it may be an orphan. One of a message that is still being
 #: received or stored is none, however old (Bodies.names).

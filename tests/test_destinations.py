@@ -100,8 +100,8 @@ def test_a_probe_that_began_before_a_retry_does_not_undo_it(accounts: Destinatio
     assert not accounts.note("a", False, turn, NOW, 0.0)
     assert accounts.end("a", 1)
     assert accounts.capacity(["a"], NOW) == {"a": 1}
-    assert accounts.note("a", False, accounts.begin("a", 1), NOW, 0.0) == 1
-    assert accounts.next_tries(["a"]) == [NOW + 60]
+    assert accounts.note("a", False, accounts.begin("a", 1), NOW, 0.0) == 4
+    assert accounts.next_tries(["a"]) == [NOW + 600]
 
 
 def test_nor_do_those_that_were_under_way_when_it_went_down(accounts: Destinations) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from relay.core.address import parse
 from relay.core.attribution import ENOUGH_DELAYS, Delays
+from relay.core.model import Method
 from relay.store import retention, sites
 from relay.store.attribution import Evidence
 from relay.store.post import PostJob
@@ -30,6 +31,7 @@ from tests.store_fixtures import (
     pool_target,
     site,
     static,
+    target_of,
     world,
 )
 from webapi import replays
@@ -274,6 +276,19 @@ class TestKept:
             assert (await again(w, likely), await again(w, certain)) == (0, 0)
             assert [await found(w, likely), await found(w, certain)] == before
             assert await told(w) == []
+
+    async def test_an_address_that_has_become_static_keeps_whose_letter_was_inferred(self, tmp_path: Path) -> None:
+        plus = target_of(Method.PLUS, "help@example.com")
+        shop = site("shop", pool_target(), plus, webhooks=(asking(),))
+        async with world(tmp_path, shop) as w:
+            visit, helped = await w.shown("help@example.com")
+            await letter(w, helped)
+            message_id = await letter(w, f"info1@{TRACK}")
+            assert await found(w, message_id) == [("inferred", "sender/1", visit)]
+            left = pool_target("sales@example.com", f"info2@{TRACK}")
+            await w.declare(replace(shop, targets=(left, plus), statics=(static(f"info1@{TRACK}"),)))
+            assert await again(w, message_id) == 0
+            assert await found(w, message_id) == [("inferred", "sender/1", visit)]
 
     async def test_a_static_address_that_is_leased_now_keeps_what_it_said(self, tmp_path: Path) -> None:
         shop = site("shop", pool_target(), statics=(static(CARD),), webhooks=(asking(),))

@@ -27,7 +27,7 @@ HASTEN_AGAIN = 600.0
 class Breaker:
     """``not_before``: the latest time that a Retry-After has named, seconds since the epoch.
 
-    ``answered``: whether it has, since the start.
+    ``answered``: whether the webhook has answered well since the start.
     """
 
     failures: int = 0

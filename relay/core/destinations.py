@@ -2,7 +2,7 @@
 
     reached          failures = 0, all may go
     not reached      failures + 1, nothing before the back-off is over, then one message alone
-    to be retried    failures = 0, one message alone at once if it was down; what began before says no more that it is
+    to be retried    one message alone at once if it was down; what began before says no more that it is
 
 A destination is a domain, or a next hop with its login and kind of TLS (core/nexthop.py): a password that is refused
 or a certificate that is not trusted says nothing about who comes to the same host in another way.
@@ -150,9 +150,9 @@ class Destinations:
         return [self._known[name].down_until for name in names if name in self._known and self._known[name].down_until]
 
     def retry(self, now: float) -> None:
-        """Every back-off ends now, and the next one is a first one."""
+        """Every back-off ends now."""
         for known in self._known.values():
-            known.failures, known.down_until = 0, min(known.down_until, now)
+            known.down_until = min(known.down_until, now)
             known.turn += 1
 
     def clock_set_back(self, by: float) -> None:

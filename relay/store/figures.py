@@ -12,12 +12,18 @@ from relay.core.model import AttributionState
 from relay.core.sizing import Stay
 from relay.store.engine import Statement
 from relay.store.reader import Reader
+from relay.store.routes import NOBODY
 from relay.store.schema import bindings, deliveries, events, messages, posts, routes, visits
 
 _PERSON = func.coalesce(visits.c.device, "") != "bot"  # robots are given no address, and buy nothing
 _STAYS = Statement(
     select(visits.c.started_at, visits.c.last_seen_at)
-    .where(visits.c.site_id == bindparam("site"), visits.c.started_at >= bindparam("since"), _PERSON)
+    .where(
+        visits.c.site_id == bindparam("site"),
+        visits.c.started_at >= bindparam("since"),
+        _PERSON,
+        visits.c.number.not_like(f"{NOBODY}%"),
+    )
     .order_by(visits.c.started_at.desc())
     .limit(bindparam("most"))
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import structlog
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import and_, bindparam, func, or_, select, update
 from sqlalchemy import insert as insert_into
 
 from relay.core.backoff import JITTER, WEBHOOK_DELAYS, webhook_delay
@@ -84,11 +84,12 @@ _TRIED = (
     .limit(MOST_HASTENED)
 )
 TRIED = Statement(_TRIED)
-# Of a run before: its failures in a row are forgotten, and so is until when a Retry-After has put something off.
+# Of a run before, what says that the receiver was ill (webapi/breaker.py); until when a 503 has put something off is
+# forgotten, too.
 TRIED_BEFORE = Statement(
     _TRIED.where(
         posts.c.claimed_until < bindparam("before"),
-        func.coalesce(posts.c.status, 0).not_in([429, 503]),
+        or_(posts.c.status.is_(None), and_(posts.c.status >= 500, posts.c.status != 503)),
         ~select(post_attempts.c.id)
         .where(post_attempts.c.post_id == posts.c.id, post_attempts.c.started_at >= bindparam("before"))
         .exists(),

@@ -2,8 +2,8 @@
 
 What the message was attributed to before may have been forgotten since, by age or by request; then its bindings are
 gone as well, and a new look would find less than the old one. Such a delivery keeps what was found when it came, and so
-does one whose address was retired since, has changed between pool and static, or was another site's meanwhile; and one
-whose site's tracking is off now.
+does one whose address was retired since, has changed between pool and static, or was another site's meanwhile (of which
+nothing was said may still find a label); and one whose site's tracking is off now.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _may_say(route: Route, address: str, delivery: _Delivery) -> bool:
         return False
     said = delivery.attribution
     is_static, was_static = route.kind is RouteKind.STATIC, said.method == rules.STATIC_METHOD
-    if is_static and not was_static and said.state in (AttributionState.EXACT, AttributionState.LIKELY):
+    if is_static and not was_static and said.state is not AttributionState.NONE:
         return False
     return address != delivery.recipient or (route.id == delivery.route_id and (is_static or not was_static))
 

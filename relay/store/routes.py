@@ -15,6 +15,9 @@ from relay.store.engine import Row, Statement, Tx
 from relay.store.reader import Reader
 from relay.store.schema import bindings, routes, sites, targets, visits
 
+#: Begins the number of what is no visit but keeps that somebody held an address. Those of visits are digits, and an
+#: erased one has its own id.
+NOBODY = "-r"
 #: Routes, and addresses known to have none, kept in memory.
 CACHED = 65_536
 #: Seconds for which an address that another site had is not leased: its visitors may still write to it.
@@ -172,7 +175,7 @@ def _keep_holding(tx: Tx, route_id: int, target_id: int, held: Row, now: float) 
     visit_id = tx.insert(
         _SOMEBODY,
         site_id=site_id,
-        number=f"-r{route_id}",  # no visit has it: theirs are digits, and those that were erased have their own id
+        number=f"{NOBODY}{route_id}",
         own=0,
         started_at=begun,
         last_seen_at=min(ended, now),
