@@ -61,7 +61,7 @@ class PayloadVisit:
 # key, what it promises, the reference's example
 _FIELDS: tuple[tuple[str, str, str | None], ...] = (
     ("id", "Unique number of this message, decimal. The same over retries and replays.", "111"),
-    ("email_id", "Number of the message in its mailbox (IMAP), else our own stable id.", "222"),
+    ("email_id", "Our own number of this message, which never changes: the same as id.", "222"),
     (
         "visit_id",
         "Number of the visit the message came from, decimal. Set and every other visit field null: the sender's "
