@@ -15,6 +15,11 @@ from relay.dns import DnsError, DomainNotFound, Resolver
 #: Domains that are looked at.
 MOST_DOMAINS = 50
 
+_LEAVE_MX = (
+    "do not move its MX: give substitutes a subdomain of their own, or let its mail server pass their mail on to this "
+    "one with the recipient unchanged (a redirect or alias is not enough)"
+)
+
 
 async def names(subject: Subject) -> list[Finding]:
     """The look-ups a sender's server makes of us, and a receiver's."""
@@ -31,7 +36,12 @@ async def names(subject: Subject) -> list[Finding]:
     groups = await asyncio.gather(
         _reverse(subject, records, addresses),
         *(_mx(subject, resolver, domain, addresses) for domain in domains[:MOST_DOMAINS]),
-        *(_spf(records, domain, addresses) for domain in domains[:MOST_DOMAINS]),
+        # Which servers send the mail of people is not for us to say.
+        *(
+            _spf(records, domain, addresses)
+            for domain in domains[:MOST_DOMAINS]
+            if domain not in subject.mailbox_domains
+        ),
     )
     for group in groups:
         found += group
@@ -64,7 +74,8 @@ def _outside(subject: Subject, what: str, text: str, hint: str) -> Finding:
 
 async def _mx(subject: Subject, resolver: Resolver, domain: str, ours: list[str]) -> list[Finding]:
     what, hostname = f"MX of {domain}", subject.config.hostname
-    hint = f"add: {domain}. MX 10 {hostname}."
+    has_mailboxes = domain in subject.mailbox_domains
+    hint = _LEAVE_MX if has_mailboxes else f"add: {domain}. MX 10 {hostname}."
     try:
         answer = await resolver.mx(domain)
     except DomainNotFound as error:
@@ -83,6 +94,9 @@ async def _mx(subject: Subject, resolver: Resolver, domain: str, ours: list[str]
                 return [Finding(OK, what, f"{hosts}, which is this server by its address")]
         except DnsError:
             continue  # some other host's trouble
+    if has_mailboxes:  # whether its server passes mail on is not to be seen from here
+        text = f"{hosts}, not {hostname}: real mailboxes are here, and mail for substitutes has to be passed on"
+        return [Finding(WARN, what, text, hint)]
     return [_outside(subject, what, f"{hosts}, not {hostname}: mail for substitutes does not come here", hint)]
 
 

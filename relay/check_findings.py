@@ -51,6 +51,11 @@ class Subject:
         """Whether mail from outside can reach us without another server in front."""
         return any(isinstance(endpoint, str) or not endpoint.loopback for endpoint in self.config.smtp.listen)
 
+    @property
+    def mailbox_domains(self) -> set[str]:
+        """Those of real addresses: their MX takes the mail of people."""
+        return {address.domain for addresses in self.recipients.values() for address in addresses}
+
     def forwards(self, address: Address, next_hop: str | None) -> None:
         """Mail for the real ``address`` goes to its own ``next_hop``, to the configured one, or by MX."""
         url = next_hop or self.config.forward.next_hop

@@ -251,6 +251,19 @@ class TestNames:
         (policy,) = re.findall(r'"(v=spf1 [^"]+)"', hint)
         assert f"`{policy}`" in (ROOT / "docs" / "deliverability.md").read_text()
 
+    @pytest.mark.parametrize(("mx", "level"), [(["10 mail.firm.test."], WARN), (["0 ."], FAIL)])
+    async def test_nobody_is_told_to_move_the_mail_of_real_mailboxes(
+        self, tmp_path: Path, mx: list[str], level: str
+    ) -> None:
+        site = example_site(target=[{"address": "sales@firm.test", "pool": ["info1@firm.test"]}])
+        table: Table = GOOD | {("firm.test", "MX"): mx, ("firm.test", "TXT"): ['"v=spf1 ip6:2001:db8::1 ~all"']}
+        found = await names(tmp_path, table, site=[site], forward={"next_hop": "smtp://mail.firm.test:25"}, **OUTSIDE)
+        finding = only(found, "MX of firm.test")
+        assert finding.level == level
+        assert "recipient unchanged" in finding.hint
+        advice = " ".join(f"{one.what}: {one.hint}" for one in found)
+        assert not any(words in advice for words in ("MX 10", "-all", "SPF of firm.test"))
+
     async def test_a_server_on_loopback_is_only_warned_of_what_concerns_mail_from_outside(self, tmp_path: Path) -> None:
         found = await names(tmp_path, without((NAME, "A"), ("track.test", "MX"), ("track.test", "TXT")))
         assert only(found, A).level == WARN
