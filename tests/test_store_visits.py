@@ -101,6 +101,15 @@ class TestTouches:
         assert await row(w, "9001", "own", "first_visit") == (0, own)
         assert (await touches(w))[1][1:] == (1, 1)
 
+    async def test_another_counters_number_that_comes_while_the_page_is_open_came_from_where_the_page_did(
+        self, w: World
+    ) -> None:
+        own = await view(w, page=ADS, referrer=SEARCHED)
+        assert await view(w, "9001", ADS, referrer=SEARCHED, first_visit=own) == "9001"
+        names = "mark", "marker", "channel", "referrer", "landing_page", "first_visit"
+        assert await row(w, "9001", *names) == await row(w, own, *names)
+        assert await row(w, "9001", "mark") == ("ads_1",)
+
     async def test_another_counters_new_number_goes_on_from_its_own_last(self, w: World) -> None:
         await view(w, "9001", page=ADS)
         await view(w, "9002", first_visit="9001")

@@ -268,3 +268,21 @@ async def test_a_page_full_of_additional_addresses_is_looked_over_once_more_and_
         await page.goto("/", timeout=5000)
         await bound(page)
         assert await page.inner_text("p") == f"{SHOWN} constructor"
+
+
+async def test_a_number_that_another_counter_gives_late_is_bound_at_once_from_the_same_page(browser: Browser) -> None:
+    async with serving(f"<p>{SALES}</p>", cookie="roistat_visit") as site, visiting(browser, site) as page:
+        site.answer = lambda body: BOUND | {"visit": body.get("visit", BOUND["visit"])}
+        await page.clock.install()
+        await page.goto("/?utm_source=ads")
+        await bound(page)
+        await page.evaluate("document.cookie = 'roistat_visit=9001; path=/'")
+        await page.mouse.move(50, 50)
+        second = await site.bound(2)
+        assert (second["visit"], second["ours"], second["page"]) == ("9001", False, f"{site.url}/?utm_source=ads")
+        await page.wait_for_function("mailtrack.visit === '9001'")
+        await page.mouse.move(60, 60)
+        await page.clock.run_for(5000)
+        await quiet(page)
+        assert len(site.binds) == 2
+        assert (await cookies(page.context))["mailtrack_visit"] == "9001"

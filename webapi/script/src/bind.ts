@@ -4,7 +4,7 @@ import { api, consent, on } from "./api";
 import { tell } from "./events";
 import { fresh, lapsed, lease, onPage, targets } from "./lease";
 import { scan } from "./page";
-import { forget, keep, keptMapping, known, leads, type Mapping } from "./visit";
+import { forget, keep, keptMapping, known, leads, renumbered, type Mapping } from "./visit";
 
 const enum Milliseconds {
   Patience = 3000,
@@ -53,7 +53,8 @@ export function check(person?: boolean) {
   const early = document.readyState === "loading" || (SETTINGS.lazy && !interacted);
   const unseen = document.hidden && soonest; // a page that opens in the background is bound once
   if (busy || early || unseen || !on()) return;
-  timer = setTimeout(bind, Math.max(soonest, fresh ? 0 : due) - Date.now());
+  // Another counter's number comes late: its visit began on this page, which only a bind from here can say.
+  timer = setTimeout(bind, Math.max(soonest, fresh || renumbered() ? 0 : due) - Date.now());
 }
 
 /** JSON.stringify leaves out what is undefined. */

@@ -28,17 +28,22 @@ export function cookie(name: string | undefined, value: string): string | undefi
 }
 
 const own = () => cookie(VISIT, NUMBER);
-const current = () => cookie(SETTINGS.cookie, NUMBER) || own();
+const other = () => cookie(SETTINGS.cookie, NUMBER);
+const current = () => other() || own();
 /** Whether no other tab has begun a later visit, which the cookie is of then. */
 export const leads = () => !api.visit || own() === api.visit;
 
+/** The other counter's number, as the last bind said it. */
+let said: string | undefined;
+export const renumbered = () => other() !== said;
+
 /** What a bind says about the browser; JSON leaves out what is not known. */
 export function known() {
-  const other = cookie(SETTINGS.cookie, NUMBER);
+  said = other();
   return {
     // Another tab may have begun another visit meanwhile; this one goes on with its own.
-    visit: other || api.visit || own(),
-    ours: !other,
+    visit: said || api.visit || own(),
+    ours: !said,
     first_visit: cookie(FIRST, NUMBER),
     google_client_id: cookie("_ga", "[^;]+\\.(\\d+\\.\\d+)"),
     ym_uid: cookie("_ym_uid", "(\\d+)"),

@@ -1,7 +1,7 @@
 import { beforeEach, describe, expect, test, vi } from "vitest";
 import { api } from "../src/api";
 import type { Settings } from "../src/settings";
-import { cookie, forget, keep, keptMapping, known, leads } from "../src/visit";
+import { cookie, forget, keep, keptMapping, known, leads, renumbered } from "../src/visit";
 
 const settings = SETTINGS as { -readonly [Key in keyof Settings]: Settings[Key] };
 const MAPPING = { visit: "12", shown: { "sales@example.com": "a1@track.example.com" }, end: 5000, mails: 2 };
@@ -82,6 +82,17 @@ describe("what a bind says of the browser", () => {
     jar = "_ym_uid=1600000000123; roistat_marker=google_cpc%20x";
     expect(said()).toMatchObject({ ym_uid: "1600000000123", marker: "google_cpc%20x" });
   });
+});
+
+test("another counter's number may be another than the last bind said", () => {
+  settings.cookie = "roistat_visit";
+  known();
+  for (const text of ["roistat_visit=99", "roistat_visit=100", ""]) {
+    jar = text;
+    expect(renumbered()).toBe(true);
+    known();
+    expect(renumbered()).toBe(false);
+  }
 });
 
 test("a later visit of another tab shows in the cookie, and so does that there is none any more", () => {
