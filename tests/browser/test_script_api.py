@@ -133,7 +133,9 @@ async def test_a_counter_that_is_announced_makes_its_object_itself_and_one_witho
     async with serving(PAGE, tag=after(early)) as site, opened(browser, site) as page:
         assert await page.evaluate("seen") == "undefined"
     async with serving(PAGE, tag=after(there)) as site, opened(browser, site) as page:
-        assert await page.evaluate("[roistat === theirs, roistat.emailtracking]") == [True, {"enabled": True}]
+        assert await page.evaluate("[roistat === theirs, roistat.emailtracking.enabled]") == [True, True]
+        await page.evaluate("roistat.emailtracking.refresh()")
+        await site.bound(2)
     async with serving(PAGE, tag=after("roistat = Object.freeze({visit: 5})")) as site, opened(browser, site) as page:
         assert await page.inner_text("p") == SHOWN
 

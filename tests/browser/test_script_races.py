@@ -286,3 +286,24 @@ async def test_a_number_that_another_counter_gives_late_is_bound_at_once_from_th
         await quiet(page)
         assert len(site.binds) == 2
         assert (await cookies(page.context))["mailtrack_visit"] == "9001"
+
+
+@pytest.mark.parametrize(
+    ("hook", "expected"),
+    [
+        pytest.param("", [SHOWN, SHOWN], id="none"),
+        pytest.param("onRoistatModuleLoaded = () => {}", [SALES, SHOWN], id="on"),
+        pytest.param("onRoistatModuleLoaded = () => { roistat.emailtracking.enabled = false }", [SALES] * 2, id="off"),
+    ],
+)
+async def test_what_the_tab_remembers_waits_for_the_hook_that_may_switch_us_off(
+    browser: Browser, hook: str, expected: list[str]
+) -> None:
+    async with serving(f"<p>{SALES}</p>") as site, opened(browser, site) as page:
+        # What stands there as soon as it is parsed, and as soon as the hook was called: nothing is answered by then.
+        noting = """<script>seen = [document.querySelector('p').textContent];
+            addEventListener('DOMContentLoaded', () => seen.push(document.querySelector('p').textContent));</script>"""
+        head = f"<script>{hook}</script><script src='/mailtrack.js'></script>"
+        site.pages["/later"] = html(f"<p>{SALES}</p>{noting}", "", head)
+        await page.goto("/later")
+        assert await page.evaluate("seen") == expected

@@ -89,7 +89,7 @@ declare global {
     onRoistatModuleLoaded?: () => void;
     /** Set by the reference's counter. */
     roistatProjectId?: unknown;
-    /** The reference's object; `emailtracking.enabled = false` is honoured at any time. */
-    roistat?: { emailtracking?: { enabled?: boolean } };
+    /** The reference's object; `enabled = false` is honoured at any time, `refresh` is `mailtrack`'s. */
+    roistat?: { emailtracking?: { enabled?: boolean; refresh?: () => void } };
   }
 }

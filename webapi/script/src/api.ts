@@ -21,3 +21,6 @@ export const on = () =>
   !document.prerendering &&
   api.enabled &&
   window.roistat?.emailtracking?.enabled !== false;
+
+/** The reference's hook, which may switch us off, is still to be called: whoever calls it makes the object before. */
+export const undecided = () => window.onRoistatModuleLoaded && !window.roistat;

@@ -1,6 +1,6 @@
 /** The request that says which visit this is and which addresses it shows: when, what, and what its answer means. */
 import type { Answer } from "../mailtrack";
-import { api, consent, on } from "./api";
+import { api, consent, on, undecided } from "./api";
 import { tell } from "./events";
 import { fresh, lapsed, lease, onPage, targets } from "./lease";
 import { scan } from "./page";
@@ -17,9 +17,9 @@ const enum Most {
 }
 
 let busy = false;
-/** When the next bind is due; and before when there is none, whatever appears on the page. */
+/** When the next bind is due; and before when there is none, whatever appears on the page: 0 until the first begins. */
 let due = 0;
-let soonest = 0;
+export let soonest = 0;
 let timer: number;
 /** A person has moved, typed or scrolled: not a machine that only loads pages. */
 let interacted: true | undefined;
@@ -33,7 +33,7 @@ let mails: number;
  * are off, and binds as soon as may be.
  */
 export function refresh() {
-  const mapping: Partial<Mapping> = (on() && keptMapping()) || {};
+  const mapping: Partial<Mapping> = (on() && !undecided() && keptMapping()) || {};
   api.visit = mapping.visit || null;
   mails = mapping.mails!;
   lease({}, mapping.shown, mapping.end);

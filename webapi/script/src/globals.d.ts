@@ -11,5 +11,5 @@ declare global {
   function gtag(command: "event", name: string): void;
   const dataLayer: { push(what: unknown): void };
   function ym(counter: number, method: "reachGoal", goal: string): void;
-  const roistat: { emailtracking?: { enabled?: boolean } };
+  const roistat: NonNullable<Window["roistat"]>;
 }

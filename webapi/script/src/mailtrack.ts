@@ -2,7 +2,7 @@
 import type { QueueEntry } from "../mailtrack";
 import { api, consent, refused } from "./api";
 import { attempt } from "./attempt";
-import { check, refresh } from "./bind";
+import { check, refresh, soonest } from "./bind";
 import { listen, tell } from "./events";
 import { addTargets, lapsed, lastShown, swapped } from "./lease";
 import { add, kept, watch } from "./page";
@@ -49,7 +49,7 @@ function standIn() {
     hooks.push("onRoistatModuleLoaded");
   }
   // Fails, as an attempt, as long as that counter is not there.
-  roistat.emailtracking = roistat.emailtracking || { enabled: true };
+  roistat.emailtracking = roistat.emailtracking || { enabled: true, refresh };
 }
 
 /** Before a click or copy is carried out, nothing stale may be left on the page; then those who want to are told. */
@@ -69,11 +69,13 @@ function act(event: Event) {
   if (lastShown) tell(type as "click" | "copy", lastShown, "mailtrack_" + type);
 }
 
-/** The page is complete, hidden, or seen again. */
+/** The page begins, is complete, hidden, or seen again. */
 function carryOn() {
   attempt(standIn);
   callHooks();
-  check();
+  // Until something is bound: what the tab remembers may have had to wait for the reference's hook.
+  if (soonest) check();
+  else refresh();
 }
 
 function listenTo(types: string, listener: (event: any) => void) {
@@ -98,9 +100,7 @@ if (!api.refresh) {
   watch(() => check());
   push(...queue);
   if (refused) forget();
-  attempt(standIn);
-  callHooks();
-  refresh();
+  carryOn();
   listenTo("DOMContentLoaded visibilitychange pageshow", carryOn);
   // Opened after it was only prerendered, or back from the browser's cache of pages; else a pageshow says false.
   listenTo("prerenderingchange pageshow", (event) => event.persisted !== false && refresh());
