@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -19,9 +20,11 @@ from click.testing import CliRunner, Result
 
 from relay.cli import backup as backup_command
 from relay.cli import migrate as migrate_command
+from relay.cli.history import STATES
 from relay.cli.root import cli
 from relay.store import damage, migrate
 from tests.daemon import BASE, ROOT, Daemon, DaemonFailed, entry_of, environment, example_site, merged, relay, toml
+from webapi.messages import State
 
 Run = Callable[..., Result]
 
@@ -83,6 +86,9 @@ class TestHelp:
     def test_the_version_is_told(self) -> None:
         assert CliRunner().invoke(cli, ["--version"]).output.startswith("visit-relay")
 
+    def test_the_history_has_the_states_of_the_api(self) -> None:
+        assert get_args(State) == STATES
+
 
 class TestWrongUse:
     @pytest.mark.parametrize(
@@ -118,6 +124,8 @@ class TestWrongUse:
             ["user", "create", "ann", "--site", "a b"],
             ["user", "change", "ann"],
             ["history", "--since", "yesterday"],
+            ["history", "--state", "held"],
+            ["history", "--visit", "abc"],
             ["history", "--json", "--csv"],
         ],
         ids=" ".join,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from relay.cli.settings import config_option, load
+from relay.cli.settings import VISIT_NUMBER, config_option, load
+from relay.core.model import DeliveryState
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 #: Messages read at once.
 PAGE = 500
 CSV_COLUMNS = ("id", "received_at", "sender", "receivers", "visit", "attribution", "deal", "subject", "state", "size")
+#: The API's (webapi/messages.py, which takes long to import).
+STATES = (*(state.value for state in DeliveryState), "collected")
 
 
 class Moment(click.ParamType[float, float]):
@@ -47,10 +50,10 @@ class Moment(click.ParamType[float, float]):
 
 @click.command()
 @click.option("--site", help="Messages to this site.")
-@click.option("--visit", help="Messages of the visit with this number.")
+@click.option("--visit", type=VISIT_NUMBER, help="Messages of the visit with this number.")
 @click.option("--sender", help="Messages from this address.")
 @click.option("--q", "query", help="Messages with these words in subject, addresses or text.")
-@click.option("--state", help="Messages in this state: queued, deferred, forwarded, failed, …")
+@click.option("--state", type=click.Choice(STATES), help="Messages in this state; failed are those that are held.")
 @click.option("--since", type=Moment(), help='Received from then on: "2026-01-31", "2026-01-31T08:00" or "24h".')
 @click.option("--until", type=Moment(), help="Received before then.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
@@ -92,12 +95,9 @@ async def _items(config: Config, limit: int, wanted: dict[str, Any]) -> AsyncGen
 
 
 def _filter(wanted: dict[str, Any]) -> dict[str, Any]:
-    from relay.core.model import fold
+    from webapi.messages import folded
 
-    sender = wanted["sender"]
-    if sender is not None:
-        local, _, domain = sender.rpartition("@")
-        sender = f"{fold(local)}@{domain.lower()}" if local else sender  # as senders are stored
+    sender = None if wanted["sender"] is None else folded(wanted["sender"])
     return {name: wanted[name] for name in ("visit", "query", "state", "since", "until")} | {"sender": sender}
 
 
