@@ -187,6 +187,14 @@ class TestTargets:
             await p.world.declare()
             assert "No sites yet" in words(await p.get(HERE))
 
+    async def test_before_there_is_a_target_the_visits_tell_how_large_a_pool_is_needed(self, tmp_path: Path) -> None:
+        async with pages(tmp_path, site("bare")) as p:
+            assert "Nobody came in the last 3 days" in words(await p.get(HERE))
+            p.world.pass_time(KEPT)
+            await visited(p, 400, "bare")
+            said = words(await p.get(HERE))
+            assert "By the 400 visits of the last 3 days we recommend a pool of 15 addresses." in said
+
 
 class TestAdvice:
     async def test_a_pool_that_is_too_small_says_by_how_much_and_grows_by_one_click(self, p: Pages) -> None:

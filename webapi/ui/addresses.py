@@ -17,7 +17,7 @@ from relay.store import addresses
 from relay.store.addresses import Latest, Letter, Row, State
 from relay.store.directory import SiteView, TargetView
 from webapi import sites as site_verbs
-from webapi.advisor import ATTENDANCE, Attendance
+from webapi.advisor import ATTENDANCE, USUAL_LEASE, Attendance
 from webapi.auth import Role, visible_site
 from webapi.problems import Problem, not_found
 from webapi.site_models import MOST_ADDRESSES
@@ -205,16 +205,19 @@ async def _page(
     count: str = "",
     text: str | None = None,
 ) -> web.StreamResponse:
-    advised = listed = minted = None
+    advised = listed = minted = expected = None
+    reader, now, advisor = view.context.store.reader, view.context.clock(), view.context.advisor
     fullness: list[Fullness] = []
+    if site is not None and target is None:
+        expected = (await advisor.attendance(reader, site.id, USUAL_LEASE, now)).advice
     if site is not None and target is not None:
-        latest = await view.context.advisor.letters(view.context.store.reader, site.id, view.context.clock())
+        latest = await advisor.letters(reader, site.id, now)
         fullness = await _fullness(view, site, latest)
         counts = next(found.counts for found in fullness if found.target is target)
         if target.method is Method.POOL:
             advised = await _advice(view, site, target)
         if target.domain is not None and target.method is not Method.PLUS:
-            minted = await addresses.minted(view.context.store.reader, target.id, view.context.clock())
+            minted = await addresses.minted(reader, target.id, now)
         if counts or target.method is Method.POOL:
             listed = await _list(view, site, target, counts, latest)
     return render(
@@ -226,6 +229,7 @@ async def _page(
         target=target,
         fullness=fullness,
         advised=advised,
+        expected=expected,
         minted=minted,
         listed=listed,
         problem=problem,
