@@ -32,8 +32,9 @@ PATIENCE = 60.0
 class Subject:
     """``recipients``: real addresses by the next hop that takes their mail, None for their domain's MX.
 
-    ``domains`` are those of substitutes. ``webhooks``: (site, URL) and why it is disabled, None for an enabled one.
-    ``revision`` is the database's schema, None without a database. ``patience``: seconds for any check in all.
+    ``domains`` are those of substitutes, ``origins`` those of sites. ``webhooks``: (site, URL) and why it is disabled,
+    None for an enabled one. ``revision`` is the database's schema, None without a database. ``patience``: seconds for
+    any check in all.
     """
 
     config: Config
@@ -43,6 +44,7 @@ class Subject:
     is_unusable: bool = False  # the database
     newest_message: float = 0.0
     domains: set[str] = field(default_factory=set)
+    origins: set[str] = field(default_factory=set)
     recipients: dict[NextHop | None, set[Address]] = field(default_factory=lambda: defaultdict(set))
     webhooks: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
@@ -72,6 +74,7 @@ async def gather(config: Config, now: float, patience: float = PATIENCE) -> tupl
             subject.forwards(target.forward_to or target.address, target.next_hop)
             subject.domains.update(filter(None, (target.domain, *(address.domain for address in target.pool))))
         subject.domains.update(static.address.domain for static in site.statics)
+        subject.origins.update(site.origins)
         subject.webhooks.update({(site.name, hook.url): _why(hook.enabled, None) for hook in site.webhooks})
     path = config.data_dir / DATABASE
     try:
@@ -98,6 +101,7 @@ async def _from_database(subject: Subject) -> None:
         await reader.close()
     for site in sites.by_id.values():
         if not site.declared:  # a declared one stands in relay.toml, which counts from the next start on
+            subject.origins.update(site.origins)
             for target in site.targets:
                 _add(subject, target)
         # Its state lives in the database, whoever declared it.

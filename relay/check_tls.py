@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
 from relay.check_findings import FAIL, OK, WARN, Finding, Subject
+from relay.config.fields import is_ip
 from relay.tls import TlsFiles
 
 #: Days before its end from which a certificate should have been renewed.
@@ -19,7 +21,10 @@ RENEW_BEFORE = 14
 
 
 async def certificates(subject: Subject) -> list[Finding]:
-    """Whether they load, name this server, and are good for a while; or a web server that has one is named."""
+    """Whether they load, name this server, and are good for a while; or a web server that has one is named.
+
+    And whether our public address is one that browsers can use.
+    """
     config, found = subject.config, []
     for section, files, name in (
         ("smtp", (config.smtp.tls_cert, config.smtp.tls_key), config.hostname),
@@ -32,7 +37,22 @@ async def certificates(subject: Subject) -> list[Finding]:
             found.append(Finding(WARN, "smtp.tls_cert", "none: mail comes in clear", "set smtp.tls_cert and tls_key"))
         elif section == "http" and urlsplit(config.http.public_url).scheme == "https":
             found += _in_front(subject)
-    return found
+    return found + _public_url(subject)
+
+
+def _public_url(subject: Subject) -> list[Finding]:
+    url = urlsplit(subject.config.http.public_url)
+    what, host = "http.public_url", url.hostname or ""
+    hint = "name the web server in front as browsers reach it, such as https://track.example.com (docs/operations.md)"
+    if host == "localhost" or (is_ip(host) and ip_address(host).is_loopback):
+        if not subject.beyond_loopback:
+            return []  # a trial
+        return [Finding(FAIL, what, f"{host} is this machine alone: no visitor and no CRM reaches us there", hint)]
+    secure = [origin for origin in subject.origins if origin.startswith("https:")]
+    if url.scheme == "http" and secure:
+        text = f"http, and browsers load no script by it into pages of {min(secure)}"
+        return [Finding(WARN, what, text, hint)]
+    return []
 
 
 def _in_front(subject: Subject) -> list[Finding]:

@@ -291,7 +291,15 @@ class TestCommand:
         }
 
     async def test_beside_the_daemon_it_tests_the_sites_of_the_database_too(self, tmp_path: Path) -> None:
-        async with SmtpSink() as sink, DnsServer(GOOD) as dns, Daemon(tmp_path, self.settings(sink, dns)) as daemon:
+        outside: dict[str, Any] = {
+            "http": {"public_url": "http://track.test"},
+            "site": [example_site(origins=["http://www.example.test"])],
+        }
+        async with (
+            SmtpSink() as sink,
+            DnsServer(GOOD) as dns,
+            Daemon(tmp_path, self.settings(sink, dns) | outside) as daemon,
+        ):
             words = ("target", "add", "shop", "sales@shop.test", "--domain", "track.shop.test", "--next-hop")
             for arguments in (
                 ("site", "add", "shop", "--origin", "https://www.shop.test"),
@@ -306,7 +314,7 @@ class TestCommand:
         assert result.returncode == 1
         assert {("daemon", OK), ("database", OK), (MX, OK), ("webhook of shop", FAIL)} <= found
         assert "sales@shop.test: 250" in text
-        assert ("MX of track.shop.test", WARN) in found
+        assert {("MX of track.shop.test", WARN), ("http.public_url", WARN)} <= found
 
     async def test_warnings_alone_are_no_failure_and_every_line_says_what_to_do(self, tmp_path: Path) -> None:
         async with SmtpSink() as sink, DnsServer(without((NAME, "A"))) as dns:

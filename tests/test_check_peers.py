@@ -91,6 +91,32 @@ class TestCertificates:
         found = await findings(check_tls.certificates, configured(tmp_path, {"http": http}))
         assert [(finding.what, finding.level) for finding in found] == expected
 
+    @pytest.mark.parametrize(
+        ("settings", "levels"),
+        [
+            ({"smtp": {"listen": ["0.0.0.0:2525"]}}, [FAIL]),
+            ({"smtp": {"listen": ["0.0.0.0:2525"]}, "http": {"public_url": "http://localhost/mail"}}, [FAIL]),
+            ({"smtp": {"listen": ["0.0.0.0:2525"]}, "http": {"public_url": f"https://{NAME}"}}, []),
+            ({"site": [example_site()]}, []),
+            ({"site": [example_site()], "http": {"public_url": f"http://{NAME}"}}, [WARN]),
+            ({"site": [example_site()], "http": {"public_url": f"https://{NAME}"}}, []),
+            (
+                {
+                    "site": [example_site(origins=["http://www.example.test"])],
+                    "http": {"public_url": f"http://{NAME}"},
+                },
+                [],
+            ),
+        ],
+    )
+    async def test_the_public_address_must_be_one_that_browsers_use(
+        self, tmp_path: Path, settings: dict[str, Any], levels: list[str]
+    ) -> None:
+        found = await findings(check_tls.certificates, configured(tmp_path, settings))
+        about = [finding for finding in found if finding.what == "http.public_url"]
+        assert [finding.level for finding in about] == levels
+        assert all(finding.hint for finding in about)
+
 
 class TestNextHops:
     async def asked(self, tmp_path: Path, next_hop: str, **settings: Any) -> list[Finding]:

@@ -42,7 +42,11 @@ CHECKS = (
     Check("clock", "Clock", "Whether the time is believable, and something keeps it right."),
     Check("geoip", "City and country", "Whether visits get a place, and from how old a file."),
     Check("daemon", "Daemon", "Whether it runs, and where it listens."),
-    Check("tls", "TLS certificates", "Whether they load, name this server, last and are trusted; or a proxy has one."),
+    Check(
+        "tls",
+        "TLS certificates",
+        "Whether they load, name this server, last and are trusted, or a proxy has one; and public_url.",
+    ),
     Check("dns", "DNS", "Our name (A, AAAA) and its reverse (PTR); MX and SPF of every domain of substitutes."),
     Check("next_hops", "Next hops", "A conversation with every server that mail goes to, up to RCPT; none is sent."),
     Check("webhooks", "Webhooks", "Whether every receiver is reached, by the same guard as posts; nothing is posted."),
