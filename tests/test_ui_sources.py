@@ -62,6 +62,11 @@ def _text(markup: str) -> str:
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", markup))).strip()
 
 
+def _tiles(answer: Answer) -> str:
+    """The figures at the top, as a person reads them."""
+    return _text(re.findall(r'<nav class="tiles".*?</nav>', answer.text, re.DOTALL)[0])
+
+
 def _letters(answer: Answer) -> int:
     """How many letters the History lists."""
     return len(set(re.findall(r'href="/ui/messages/(\d+)"', answer.text)))
@@ -119,7 +124,7 @@ class TestTable:
         ((name, visits, enquiries, shares, conversion, dealt, likely_deals, *_),) = table(await p.get(PATH))
         assert (name, visits, enquiries, shares, conversion) == ("fb", "1", "1", "1", "100 %")
         assert (dealt, likely_deals) == ("0", "1")
-        tiles = _text(re.findall(r'<nav class="tiles".*?</nav>', (await p.get(PATH)).text, re.DOTALL)[0])
+        tiles = _tiles(await p.get(PATH))
         assert tiles == (
             "Visits 1 Enquiries 1 beside them 1 only likely Deals 0 beside them 1 only likely "
             "Conversion 100 % enquiries by visits 200 % with those only likely Half write within a minute "
@@ -213,6 +218,26 @@ class TestChoices:
         assert '<option value="first" selected>' in (await p.get(f"{PATH}?site=shop")).text
         assert '<option value="last" selected>' in (await p.get(PATH)).text  # of several sites, each visit's own
         assert '<option value="last" selected>' in (await p.get(f"{PATH}?site=shop&touch=last")).text
+
+    async def test_visits_that_are_deleted_are_neither_compared_with_nor_divided_by(self, p: Pages) -> None:
+        await write(p, "fb")
+        p.world.pass_time(30 * DAY)
+        await write(p, "fb")
+        p.world.pass_time(380 * DAY)
+        await write(p, "fb", 2)
+        await write(p, "fb")
+        p.world.pass_time(60)
+        await p.world.sweep(visits=p.world.now - 400 * DAY)  # the first one; its letter stays
+        viewer = await p.user("viewer")
+        year = _tiles(await viewer.get(f"{PATH}?period=12m"))
+        assert "Visits 2 Enquiries 3 50 % more than before" in year
+        assert "Conversion 150 %" in year
+        every = await viewer.get(f"{PATH}?period=all")
+        assert "Visits 3 only those since 2027-01-25 are kept Enquiries 5" in _tiles(every)
+        assert "Conversion – enquiries by visits" in _tiles(every)
+        assert [row[4] for row in table(every)] == ["–", "–"]
+        exported = export_of(await viewer.get(f"{PATH}/csv?period=all"))
+        assert [row["conversion"] for row in exported] == ["", ""]
 
     async def test_the_days_before_are_compared_with(self, p: Pages) -> None:
         await write(p, "fb", 2)

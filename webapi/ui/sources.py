@@ -16,7 +16,7 @@ from webapi.ui import export as downloads
 from webapi.ui import sources_choice, sources_plot
 from webapi.ui.days import day_of
 from webapi.ui.page import Page, View
-from webapi.ui.render import duration, render
+from webapi.ui.render import duration, percent, render
 from webapi.ui.sources_choice import MOST_COLUMNS, PATH, Choice, read
 
 #: Rows of an export at most, and rows that are written at once.
@@ -62,7 +62,7 @@ async def show(view: View) -> web.Response:
         rows=table(chosen, found.rows[: chosen.rows]),
         more=len(found.rows) > chosen.rows,
         delays=delays(found.total),
-        changes=None if before is None else changes(found.total, before),
+        changes=None if before is None else changes(chosen, found.total, before),
         choices=sources_choice,
         amount=sources_plot.amount,
         soon=soon,
@@ -128,15 +128,17 @@ def delays(total: Figures) -> list[tuple[str, int, float]]:
     return [(word, part, round(100 * part / total.timed, 1)) for word, part in zip(DELAY_WORDS, parts, strict=True)]
 
 
-def changes(total: Figures, before: Figures) -> dict[str, str]:
-    """How what is stated of each metric differs from the same days before, in words; nothing where there was none."""
+def changes(chosen: Choice, total: Figures, before: Figures) -> dict[str, str]:
+    """How what is stated of each metric differs from the same days before, in words; nothing where there was none, or
+    where visits of those days are deleted."""
     found = {}
     for metric in sources_plot.PARTS:
+        if metric == "visits" and not chosen.knew_visits:
+            continue
         now, then = sources_plot.stated(metric, total), sources_plot.stated(metric, before)
         if then:
-            change = round(100 * (now - then) / then)
-            more = f"{change} % more than" if change > 0 else f"{-change} % fewer than"
-            found[metric] = f"{more if change else 'as many as'} before"
+            differs = f"{percent(abs(now - then) / then)} {'more' if now > then else 'fewer'} than"
+            found[metric] = f"{'as many as' if now == then else differs} before"
     return found
 
 
@@ -167,7 +169,7 @@ def lines(chosen: Choice, found: Sequence[Figures]) -> Iterator[tuple[object, ..
     for row in found:
         start = () if row.start is None else (f"{datetime.fromtimestamp(row.start, UTC):%Y-%m-%d}",)
         keys = (row.key, *levels(row.key)) if chosen.by is By.MARKER else (row.key,)
-        conversion = round(row.enquiries / row.visits, 6) if row.visits else None
+        conversion = round(row.enquiries / row.visits, 6) if row.visits and chosen.knows_visits else None
         yield (
             *(*start, *keys, "yes" if row.known else "no", row.visits, row.messages, row.enquiries, row.unknown),
             *(round(row.likely, 4), row.deals, round(row.likely_deals, 4), conversion),

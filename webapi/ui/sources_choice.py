@@ -49,12 +49,14 @@ ROWS, ALL_ROWS = 25, 1000
 @dataclass(frozen=True, slots=True)
 class Choice:
     """``values`` has every field that was typed. ``since`` and ``until`` are seconds since the epoch, ``problem`` says
-    what was wrong with the days. ``sites`` are ids."""
+    what was wrong with the days. ``sites`` are ids. ``kept`` is where the first day begins of which visits are kept
+    (retention.visits): older ones are deleted, and their letters stay."""
 
     values: Mapping[str, str]
     sites: frozenset[int]
     since: float
     until: float
+    kept: float
     touch: Touch
     problem: str | None = None
 
@@ -99,6 +101,16 @@ class Choice:
         days = -(-(self.until - self.since) // DAY) * DAY
         return self.since - days, self.until - days
 
+    @property
+    def knows_visits(self) -> bool:
+        """Whether none of its days is one whose visits are deleted: only then are enquiries divided by visits."""
+        return self.since >= self.kept
+
+    @property
+    def knew_visits(self) -> bool:
+        """The same of the days before these."""
+        return self.before is not None and self.before[0] >= self.kept
+
     def url(self, path: str = PATH, **changes: str) -> str:
         """The address of this report, with some fields changed."""
         given = {name: value for name, value in {**self.values, **changes}.items() if value != _defaults(name)}
@@ -140,7 +152,8 @@ async def read(view: View) -> Choice:
         since, until, problem = _custom(values, since, until)
     if values["period"] == "all":
         since = midnight(await reports.begin(view.context.store.reader, ids) or now)
-    return Choice(values, ids, since, until, Touch(touch), problem)
+    kept = midnight(now - view.context.retention.visits)
+    return Choice(values, ids, since, until, kept, Touch(touch), problem)
 
 
 def _period(name: str, now: float) -> tuple[float, float]:
