@@ -279,6 +279,20 @@ class TestAttribution:
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) == pytest.approx(1, abs=1e-3)
 
+    async def test_a_candidate_is_never_certain_nor_impossible(self, w: World) -> None:
+        _, leased = await w.shown()
+        await w.shown()  # the other address of the pool
+        w.pass_time(16 * 3600)
+        _, again = await w.shown()
+        assert again == leased
+        w.pass_time(60)
+        await w.accept(leased)
+        ((state, candidates),) = await delivery_rows(w, "attribution", "candidates")
+        shares = [share for _, share in json.loads(candidates)]
+        assert (state, len(shares)) == ("likely", 2)
+        assert all(0 < share < 1 for share in shares)
+        assert sum(shares) == pytest.approx(1)
+
     async def test_a_holder_of_days_ago_counts_however_many_had_it_since(self, tmp_path: Path) -> None:
         """Leases of five minutes: 2,880 holders in ten days."""
         target = pool_target("sales@example.com", f"only@{TRACK}", domain=None, lease=300.0)

@@ -127,6 +127,16 @@ class TestRow:
         assert row[4].startswith("likely 2 candidates, the first ")
         assert third in row[4] or other in row[4]
 
+    async def test_what_is_nearly_certain_is_no_hundred_percent(self, p: Pages) -> None:
+        _, leased = await p.world.shown()
+        await p.world.shown()  # the other address of the pool
+        p.world.pass_time(16 * 3600)
+        second, again = await p.world.shown()
+        assert again == leased
+        await letter(p, leased)
+        (row,) = await rows(p)
+        assert row[4] == f"likely 2 candidates, the first {second} over 99 %"
+
     async def test_is_as_one_sees_it_who_sees_one_site(self, p: Pages) -> None:
         _, to_shop = await p.world.shown("help@example.com")
         _, to_other = await p.world.shown("sales@example.com", "other")

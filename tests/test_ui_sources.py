@@ -7,6 +7,7 @@ import html
 import io
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
@@ -15,6 +16,7 @@ import pytest
 from sqlalchemy import select
 
 from relay.core.model import AttributionState
+from relay.core.site import Touch
 from relay.store import deals
 from relay.store.engine import Tx
 from relay.store.reports import Interval
@@ -23,7 +25,8 @@ from tests.hostile_world import vectors
 from tests.store_fixtures import DAY, NOW, TRACK
 from tests.ui_fixtures import Answer, Pages, pages
 from webapi.csv_file import DANGEROUS
-from webapi.ui import sources_plot
+from webapi.ui import sources, sources_plot
+from webapi.ui.sources_choice import Choice
 
 PATH = "/ui/sources"
 _ANY = select(messages.c.id)
@@ -247,6 +250,17 @@ class TestChoices:
         text = _text((await (await p.user("viewer")).get(f"{PATH}?period=7d")).text)
         assert "Visits 1 as many as before" in text
         assert "Enquiries 3 50 % more than before" in text
+
+
+def test_hardly_more_is_not_as_many() -> None:
+    chosen = Choice({"period": "7d"}, frozenset(), 8 * DAY, 15 * DAY, 0.0, Touch.LAST)
+    before = replace(sources_plot.empty(None), visits=1000, enquiries=1000, deals=1000)
+    total = replace(before, visits=1001, enquiries=999)
+    assert sources.changes(chosen, total, before) == {
+        "enquiries": "0.1 % fewer than before",
+        "visits": "0.1 % more than before",
+        "deals": "as many as before",
+    }
 
 
 class TestPlot:

@@ -133,7 +133,7 @@ def _show(row: MessageRow, life: Life) -> None:
                 ("answer", " ".join(filter(None, (delivery.host, delivery.answer))) or None),
                 ("attribution", f"{delivery.attribution} ({delivery.method})"),
                 ("visit", delivery.visit),
-                ("candidates", ", ".join(f"{number} {share:.0%}" for number, share in delivery.candidates) or None),
+                ("candidates", ", ".join(f"{number} {share:g}" for number, share in delivery.candidates) or None),
             ]
         )
     _events(life)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, func, select
 
 from relay.core import attribution as rules
-from relay.core.model import Attribution, AttributionState, Holding, RouteKind
+from relay.core.model import Attribution, AttributionState, Candidate, Holding, RouteKind
 from relay.core.visit import is_number
-from relay.store.engine import Statement, Tx
+from relay.store.engine import Row, Statement, Tx
 from relay.store.incoming import Incoming, Recipient
 from relay.store.routes import Route
 from relay.store.schema import bindings, deliveries, messages, visits
@@ -25,6 +26,8 @@ SENDER_REACH = 50
 AHEAD = 10.0
 #: Visits whose browser is looked up when a letter's recipients name several; each of the others counts as a person.
 PEOPLE = 200
+#: The least probability of a candidate that is stored.
+LEAST = 0.000_001
 #: An id that every stored message is before.
 NEWEST = (1 << 63) - 1
 
@@ -117,6 +120,31 @@ FIND_VISIT = Statement(
 )
 
 FIND_FIRST_VISIT = Statement(select(visits.c.first_visit).where(visits.c.id == bindparam("visit")))
+
+
+def read_attribution(columns: Row) -> Attribution:
+    """Of a delivery's attribution, attribution_method, visit_id, claimed_number and candidates."""
+    state, method, visit_id, number, candidates = columns
+    return Attribution(
+        AttributionState(state),
+        method,
+        visit=visit_id,
+        number=number,
+        candidates=tuple(Candidate(*pair) for pair in json.loads(candidates)) if candidates else (),
+    )
+
+
+def columns_of(attribution: Attribution) -> Row:
+    """The same columns of an attribution that is to be stored."""
+    candidates = [(one.visit, _written(one.probability)) for one in attribution.candidates]
+    shares = json.dumps(candidates) if candidates else None
+    return attribution.state.value, attribution.method, attribution.visit, attribution.number, shares
+
+
+def _written(probability: float) -> float:
+    """To four digits, to six where those would make it 0 or 1: a candidate is neither impossible nor certain."""
+    rounded = round(probability, 4)
+    return rounded if 0.0 < rounded < 1.0 else min(max(round(probability, 6), LEAST), 1.0 - LEAST)
 
 
 def attribute_all(tx: Tx, recipients: Sequence[Recipient], incoming: Incoming, evidence: Evidence) -> list[Attribution]:

@@ -11,7 +11,7 @@ from sqlalchemy import insert as insert_into
 
 from relay.core import attribution as rules
 from relay.core.model import Attribution, AttributionState, DeliveryState
-from relay.store.attribution import FIND_VISIT, attribute_all
+from relay.store.attribution import FIND_VISIT, attribute_all, columns_of
 from relay.store.attribution import Evidence as Evidence
 from relay.store.engine import Statement, Tx
 from relay.store.incoming import Incoming as Incoming
@@ -236,7 +236,7 @@ class _Shipment:
         route, received_at = recipient.route, self.incoming.received_at
         carrier = self.carriers.get(recipient.forward_to)
         claim = self.claim if carrier is None else None
-        candidates = [(c.visit, round(c.probability, 4)) for c in attribution.candidates]
+        state, method, visit, number, candidates = columns_of(attribution)
         delivery_id = self.tx.insert(
             INSERT_DELIVERY,
             message_id=self.message_id,
@@ -253,11 +253,11 @@ class _Shipment:
             claim=claim,
             claimed_until=received_at + CLAIM if claim else 0.0,
             joined_id=carrier,
-            attribution=attribution.state.value,
-            attribution_method=attribution.method,
-            visit_id=attribution.visit,
-            claimed_number=attribution.number,
-            candidates=json.dumps(candidates) if candidates else None,
+            attribution=state,
+            attribution_method=method,
+            visit_id=visit,
+            claimed_number=number,
+            candidates=candidates,
         )
         if carrier is not None:
             self.jobs = [replace(job, joined=True) if job.delivery_id == carrier else job for job in self.jobs]

@@ -13,10 +13,11 @@ from relay.core.attribution import STATIC_METHOD, Fill, stated_visit
 from relay.core.extras import PayloadExtras
 from relay.core.hook import EventType, HookSettings
 from relay.core.mime import Part
-from relay.core.model import Attribution, AttributionState, Candidate
+from relay.core.model import Attribution
 from relay.core.payload import PayloadMessage, PayloadVisit
 from relay.core.site import SiteSettings, Touch
 from relay.core.source import Params
+from relay.store.attribution import read_attribution
 from relay.store.engine import Row, Statement, Tx
 from relay.store.post import Hook, PostJob
 from relay.store.schema import deliveries, events, messages, posts, routes, sites, texts, visits, webhooks
@@ -165,18 +166,6 @@ def read_hook(columns: Row) -> Hook:
     """A Hook of HOOK_COLUMNS."""
     webhook_id, url, secret, settings, previous_secret, previous_until, access = columns
     return Hook(webhook_id, url, secret, HookSettings.from_json(settings), previous_secret, previous_until, access)
-
-
-def read_attribution(columns: Row) -> Attribution:
-    """Of a delivery's attribution, attribution_method, visit_id, claimed_number and candidates."""
-    state, method, visit_id, number, candidates = columns
-    return Attribution(
-        AttributionState(state),
-        method,
-        visit=visit_id,
-        number=number,
-        candidates=tuple(Candidate(*pair) for pair in json.loads(candidates)) if candidates else (),
-    )
 
 
 def _stated(tx: Tx, attribution: Attribution, fill: Fill, label: str | None, touch: Touch) -> PayloadVisit | None:

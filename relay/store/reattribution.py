@@ -18,10 +18,9 @@ from relay.core import attribution as rules
 from relay.core.hook import EventType
 from relay.core.model import Attribution, AttributionState, RouteKind
 from relay.store import events as event_verbs
-from relay.store.attribution import FIND_VISIT, Evidence, agreed, attribute
+from relay.store.attribution import FIND_VISIT, Evidence, agreed, attribute, columns_of, read_attribution
 from relay.store.engine import Row, Statement, Tx
 from relay.store.incoming import Incoming, Recipient
-from relay.store.post_jobs import read_attribution
 from relay.store.routes import Route
 from relay.store.schema import deliveries, events, messages, paths
 
@@ -195,17 +194,11 @@ def _is_forgotten(tx: Tx, attribution: Attribution) -> bool:
 
 def _as_stored(attribution: Attribution) -> Attribution:
     """With probabilities as they are written, so that an equal result is equal."""
-    return read_attribution(_columns(attribution))
-
-
-def _columns(attribution: Attribution) -> Row:
-    candidates = [(one.visit, round(one.probability, 4)) for one in attribution.candidates]
-    written = json.dumps(candidates) if candidates else None
-    return attribution.state.value, attribution.method, attribution.visit, attribution.number, written
+    return read_attribution(columns_of(attribution))
 
 
 def _write(tx: Tx, delivery: _Delivery) -> None:
-    state, method, visit, number, candidates = _columns(delivery.attribution)
+    state, method, visit, number, candidates = columns_of(delivery.attribution)
     tx.run(
         _CHANGE,
         delivery=delivery.id,

@@ -107,11 +107,18 @@ def number(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """
-    >>> percent(0.003), percent(0.47), percent(1)
-    ('0.3 %', '47 %', '100 %')
+    """What is not all is never "100 %", and what is not nothing never "0 %".
+
+    >>> percent(0.003), percent(0.47), percent(1), percent(0)
+    ('0.3 %', '47 %', '100 %', '0 %')
+    >>> percent(0.99998), percent(0.00002)
+    ('over 99 %', 'under 0.1 %')
     """
     value = share * 100
+    if 99.5 <= value < 100:
+        return "over 99 %"
+    if 0 < value < 0.05:
+        return "under 0.1 %"
     return f"{value:.1f} %" if 0 < value < 10 and round(value, 1) != round(value) else f"{value:.0f} %"
 
 
