@@ -323,6 +323,16 @@ class TestExport:
             await write(p, f"s{number}")
         assert len(export_of(await p.get(f"{PATH}/csv"))) == 5
 
+    async def test_it_is_whole_or_none(self, p: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("webapi.ui.sources.EXPORTED", 3)
+        for number in range(3):
+            await write(p, f"s{number}")
+        assert len(export_of(await p.get(f"{PATH}/csv"))) == 3
+        await write(p, "s3")
+        answer = await p.get(f"{PATH}/csv")
+        assert (answer.status, "Content-Disposition" in answer.headers) == (400, False)
+        assert "more than 3 rows: ask for a shorter period or a longer interval" in answer.text
+
 
 class TestRights:
     async def test_of_its_sites_only(self, p: Pages) -> None:

@@ -11,12 +11,13 @@ from aiohttp import web
 from relay.core.site import Touch
 from relay.core.source import levels
 from relay.store.reports import DELAYS, By, Figures
+from webapi.problems import Problem
 from webapi.reports import counted, seen_whole
 from webapi.ui import export as downloads
 from webapi.ui import sources_choice, sources_plot
 from webapi.ui.days import day_of
 from webapi.ui.page import Page, View
-from webapi.ui.render import duration, percent, render
+from webapi.ui.render import duration, number, percent, render
 from webapi.ui.sources_choice import MOST_COLUMNS, PATH, Choice, read
 
 #: Rows of an export at most, and rows that are written at once.
@@ -144,10 +145,14 @@ def changes(chosen: Choice, total: Figures, before: Figures) -> dict[str, str]:
 
 async def export(view: View) -> web.StreamResponse:
     """The table as CSV, by interval where that is asked for. It is read at once, since the clients of a database that
-    is read wait for no slow line; then sent piece by piece."""
+    is read wait for no slow line; then sent piece by piece. Raises Problem 400 for more than :data:`EXPORTED` rows,
+    since a part of them would look like all."""
     chosen = await read(view)
     interval = chosen.interval if chosen["interval"] else None
-    found = await counted(view.context.store, chosen.wanted(chosen.by, interval, limit=EXPORTED))
+    found = await counted(view.context.store, chosen.wanted(chosen.by, interval, limit=EXPORTED + 1))
+    if len(found) > EXPORTED:
+        detail = f"more than {number(EXPORTED)} rows: ask for a shorter period or a longer interval"
+        raise Problem(400, detail, field="since")
     file = f"sources-{day_of(chosen.since)}-{day_of(chosen.until - 1)}.csv"
     response = await downloads.begin(view.request, file)
     if view.request.method == "HEAD":
