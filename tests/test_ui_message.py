@@ -67,6 +67,12 @@ async def seen(p: Pages, path: str) -> str:
     return words(answer.text)
 
 
+async def history_rows(p: Pages) -> list[str]:
+    """What the History says of each letter's visit."""
+    cells = re.findall(r'<td class="visit">(.*?)</td>', (await p.get("/ui/history")).text, re.DOTALL)
+    return [" ".join(unescape(re.sub(r"<[^>]+>", " ", cell)).split()) for cell in cells]
+
+
 # ---- its life and its visit
 
 
@@ -123,6 +129,24 @@ async def test_candidates_of_which_one_is_erased_still_sum_up(p: Pages) -> None:
     text = await seen(p, f"/ui/messages/{accepted.message_id}")
     assert third not in text
     assert re.search(r"\d+ % other visits, or such as were erased", text)
+    assert "Source one of several" in text
+    assert "one of 1" not in text
+    (row,) = await history_rows(p)
+    assert re.fullmatch(r"likely several candidates, of those still known the first \d+ \d+(\.\d)? %", row)
+
+
+async def test_candidates_that_are_all_erased_are_not_counted(p: Pages) -> None:
+    w = p.world
+    _, address = await w.shown()
+    await w.shown()
+    w.pass_time(1000)
+    await w.shown()
+    accepted = await letter(w, address)
+    await w.store.write(lambda tx: tx.sql("UPDATE visits SET erased_at = 1"))
+    text = await seen(p, f"/ui/messages/{accepted.message_id}")
+    assert "Source one of several" in text
+    assert "one of 0" not in text
+    assert await history_rows(p) == ["likely"]
 
 
 async def test_every_other_attribution_is_explained(p: Pages) -> None:

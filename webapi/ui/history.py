@@ -19,6 +19,8 @@ from webapi.values import cursor_of
 
 #: Letters on a page.
 ROWS = 50
+#: How much less than 1 the shares of all candidates may come to, each rounded to four digits.
+ROUNDED = 0.01
 #: States that are about to change by themselves.
 _MOVING = (DeliveryState.QUEUED.value,)
 
@@ -47,6 +49,11 @@ class Line:
     state: str
     answer: str | None
     moving: bool
+
+    @property
+    def all_known(self) -> bool:
+        """Whether every candidate is still known: the shares, which are rounded, come to 1."""
+        return len(self.candidates) > 1 and sum(share for _, share in self.candidates) > 1 - ROUNDED
 
 
 async def show(view: View) -> web.Response:
