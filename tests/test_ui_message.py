@@ -17,7 +17,7 @@ from relay.core.model import OutcomeKind
 from relay.core.wire import stuff
 from relay.extract import Extractor
 from relay.extract_worker import extract
-from relay.store import blocked, queue
+from relay.store import blocked, queue, retention
 from relay.store.messages import Accepted
 from relay.store.schema import changes, deliveries, messages
 from tests.hostile_world import fill, spoil, vectors
@@ -174,6 +174,18 @@ async def test_every_other_attribution_is_explained(p: Pages) -> None:
         assert explained in text, (address, text)
         assert ("Source card" in text) is (address == CARD)
         assert (f"Visit {visit}" in text) is (address in (plus, f"help@{TRACK}")), address
+
+
+async def test_a_number_whose_visit_was_erased_is_not_called_made_up(p: Pages) -> None:
+    w = p.world
+    visit, plus = await w.shown("help@example.com")
+    shop, now = w.site().id, w.now
+    assert await w.store.write(lambda tx: retention.erase_visit(tx, shop, visit, now, browser=False)) == 1
+    accepted = await letter(w, plus)
+    text = await seen(p, f"/ui/messages/{accepted.message_id}")
+    assert f"Only claimed. The letter names the visit {visit} behind the plus" in text
+    assert "deleted since" in text
+    assert "ever gave" not in text
 
 
 async def test_answers_of_a_thread_are_inferred_and_an_erased_visit_is_gone(p: Pages) -> None:

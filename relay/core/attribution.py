@@ -186,7 +186,7 @@ def _candidates(logs: dict[int, float]) -> tuple[Candidate, ...]:
 def attribute_plus(tag: str, visit: int | None) -> Attribution:
     """Attribute a mail to ``local+tag@…``. ``visit`` is the row id of the site's visit with that number, if known.
 
-    A number nobody issued is only claimed by the sender; a tag that is no number (1 to 20 digits) says nothing.
+    A number of no known visit is only claimed by the sender; a tag that is no number (1 to 20 digits) says nothing.
     """
     if not (tag.isascii() and tag.isdigit() and len(tag) <= NUMBER_DIGITS):
         return Attribution(AttributionState.NONE, PLUS_METHOD)

@@ -145,7 +145,7 @@ class Attribution:
     """Whose visit a delivery came from, frozen when the message is accepted.
 
     ``visit`` is the row id of the visit that is stated (exact, inferred), or None; ``number`` is set for a
-    claimed visit only: the digits of a plus tag that nobody issued. ``method`` names the rule and its version.
+    claimed visit only: the digits of a plus tag that no known visit has. ``method`` names the rule and its version.
     """
 
     state: AttributionState

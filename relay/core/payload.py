@@ -65,7 +65,7 @@ _FIELDS: tuple[tuple[str, str, str | None], ...] = (
     (
         "visit_id",
         "Number of the visit the message came from, decimal. Set and every other visit field null: the sender's "
-        "address claims a number that nobody issued.",
+        "address claims a number of which no visit is known: nobody was ever given it, or the visit was deleted since.",
         "123456",
     ),
     ("subject", "Subject, decoded.", "Re: Test"),

@@ -31,8 +31,9 @@ def explained(delivery: DeliveryRow, journey: Journey | None) -> Explained:
     if state == AttributionState.CLAIMED.value:
         return Explained(
             "Only claimed",
-            f"The letter names the visit {delivery.visit} behind the plus, but no page of ours ever gave that number "
-            "to anybody. Whoever wrote the address may have made it up, so nothing of a visit is stated.",
+            f"The letter names the visit {delivery.visit} behind the plus, but no visit of that number is known: "
+            "either nobody was ever given it, or the visit has been deleted since. Whoever wrote the address may have "
+            "made it up, so nothing of a visit is stated.",
         )
     if state == AttributionState.INFERRED.value:
         return _inferred(delivery, journey)
