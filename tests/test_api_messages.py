@@ -326,6 +326,31 @@ class TestDeal:
         await api.call("PUT", f"{path}/deal", {"id": "D-18"}, token=token)
         assert (await api.get(path))["deal"] == {"id": "D-18", "url": "https://crm.example/deals/18"}
 
+    async def test_of_several_sites_it_is_the_named_ones(self, api: Api) -> None:
+        _, to_shop = await api.w.shown("help@example.com")
+        _, to_other = await api.w.shown("sales@example.com", "other")
+        accepted = await api.letter(to_shop, to_other)
+        path, token = f"/v1/messages/{accepted.message_id}", await api.token("admin")
+        for site, number in (("shop", "1"), ("other", "2")):
+            assert await api.call("PUT", f"{path}/deal", {"id": number, "site": site}, token=token) == (204, None)
+        status, problem = await api.call("PUT", f"{path}/deal", {"id": "3"}, token=token)
+        assert (status, fields(problem)) == (409, ["site"])
+        assert await api.call("PUT", f"{path}/deal", {"id": "4", "site": "nowhere"}, token=token) != (204, None)
+        seen = [(await api.get(path, name))["deal"]["id"] for name in ("shop", "other")]
+        assert seen == ["1", "2"]
+        assert await api.call("PUT", f"{path}/deal", {"id": "5", "site": "other"}, token=token) == (204, None)
+        seen = [(await api.get(path, name))["deal"]["id"] for name in ("shop", "other")]
+        assert seen == ["1", "5"]
+
+    async def test_another_sites_is_not_to_be_set(self, api: Api) -> None:
+        _, to_shop = await api.w.shown("help@example.com")
+        _, to_other = await api.w.shown("sales@example.com", "other")
+        accepted = await api.letter(to_shop, to_other)
+        path, token = f"/v1/messages/{accepted.message_id}", await api.token("manager", "shop")
+        status, _ = await api.call("PUT", f"{path}/deal", {"id": "1", "site": "other"}, token=token)
+        assert status == 409
+        assert (await api.get(path, "other"))["deal"]["id"] is None
+
     @pytest.mark.parametrize(
         ("body", "field"),
         [
@@ -337,6 +362,7 @@ class TestDeal:
             ({"id": "1", "url": "javascript:alert(1)"}, "url"),
             ({"id": "1", "url": "https://crm.example/ x"}, "url"),
             ({"id": "1", "URL": ""}, "URL"),
+            ({"id": "1", "site": 7}, "site"),
         ],
     )
     async def test_nonsense_is_named_and_changes_nothing(self, api: Api, body: Any, field: str) -> None:

@@ -137,6 +137,15 @@ class TestRow:
         (row,) = await rows(p)
         assert row[4] == f"likely 2 candidates, the first {second} over 99 %"
 
+    async def test_its_deal_is_that_of_the_site_it_names(self, p: Pages) -> None:
+        _, to_other = await p.world.shown("sales@example.com", "other")
+        accepted = await letter(p, f"help@{TRACK}", to_other)
+        for name in ("shop", "other"):
+            site, number = p.world.site(name).id, f"D-{name}"
+            await p.world.store.write(lambda tx: deals.set_deal(tx, accepted.message_id, number, None, [site]))  # noqa: B023
+        (row,) = await rows(p)
+        assert (row[3], row[5]) == (f"help@{TRACK}, {to_other} other", "D-other")
+
     async def test_is_as_one_sees_it_who_sees_one_site(self, p: Pages) -> None:
         _, to_shop = await p.world.shown("help@example.com")
         _, to_other = await p.world.shown("sales@example.com", "other")

@@ -469,6 +469,28 @@ async def test_only_a_letters_own_deliveries_are_sent_again_from_its_page(p: Pag
     assert p.api.woken == []
 
 
+async def test_each_site_has_a_deal_of_its_own(p: Pages) -> None:
+    w = p.world
+    _, to_shop = await w.shown("help@example.com")
+    _, to_other = await w.shown("sales@example.com", "other")
+    accepted = await letter(w, to_shop, to_other)
+    path = f"/ui/messages/{accepted.message_id}"
+    for site, number in (("shop", "1"), ("other", "2")):
+        answer = await p.post(f"{path}/deal", {"id": number, "url": "", "site": site})
+        assert answer.location == f"{path}?done=deal"
+    assert deals_of((await p.get(path)).text) == [("shop", "1"), ("other", "2")]
+    wrong = await p.post(f"{path}/deal", {"id": "3", "url": "ftp://crm.example", "site": "other"})
+    assert wrong.status == 400
+    assert deals_of(wrong.text) == [("shop", "1"), ("other", "3")]
+    assert wrong.text.count('id="wrong-url"') == 1
+    assert deals_of((await p.get(path)).text) == [("shop", "1"), ("other", "2")]
+
+
+def deals_of(page: str) -> list[tuple[str, str]]:
+    """(site, number) of each form for a deal."""
+    return re.findall(r'name="site" value="(\w+)">.*?name="id" value="(\d+)"', page, re.DOTALL)
+
+
 async def test_the_deal_is_set_and_a_wrong_one_is_told_beside_its_field(p: Pages) -> None:
     accepted = await letter(p.world)
     path = f"/ui/messages/{accepted.message_id}"

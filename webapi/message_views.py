@@ -174,6 +174,7 @@ class MessageDetail(MessageItem):
 def item(context: Context, row: MessageRow, sites: frozenset[int] | None) -> MessageItem:
     """A message as far as somebody sees it who sees ``sites``."""
     chosen = spokesman(row)
+    deal_id, deal_url = row.deal_at(chosen.site if chosen else None)
     return MessageItem(
         id=str(row.id),
         received_at=moment(row.received_at),
@@ -183,7 +184,7 @@ def item(context: Context, row: MessageRow, sites: frozenset[int] | None) -> Mes
         subject=row.subject,
         visit=chosen.visit if chosen else None,
         attribution=_attribution(chosen),
-        deal=DealView(id=row.deal[0], url=row.deal[1]),
+        deal=DealView(id=deal_id, url=deal_url),
         posting=[_posting(receipt) for receipt in row.receipts],
         state=state_of(row, sites),
         size=row.size,

@@ -60,6 +60,10 @@ class Deal(Strict):
 
     id: Annotated[Text, Field(min_length=1, max_length=255)]
     url: Annotated[Text, Field(max_length=2048, pattern=r"^https?://[^\s]+$")] | None = None
+    site: Annotated[
+        Text | None,
+        Field(description="Whose CRM has it. Null: all sites that are seen, unless their deals differ (409)."),
+    ] = None
 
 
 class ReplayQuery(Parameters):
@@ -132,8 +136,13 @@ async def put_deal(call: Call) -> None:
     row = await visible_message(call)
     deal: Deal = call.body
     sites = call.caller.sites
+    if deal.site is not None:
+        sites = frozenset(one.site_id for one in row.deliveries if one.site_id is not None and one.site == deal.site)
+    elif len({(one.deal_id, one.deal_url) for one in row.receipts if one.deal_id}) > 1:
+        raise Problem(409, "its sites have different deals: name the site whose deal it is", field="site")
     if not await call.write(lambda tx: deals.set_deal(tx, row.id, deal.id, deal.url, sites)):
-        raise Problem(409, "the message is for none of your sites, so it is nobody's deal")
+        which = "none of your sites" if deal.site is None else "no such site of yours"
+        raise Problem(409, f"the message is for {which}, so it is nobody's deal")
 
 
 async def erase_message(call: Call) -> None:

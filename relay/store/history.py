@@ -98,7 +98,12 @@ class MessageRow:
     @property
     def deal(self) -> tuple[str | None, str | None]:
         """(id, url) of the first site's CRM that has a deal for it."""
-        return next(((one.deal_id, one.deal_url) for one in self.receipts if one.deal_id), (None, None))
+        return self.deal_at(None)
+
+    def deal_at(self, site: str | None) -> tuple[str | None, str | None]:
+        """The same, but of this site's CRM where that has one."""
+        ranked = sorted(self.receipts, key=lambda one: one.site != site)
+        return next(((one.deal_id, one.deal_url) for one in ranked if one.deal_id), (None, None))
 
 
 #: Counted by the database, in its thread.

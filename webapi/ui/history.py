@@ -90,7 +90,7 @@ async def show(view: View) -> web.Response:
 def line(row: MessageRow, sites: frozenset[int] | None) -> Line:
     """A letter as somebody sees it who sees ``sites``."""
     chosen = message_views.spokesman(row)
-    deal_id, deal_url = row.deal
+    deal_id, deal_url = row.deal_at(chosen.site if chosen else None)
     state = message_views.state_of(row, sites)
     waits = row.extraction == "waiting" or any(receipt.state == "waiting" for receipt in row.receipts)
     return Line(

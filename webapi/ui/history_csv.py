@@ -109,7 +109,7 @@ def cells(rows: Iterable[MessageRow], sites: frozenset[int] | None) -> Iterable[
             chosen.visit if chosen else None,
             chosen.source if chosen else None,
             chosen.attribution if chosen else "none",
-            *row.deal,
+            *row.deal_at(chosen.site if chosen else None),
             row.subject,
             message_views.state_of(row, sites),
             receipt.state if receipt else None,

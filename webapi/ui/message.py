@@ -221,11 +221,11 @@ async def send_again(view: View) -> web.Response:
 
 
 async def put_deal(view: View) -> web.Response:
-    body = {"id": view.field("id").strip(), "url": view.field("url").strip() or None}
+    body = {"id": view.field("id").strip()} | {name: view.field(name).strip() or None for name in ("url", "site")}
     try:
         await perform(view, OPERATIONS["PUT /v1/messages/{id}/deal"], path=_path(view), body=body)
     except Problem as problem:
-        return await _refused(view, "deal", problem, ("id", "url"))
+        return await _refused(view, "deal", problem, ("id", "url", "site"))
     return see_other(_here(view), "deal")
 
 
