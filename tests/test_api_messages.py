@@ -222,10 +222,28 @@ class TestFilters:
         accepted = await api.letter(f"card@{TRACK}")
         await api.w.extract(accepted.message_id, text="Bitte ein Angebot über Zäune", subject="Anfrage")
         await api.w.store.write(search.index)
-        for words in ("angebot", "zaun", "Zäu", "anfrage card", "ann@example.org"):
+        for words in ("angebot", "zaun", "Zäu", "anfrage card", "ann@example.org", "Za\u0308une", "über-zau"):
             assert await self.ids(api, f"q={quote(words)}") == [accepted.message_id]
         for words in ("nothing", "", '"', "*", "_", "AND", "NEAR(", "-", "a:b", "\x00", "%", "(((("):
             assert await self.ids(api, f"q={quote(words)}") == []
+
+    async def test_what_is_typed_without_a_space_stands_so(self, api: Api) -> None:
+        writer = await api.letter(f"card@{TRACK}", sender="ivan@mail.ru")
+        other = await api.letter(f"card@{TRACK}", number=2, sender="ivan@example.org")
+        await api.w.extract(writer.message_id)
+        await api.w.extract(other.message_id, text="no mail from ru")
+        await api.w.store.write(search.index)
+        assert await self.ids(api, "q=ivan+mail+ru") == [other.message_id, writer.message_id]
+        assert await self.ids(api, "q=ivan%40mail.ru") == [writer.message_id]
+        assert await self.ids(api, "q=ivan%40exam") == [other.message_id]
+        assert await self.ids(api, "q=mail.ivan") == []
+
+    async def test_letters_and_their_marks_are_one_however_they_were_sent(self, api: Api) -> None:
+        accepted = await api.letter(f"card@{TRACK}")
+        await api.w.extract(accepted.message_id, subject="Чаи\u0306", text="и\u0306од")
+        await api.w.store.write(search.index)
+        for words in ("чай", "чаи\u0306", "йод", "и\u0306од"):
+            assert await self.ids(api, f"q={quote(words)}") == [accepted.message_id]
 
     async def test_by_state_as_far_as_one_sees_it(self, api: Api) -> None:
         _, to_shop = await api.w.shown()

@@ -35,7 +35,8 @@ class MessageQuery(Parameters):
         str | None,
         Field(
             max_length=500,
-            description="Words of subject, addresses or text; the last one, from 3 characters on, as a beginning.",
+            description="Words of subject, addresses or text, those without a space between them as a phrase; the last "
+            "one, from 3 characters on, as a beginning.",
         ),
     ] = None
     state: State | None = None

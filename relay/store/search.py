@@ -2,7 +2,8 @@
 
 Rows wait in table texts with ``indexed = 0`` and are taken in small batches when the writer has nothing better to do.
 
-Every word of a query has to be there, the last one as a beginning:
+Every word of a query has to be there, the last one as a beginning; words that no white space parts, as those of an
+address, one behind the other:
 
     one whole word           its list is read from the newest message on, as far as a page needs
     a beginning              the lists of all words that begin so are merged whole before the first message is known:
@@ -113,16 +114,35 @@ class Search:
     share: float = 1.0
 
 
+def composed(text: str) -> str:
+    """Letters and their marks as one character, where there is one (Unicode, normalization form C): so the index and a
+    query have the same words, whichever way they were typed."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _phrases(query: str) -> list[list[str]]:
+    """The words of a query, those together that no white space parts: an address is one phrase."""
+    found: list[list[str]] = []
+    left = WORDS
+    for chunk in composed(query).split():
+        words = _WORD.findall(chunk)[:left]
+        if words:
+            found.append(words)
+            left -= len(words)
+    return found
+
+
 async def search(reader: Reader, query: str) -> Search | None:
     """How to search for what a person typed; None where it has no word. Raises StoreUnavailable."""
-    words = _WORD.findall(query)[:WORDS]
-    if not words:
+    phrases = _phrases(query)
+    if not phrases:
         return None
-    terms = [term for word in words for term in word.split("_")]  # the tokenizer's words end at "_", too
+    # The tokenizer's words end at "_", too.
+    terms = [term for words in phrases for word in words for term in word.split("_")]
     last = terms[-1]
     long_enough = len(last) >= BEGINNING
     begins = long_enough and await _pages(reader, last) <= MERGED
-    expression = " ".join(f'"{word}"' for word in words) + ("*" if begins else "")
+    expression = " ".join(f'"{" ".join(words)}"' for words in phrases) + ("*" if begins else "")
     share = await _share(reader, terms, begins=begins)
     return Search(expression, begins=begins, narrowed=long_enough and not begins, share=share)
 
