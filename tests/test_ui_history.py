@@ -284,6 +284,12 @@ class TestGlance:
         assert figures((await (await p.user("viewer", "shop")).get("/ui/history")).text) == ["2", "1 50 %", "1", "1"]
         assert figures((await (await p.user("viewer", "other")).get("/ui/history")).text) == ["0", "0", "0", "0"]
 
+    async def test_they_count_and_lead_to_all_whatever_is_filtered(self, p: Pages) -> None:
+        await letter(p, f"card@{TRACK}")
+        text = (await p.get("/ui/history?sender=nobody@example.org")).text
+        assert figures(text)[0] == "1"
+        assert "/ui/history?period=today" in Reading(text).links()
+
     async def test_is_counted_anew_when_something_has_come(self, p: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(history_figures, "WORTH", 1e9)
         first = await letter(p, f"card@{TRACK}")

@@ -57,6 +57,12 @@ class TestWhatWaits:
         assert "All mail was forwarded" in (await p.get("/ui/queue")).text
         assert "fits this filter" in (await p.get("/ui/queue?show=held")).text
 
+    async def test_where_none_was_tried_before_it_says_that_it_is_the_filter(self, p: Pages) -> None:
+        await letter(p, kind=None)
+        text = (await p.get("/ui/queue?show=deferred")).text
+        assert "None of them fits this filter." in text
+        assert "behind this page" not in text
+
     async def test_it_says_why_and_until_when_and_keeps_what_is_held_apart(self, p: Pages) -> None:
         await letter(p, text="RCPT: 450 4.7.1 Greylisted, come again")
         held = await letter(p, HELP, OutcomeKind.PERMANENT, sender="bob@example.org")
