@@ -103,7 +103,7 @@ class Daemon:
         """Start the process and wait until it serves. Raises DaemonFailed."""
         assert self._process is None, "it is running"
         first = len(self.log)
-        if not self._makes_database and not self.data_dir.exists():
+        if not (first or self._makes_database or self.data_dir.exists()):
             self.data_dir.mkdir(mode=0o700, parents=True)
             fresh_database(self.data_dir)
         self._ended = False

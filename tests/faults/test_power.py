@@ -32,6 +32,8 @@ async def test_a_power_cut_loses_nothing_that_was_answered_250(kind: str, tmp_pa
         ledger, under_way = Ledger(chance.randrange(10**6), lambda number: number % 5 == 4), Counter[int]()
         async with world(tmp_path, {"data_dir": str(disk.path / "data")}, start=False) as relay:
             await asyncio.to_thread(relay.daemon.start)
+            # Made and synced by the daemon itself: the cuts are to try that, too.
+            assert "migration" in [entry.get("event") for entry in relay.daemon.log]
             async with asyncio.TaskGroup() as group:
                 group.create_task(ledger.send(lambda: relay.daemon.smtp_port))
                 for _ in range(CUTS):

@@ -25,7 +25,6 @@ from relay.core.wire import stuff
 from tests.daemon import BASE, PATIENCE, Daemon, Entry, merged
 from tests.smtp_client import Answer, SmtpClient
 from tests.smtp_sink import Received, SmtpSink
-from tests.store_fixtures import fresh_database
 from tests.webhook_receiver import Post, Receiver, Script
 
 ORIGIN = "https://www.example.test"
@@ -217,7 +216,7 @@ async def world(
     """Everything running. ``settings`` go over tests/daemon.py's; the first site gets the CRM as its webhook.
 
     ``hook`` makes other webhooks for it. With ``start`` False the daemon is left to the test to start, and to
-    make its own database: the copy that it gets here otherwise is not synced, so a power cut would take it away.
+    make its own database: the copy that it finds otherwise is not synced, so a power cut would take it away.
     """
     async with sink or SmtpSink() as next_hop, Receiver(crm) as receiver, aiohttp.ClientSession() as http:
         hooks = hook(receiver) if hook else [{"url": receiver.url, "secret": SECRET}]
@@ -229,10 +228,7 @@ async def world(
             "site": [{"webhook": hooks, **first}, *others],
         }
         chosen = merged(usual, settings or {})
-        daemon = Daemon(directory, chosen)
-        if start and not daemon.data_dir.exists():  # tests/test_cli.py starts without one
-            daemon.data_dir.mkdir(mode=0o700)
-            fresh_database(daemon.data_dir)
+        daemon = Daemon(directory, chosen, makes_database=not start)
         made = World(daemon, next_hop, receiver, http, merged(BASE, chosen))
         if start:
             async with daemon:
