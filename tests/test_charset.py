@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 
 import pytest
@@ -176,7 +175,5 @@ def test_no_octets_under_no_label_raise(octets: bytes, label: str) -> None:
 
 
 def test_guessing_looks_at_a_sample_only() -> None:
-    octets = RUSSIAN.encode("koi8-r") * 100_000
-    began = time.process_time()
+    octets = RUSSIAN.encode("koi8-r") * 60 + RUSSIAN.encode("cp1251") * 10_000
     assert guess(octets) == "koi8-u"  # KOI8-R with the letters that Ukrainian has besides
-    assert time.process_time() - began < 0.2

@@ -53,15 +53,23 @@ def reopened(path: Path) -> int:
         return int(rows)
 
 
-async def test_the_log_of_a_writer_that_has_pauses_stays_short(path: Path) -> None:
+async def test_the_log_of_a_writer_that_has_pauses_stays_short(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, paused, perhaps = asyncio.get_running_loop(), asyncio.Event(), Checkpoints.perhaps
+
+    def told(checkpoints: Checkpoints, connection: sqlite3.Connection, idle: bool) -> None:
+        perhaps(checkpoints, connection, idle)
+        loop.call_soon_threadsafe(paused.set)
+
     def letter(tx: Tx) -> None:
         tx.sql("INSERT INTO letters VALUES (zeroblob(?))", (20 * PAGE,))
 
+    monkeypatch.setattr(Checkpoints, "perhaps", told)
     writer = Writer(path)
     writer.start()
     for _ in range(200):
+        paused.clear()
         await writer.run(letter)
-        await asyncio.sleep(0.001)  # a pause; where other work wants the machine it may be none
+        await paused.wait()
     assert log_pages(path) < LONG / 2
     await writer.close()
     assert sum(writer.stats.checkpoints.counts) >= 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 import threading
 import urllib.request
@@ -262,7 +263,7 @@ class TestTest:
         assert lines[0] == f"POST {crm.at('/works')}"
         assert "webhook-signature: ***" in lines
         assert '"subject":"Test of the webhook"' in shown
-        assert lines[-3].startswith("200 after 0.")
+        assert re.match(r"200 after \d+\.\d", lines[-3])
         assert lines[-2:] == ["deal 17 https://crm.example/17", "the webhook works"]
         crm.posts[-1].verify(SECRET)
         assert place.daemon.query("SELECT count(*) FROM post_attempts") == count
@@ -270,7 +271,7 @@ class TestTest:
     def test_one_that_does_not_ends_with_exit_code_1(self, place: Hooks, crm: Receiver) -> None:
         result = place.run("webhook", "test", place.hook("/dead"))
         assert result.exit_code == 1
-        assert "no answer after 0." in result.stdout
+        assert re.search(r"no answer after \d+\.\d", result.stdout)
         assert "no connection: Connection refused" in result.stdout
         assert result.stdout.splitlines()[-1] == "the webhook does not work"
         crm.script = [Answer(500, b"br\x1b[31moken")]

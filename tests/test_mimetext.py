@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -74,12 +73,12 @@ def test_a_subject_has_at_most_998_characters() -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"=?utf-8?q?a?= " * 1_200, b"=?utf-8?b?" * 1_600, b"=?" * 8_000, b"=?a?q?" * 2_700, b'"' * 16_000]
+    ("unit", "times"),
+    [(b"=?utf-8?q?a?= ", 24_000), (b"=?utf-8?b?", 32_000), (b"=?", 160_000), (b"=?a?q?", 54_000), (b'"', 320_000)],
 )
-def test_hostile_encoded_words_cost_less_than_a_tenth_of_a_second(raw: bytes) -> None:
-    began = time.process_time()
-    header_text(raw)
-    assert time.process_time() - began < 0.1
+def test_hostile_encoded_words_are_read_in_linear_time(unit: bytes, times: int) -> None:
+    raw = unit * times  # quadratic work on so much takes minutes
+    assert len(header_text(raw)) <= len(raw)
 
 
 @settings(max_examples=100, deadline=None)
@@ -241,6 +240,4 @@ def test_flowed_paragraphs_are_put_on_one_line(flowed: str, delete_space: bool, 
 
 
 def test_a_megabyte_of_flowed_lines_is_joined_in_linear_time() -> None:
-    began = time.process_time()
-    assert len(unflow("a \n" * 330_000, False)) == 660_000
-    assert time.process_time() - began < 1.0
+    assert len(unflow("a \n" * 330_000, False)) == 660_000  # copied anew for each line it would be 100 GB

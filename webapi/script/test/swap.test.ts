@@ -75,10 +75,9 @@ describe("an address in a text", () => {
   });
 
   test("is found in long texts without a trace of quadratic time", () => {
-    const text = "a.".repeat(50000) + "@ " + "sales@example.com".repeat(5000);
-    const before = performance.now();
-    swapped(text);
-    expect(performance.now() - before).toBeLessThan(500);
+    // Quadratic time is minutes: Vitest gives a test five seconds.
+    const text = "a.".repeat(200000) + "@ " + "sales@example.com".repeat(5000);
+    expect(swapped(text) === text).toBe(true);
   });
 
   test("is none when there are no targets and no domains", () => {
