@@ -98,8 +98,8 @@ def test_candidates_come_from_an_index_in_order(
 ) -> None:
     ways = candidates(Filter(sites=sites, **wanted))
     span = Span(5, 99, oldest)
-    if not ways:
-        assert sites is None
+    if sites is None and index == "ix_deliveries_site_id_message_id":  # nothing else would narrow it down
+        assert ways == []
         steps = plan(all_messages(span, 10))
         assert steps == ["SEARCH messages USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"]
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.poster_fixtures import SECRET, Held, jobs, posting, settled, until, u
 from tests.store_fixtures import SHOP, World, hook
 from tests.webhook_receiver import Abort, Post, Receiver, Step, retry_after
 from webapi.breaker import FAILING, RESTING, Standing
+from webapi.stored_posts import StoredPosts
 
 LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
 
@@ -166,8 +168,15 @@ class TestWellAgain:
         assert [got.headers["webhook-id"] for got in again] == [got.headers["webhook-id"] for got in first]
 
     async def test_but_not_before_the_time_that_a_retry_after_has_named(
-        self, w: World, keys: Keys, crm: Receiver
+        self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        hasten, hastened = StoredPosts.hasten, asyncio.Event()
+
+        async def noted(store: StoredPosts, post_ids: Sequence[int], begin: float, now: float) -> None:
+            await hasten(store, post_ids, begin, now)
+            hastened.set()
+
+        monkeypatch.setattr(StoredPosts, "hasten", noted)
         crm.script = [retry_after(503, "600")] * RESTING
         async with posting(w, keys, per_webhook=1, rest=0.01) as poster:
             poster.submit(await jobs(w, RESTING, poster.claim))
@@ -175,7 +184,10 @@ class TestWellAgain:
             poster.submit(await jobs(w, 1, poster.claim, text="new"))
             await until_recorded(w, RESTING + 1)
             await until(w, select(posts.c.state), lambda rows: ("delivered",) in rows)
+            async with asyncio.timeout(30):
+                await hastened.wait()
         due = await w.rows(select(posts.c.next_at).where(posts.c.state == "waiting"))
+        assert len(due) == RESTING
         assert all(at >= w.now + 600 for (at,) in due)
 
     async def test_a_retry_after_of_a_second_puts_off_by_a_second_what_the_schedule_puts_off_by_hours(

@@ -131,9 +131,7 @@ async def test_no_secret_is_in_anything_that_the_daemon_says(tmp_path: Path) -> 
         assert len(relay.daemon.log) > 20
         # The first administrator's link is printed for a person, once, and is no part of the log.
         assert [first_link in line for line in printed].count(True) == 1
-        assert leaks("\n".join(printed), secrets) == {"first one-time link": ["plain", "plain", "url", "url"]} or (
-            set(leaks("\n".join(printed), secrets)) == {"first one-time link"}
-        )
+        assert leaks("\n".join(printed), secrets).keys() == {"first one-time link"}
         assert leaks(said, secrets) == {}
         assert leaks(said + f'\n{{"answer":"{LOGIN}"}}', secrets).keys() == {"webhook login"}
 

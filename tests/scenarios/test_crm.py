@@ -78,6 +78,8 @@ async def test_a_crm_that_never_answers_does_not_hold_up_the_mail(tmp_path: Path
             await relay.mail(await relay.shown(), content)
         for content in contents:
             await relay.arrived(content)
+        assert await relay.row("SELECT count(*) FROM post_attempts") == (0,), "none has come to its end"
+        await relay.crm.wait_for(1)
         relay.daemon.kill()  # a stop would give the attempts their grace
 
 

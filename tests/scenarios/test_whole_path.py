@@ -59,9 +59,10 @@ async def test_a_letter_to_the_shown_address_reaches_mailbox_history_and_crm_wit
         "Received",
         "X-Visit-Relay",
         "X-Visit-Id",
-        *(["X-Visit-Source"] if "X-Visit-Source" in prepended else []),
+        "X-Visit-Source",
     ]
     assert f"X-Visit-Id: {visit}\r\n" in prepended
+    assert "X-Visit-Source: paper_spring\r\n" in prepended
     assert received.mail_from.endswith("@track.test")
     assert received.mail_from.startswith("SRS0=")
 
