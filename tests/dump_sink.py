@@ -13,9 +13,8 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-import pytest
-
 from relay.core.wire import stuff
+from tests.missing import missing
 from tests.smtp_sink import Received
 
 #: Seconds for its start. Reached only when a test fails.
@@ -30,7 +29,7 @@ _OWN = b"(UTC)\n"
 class DumpSink:
     def __init__(self) -> None:
         if not Path(_PROGRAM).exists():
-            pytest.skip("NOT TESTED: no smtp-sink (Debian: apt-get install postfix)")
+            missing("NOT TESTED: no smtp-sink (Debian: apt-get install postfix)")
         self.port = 0
         self._folder = Path()
         self._process: asyncio.subprocess.Process | None = None

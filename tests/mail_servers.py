@@ -13,10 +13,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from tests.daemon import ROOT
 from tests.foreign_server import LOOK, PATIENCE, ForeignServer, messages_in
+from tests.missing import missing
 
 #: Where tests/debian.sh unpacks them.
 PACKAGES = ROOT / "build" / "mail-servers"
@@ -98,7 +97,7 @@ class MailServer(ForeignServer):
 
     def __init__(self, kind: Kind, settings: str = "") -> None:
         if os.geteuid() != 0 or not (PACKAGES / ".ready").exists():
-            pytest.skip("NOT TESTED: Exim and OpenSMTPD need root and their unpacked packages (Debian: make debian)")
+            missing("NOT TESTED: Exim and OpenSMTPD need root and their unpacked packages (Debian: make debian)")
         super().__init__(kind.name)
         self.kind = kind
         self._settings = settings

@@ -14,10 +14,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
-
 from tests.certificates import Certificate
 from tests.foreign_server import LOOK, PATIENCE, ForeignServer, messages_in
+from tests.missing import missing
 
 _DAEMONS = Path("/usr/lib/postfix/sbin")
 
@@ -101,7 +100,7 @@ class Postfix(ForeignServer):
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         if os.geteuid() != 0 or not (_DAEMONS / "master").exists():
-            pytest.skip("NOT TESTED: Postfix needs root and the package (Debian: apt-get install postfix)")
+            missing("NOT TESTED: Postfix needs root and the package (Debian: apt-get install postfix)")
         super().__init__("Postfix")
         self._settings = settings
 

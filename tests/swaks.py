@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.missing import missing
 
 _REPLY = re.compile(r"<[-~*]\*?\*? +(\d{3})[ -](.*)")
 #: Seconds for one session. Reached only when a test fails.
@@ -28,9 +28,9 @@ class Session:
 def require(*, tls: bool = False) -> None:
     """Skip, loudly, where swaks is not there; ``tls``: or what it needs for TLS."""
     if shutil.which("swaks") is None:
-        pytest.skip("NOT TESTED: swaks is not installed (Debian: apt-get install swaks)")
+        missing("NOT TESTED: swaks is not installed (Debian: apt-get install swaks)")
     if tls and subprocess.run(["perl", "-MNet::SSLeay", "-e1"], capture_output=True, check=False).returncode:
-        pytest.skip("NOT TESTED: swaks has no TLS here (Debian: apt-get install libnet-ssleay-perl)")
+        missing("NOT TESTED: swaks has no TLS here (Debian: apt-get install libnet-ssleay-perl)")
 
 
 async def swaks(port: int, *arguments: str) -> Session:

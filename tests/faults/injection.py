@@ -11,6 +11,10 @@ from collections.abc import AsyncIterator, Sequence
 from functools import cache
 from pathlib import Path
 
+import pytest
+
+from tests.missing import missing
+
 #: Seconds for strace to take hold. Reached only when a test fails.
 PATIENCE = 20.0
 #: Seconds that strace may take to let go of a process that lives.
@@ -22,11 +26,16 @@ _CALL = re.compile(r"^(\d+) +(\w+)\((?:\d+<([\w-]*))?", re.MULTILINE)
 _SYNC = re.compile(r"^(?:\d+ +)?([\d.]+) f(?:data)?sync\(.*\) += (-1 .*\(INJECTED\)|0$)", re.MULTILINE)
 
 
-@cache
-def strace_problem() -> str | None:
-    """Why strace cannot inject anything here; None when it can."""
+def require_strace(what: str) -> None:
+    """``what`` is not tested where strace cannot inject anything."""
     if shutil.which("strace") is None:
-        return "strace is not installed (Debian: apt-get install strace)"
+        missing(f"NOT TESTED, {what}: strace is not installed (Debian: apt-get install strace)")
+    if problem := _strace_problem():
+        pytest.skip(f"NOT TESTED, {what}: strace does not work here: {problem}")
+
+
+@cache
+def _strace_problem() -> str | None:
     tried = subprocess.run(
         ["strace", "-qq", "-o", "/dev/null", "-e", "inject=getppid:retval=7", "true"],
         capture_output=True,
@@ -34,7 +43,7 @@ def strace_problem() -> str | None:
         check=False,
     )
     if tried.returncode:
-        return f"strace does not work here: {(tried.stderr or 'no reason given').strip()[-200:]}"
+        return (tried.stderr or "no reason given").strip()[-200:]
     return None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.injection import injecting, strace_problem
+from tests.faults.injection import injecting, require_strace
 from tests.faults.test_kill import settled
 from tests.faults.volume import disk_of, fill, tmpfs
 from tests.ledger import SOAK, Ledger, seeded
@@ -132,8 +132,7 @@ async def test_a_large_message_that_fills_the_disk_gets_452_and_leaves_nothing(t
 async def test_what_could_not_be_written_for_sure_is_not_acknowledged_and_the_next_try_is(
     rule: str, content: bytes, tmp_path: Path
 ) -> None:
-    if problem := strace_problem():
-        pytest.skip(f"NOT TESTED, {rule}: {problem}")
+    require_strace(rule)
     content = content or unique_letter()
     async with world(tmp_path) as relay:
         await relay.mail(BASE, unique_letter())
@@ -151,8 +150,7 @@ async def test_what_could_not_be_written_for_sure_is_not_acknowledged_and_the_ne
 async def test_an_outcome_that_cannot_be_recorded_at_once_is_recorded_later_and_the_mail_not_sent_again(
     tmp_path: Path,
 ) -> None:
-    if problem := strace_problem():
-        pytest.skip(f"NOT TESTED, an outcome that cannot be recorded: {problem}")
+    require_strace("an outcome that cannot be recorded")
     sessions: list[SinkSession] = []
 
     def keeps_waiting(session: SinkSession, line: str) -> Hang:

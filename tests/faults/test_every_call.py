@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.calls import A_WAY, CALLS, KILL, PUT_OFF, Case, Sweep, cases, chosen
-from tests.faults.injection import ended, injecting, is_dead, strace_problem, struck, syncs, threads, tracing
+from tests.faults.injection import ended, injecting, is_dead, require_strace, struck, syncs, threads, tracing
 from tests.faults.test_kill import drained, killed
 from tests.ledger import SOAK, Account, Ledger, seeded
 from tests.scenarios.world import world
@@ -142,8 +142,7 @@ class DaemonSweep(Sweep):
 
 @pytest.mark.parametrize("part", range(PARTS) if SOAK else [0])
 async def test_whatever_call_fails_or_is_the_last_nothing_acknowledged_is_lost(part: int, tmp_path: Path) -> None:
-    if problem := strace_problem():
-        pytest.skip(f"NOT TESTED, a fault at every call: {problem}")
+    require_strace("a fault at every call")
     chance = seeded("every call")
     large = set[int]()
     ledger = Ledger(chance.randrange(10**6), large.__contains__, OCTETS, UNREAD)

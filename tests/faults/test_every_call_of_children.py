@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.calls import A_WAY, CALLS, PUT_OFF, Case, Sweep, cases, chosen, errors_at, one_of_each
-from tests.faults.injection import Holder, ended, injecting, is_dead, is_held, strace_problem, struck, tracing
+from tests.faults.injection import Holder, ended, injecting, is_dead, is_held, require_strace, struck, tracing
 from tests.faults.test_kill import drained
 from tests.ledger import SOAK, Account, Ledger, seeded
 from tests.scenarios.world import world
@@ -279,8 +279,7 @@ async def test_whatever_a_process_meets_at_its_start_mail_is_forwarded_once_and_
 @contextlib.asynccontextmanager
 async def sweeping(what: str, folder: Path) -> AsyncIterator[tuple[ChildSweep, random.Random]]:
     """A daemon, and a sweep over its processes. Skips where there is no strace."""
-    if problem := strace_problem():
-        pytest.skip(f"NOT TESTED, {what}: {problem}")
+    require_strace(what)
     chance = seeded(what)
     large = set[int]()
     ledger = Ledger(chance.randrange(10**6), large.__contains__, fields=_HEAD)

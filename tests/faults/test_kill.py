@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.injection import ended, injecting, is_dead, strace_problem
+from tests.faults.injection import ended, injecting, is_dead, require_strace
 from tests.ledger import SOAK, Account, Ledger, is_drained, numbers_under_way, seeded
 from tests.scenarios.world import DOMAIN, World, unique_letter, world
 from tests.smtp_sink import Hang, SmtpSink
@@ -77,8 +77,7 @@ async def test_kills_at_any_moment_lose_nothing(tmp_path: Path) -> None:
 
 
 async def test_kills_at_exact_system_calls_lose_nothing(tmp_path: Path) -> None:
-    if problem := strace_problem():
-        pytest.skip(f"NOT TESTED, kills at exact points: {problem}")
+    require_strace("kills at exact points")
     ledger, under_way = Ledger(1, lambda number: POINTS[number][0] == "fsync"), Counter[int]()
     missed: list[tuple[str, int]] = []
     async with world(tmp_path, start=False) as relay:

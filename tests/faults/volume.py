@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.missing import missing
+
 #: linux/fs.h: shut the file system down; 2: without flushing its log.
 _FS_IOC_SHUTDOWN = 0x8004587D
 _WITHOUT_FLUSH = 2
@@ -69,10 +71,10 @@ class Disk:
 def disk_of(kind: str, directory: Path, what: str, size: int = DISK) -> Iterator[Disk]:
     """A mounted Disk; ``what`` is not tested where there can be none."""
     if os.geteuid() != 0:
-        pytest.skip(f"NOT TESTED, {what}: only root can mount a disk")
+        missing(f"NOT TESTED, {what}: only root can mount a disk")
     (program, *_), package = KINDS[kind]
     if shutil.which(program) is None:
-        pytest.skip(f"NOT TESTED, {what}: no {program} (Debian: apt-get install {package})")
+        missing(f"NOT TESTED, {what}: no {program} (Debian: apt-get install {package})")
     disk = Disk(directory, kind, size)
     try:
         disk.make()
@@ -89,7 +91,7 @@ def disk_of(kind: str, directory: Path, what: str, size: int = DISK) -> Iterator
 def tmpfs(path: Path, size: int, what: str) -> Iterator[Path]:
     """A mounted tmpfs of ``size`` octets; ``what`` is not tested where there can be none."""
     if os.geteuid() != 0:
-        pytest.skip(f"NOT TESTED, {what}: only root can mount a disk")
+        missing(f"NOT TESTED, {what}: only root can mount a disk")
     path.mkdir()
     try:
         _run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path))
