@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,38 @@ def test_sockets_meant_for_another_process_are_left_alone() -> None:
 def test_a_nonsense_count_is_no_socket() -> None:
     _, lines = hand_over(1, {"LISTEN_FDS": "many", "LISTEN_FDNAMES": "smtp"})
     assert lines == ["[]"]
+
+
+#: Prints the port of a new listening socket and becomes the given command, to which that is handed over.
+ACTIVATES = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+own = str(os.getpid())
+os.environ.update(LISTEN_PID=own, LISTEN_FDS="1", LISTEN_FDNAMES="smtp", WATCHDOG_PID=own)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_the_daemon_takes_its_socket_from_the_manager_and_tells_it_of_its_life(
+    manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "400000")
+    with Daemon(tmp_path, {"smtp": {"listen": "systemd"}}, by=(sys.executable, "-c", ACTIVATES)) as daemon:
+        port = int(daemon.printed[0])
+        assert manager.recv(4096) == f"READY=1\nSTATUS=SMTP [{port}], HTTP [{daemon.http_port}]".encode()
+        assert [manager.recv(4096), manager.recv(4096)] == [b"WATCHDOG=1", b"WATCHDOG=1"]
+        with socket.create_connection(("127.0.0.1", port), 10) as client:
+            assert client.recv(4096).startswith(b"220 ")
+        with ThreadPoolExecutor(1) as beside:
+            ended = beside.submit(daemon.stop)
+            while (said := manager.recv(4096)) == b"WATCHDOG=1":
+                pass
+            assert said.startswith(b"STOPPING=1\n")
+            manager.close()  # else what nobody reads would hold it up
+            assert ended.result() == 0
 
 
 class TestJournal:
