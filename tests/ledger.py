@@ -8,6 +8,7 @@ was posted, and what the daemon keeps of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import random
@@ -17,8 +18,11 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import aiohttp
+
 from relay.core.wire import stuff, unstuff
 from tests.daemon import Daemon
+from tests.scenarios.world import World
 from tests.smtp_client import Answer, SmtpClient
 from tests.smtp_sink import Received
 from tests.webhook_receiver import Post
@@ -29,6 +33,10 @@ SOAK = bool(os.environ.get("RELAY_SOAK"))
 LARGE = 300_000
 #: Seconds between two tries of a sender that was turned away.
 AGAIN = 0.02
+#: Seconds until the next letter is acknowledged, a start between them included. Reached only when a test fails.
+A_START = 300.0
+#: Recipients of one transaction; 100 are taken.
+RECIPIENTS = 50
 _NUMBER = re.compile(rb"\r\nSubject: letter (\d+)\r\n")
 
 
@@ -160,6 +168,39 @@ def _expect(answer: Answer, code: int) -> None:
     if answer.code == 421:
         raise _PutOff
     assert answer.code == code, answer
+
+
+class Visitors:
+    """Page views between the letters, and what each was shown: an answer 200 is a promise, too."""
+
+    def __init__(self, relay: World) -> None:
+        self.shown: dict[str, str] = {}  # substitute → number of the visit
+        self._relay = relay
+        self._known = 0  # of them, at the last look
+
+    async def come(self, ledger: Ledger) -> None:
+        """One at a time, when another letter has its 250, until cancelled."""
+        while True:
+            await ledger.wait_for(1, A_START)
+            with contextlib.suppress(OSError, aiohttp.ClientError):  # killed under us, or not up yet
+                bound = await self._relay.bind("sales@example.test")
+                self.shown[bound["addresses"]["sales@example.test"]] = bound["visit"]
+
+    async def must_be_known(self) -> None:
+        """What was shown is the visit's, and mail is accepted to what was not there at the last look."""
+        shown = dict(self.shown)
+        held = await self._relay.rows(
+            "SELECT routes.local || '@' || routes.domain, visits.number FROM bindings "
+            "JOIN routes ON routes.id = bindings.route_id JOIN visits ON visits.id = bindings.visit_id"
+        )
+        lost = shown.items() - set(held)
+        assert not lost, f"{len(lost)} of {len(shown)} were shown and are lost: {sorted(lost)[:5]}"
+        new = [f"<{address}>" for address in shown][self._known :]
+        async with await SmtpClient.hello(self._relay.daemon.smtp_port) as client:
+            for start in range(0, len(new), RECIPIENTS):
+                await client.envelope(*new[start : start + RECIPIENTS])
+                assert (await client.command("RSET")).code == 250
+        self._known = len(shown)
 
 
 def numbers_under_way(daemon: Daemon) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.injection import ended, injecting, is_dead, require_strace
-from tests.ledger import SOAK, Account, Ledger, is_drained, numbers_under_way, seeded
+from tests.ledger import SOAK, Account, Ledger, Visitors, is_drained, numbers_under_way, seeded
 from tests.scenarios.world import DOMAIN, World, unique_letter, world
 from tests.smtp_sink import Hang, SmtpSink
 from tests.webhook_receiver import Post
@@ -65,15 +65,20 @@ async def test_kills_at_any_moment_lose_nothing(tmp_path: Path) -> None:
     ledger, under_way = Ledger(chance.randrange(10**6)), Counter[int]()
     async with world(tmp_path, start=False) as relay:
         await asyncio.to_thread(relay.daemon.start)
+        visitors = Visitors(relay)
         async with asyncio.TaskGroup() as group:
             group.create_task(ledger.send(lambda: relay.daemon.smtp_port))
+            views = group.create_task(visitors.come(ledger))
             for _ in range(KILLS):
                 await ledger.wait_for(chance.randrange(1, 60))
                 await asyncio.sleep(chance.random() / 50)  # to strike between two answers, too
                 await killed(relay, under_way)
+                await visitors.must_be_known()
             ledger.stop()
-        print(f"{KILLS} kills: {await settled(relay, ledger, under_way)}")
+            views.cancel()
+        print(f"{KILLS} kills: {await settled(relay, ledger, under_way)}, {len(visitors.shown)} page views")
         assert under_way.total() > 0, "no kill struck anything"
+        assert visitors.shown
 
 
 async def test_kills_at_exact_system_calls_lose_nothing(tmp_path: Path) -> None:

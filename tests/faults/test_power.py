@@ -16,7 +16,7 @@ import pytest
 
 from tests.faults.test_kill import settled
 from tests.faults.volume import KINDS, disk_of
-from tests.ledger import SOAK, Account, Ledger, numbers_under_way, seeded
+from tests.ledger import SOAK, Account, Ledger, Visitors, numbers_under_way, seeded
 from tests.scenarios.world import world
 
 pytestmark = pytest.mark.fault
@@ -34,8 +34,10 @@ async def test_a_power_cut_loses_nothing_that_was_answered_250(kind: str, tmp_pa
             await asyncio.to_thread(relay.daemon.start)
             # Made and synced by the daemon itself: the cuts are to try that, too.
             assert "migration" in [entry.get("event") for entry in relay.daemon.log]
+            visitors = Visitors(relay)
             async with asyncio.TaskGroup() as group:
                 group.create_task(ledger.send(lambda: relay.daemon.smtp_port))
+                views = group.create_task(visitors.come(ledger))
                 for _ in range(CUTS):
                     await ledger.wait_for(chance.randrange(20, 80))
                     await asyncio.sleep(chance.random() / 50)  # to strike between two answers, too
@@ -49,8 +51,11 @@ async def test_a_power_cut_loses_nothing_that_was_answered_250(kind: str, tmp_pa
                     account.must_keep(ledger)
                     under_way.update(await asyncio.to_thread(numbers_under_way, relay.daemon))
                     await asyncio.to_thread(relay.daemon.start)
+                    await visitors.must_be_known()
                 ledger.stop()
+                views.cancel()
             print(f"{CUTS} power cuts on {kind}: {await settled(relay, ledger, under_way)}")
+            assert visitors.shown
             large = sum(file is not None for (file,) in await relay.rows("SELECT body_file FROM messages"))
             assert large > 0
             await asyncio.to_thread(relay.daemon.kill)
