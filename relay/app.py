@@ -117,7 +117,6 @@ async def running(
         sweeper = Sweeper(store, bodies, _ages(config), clock)
         _background(stack, background.begin("sweep", sweeper.run))
         stopping = asyncio.Event()
-        stack.callback(stopping.set)
         agents.load()  # what the first page view would else wait for
         sources.referrers()
         loop_watch = LoopWatch()
@@ -158,6 +157,7 @@ async def running(
         stack.push_async_callback(control.close)
         await smtp.start(_listen(config.smtp.listen, handed.get("smtp", []), "smtp"))
         stack.push_async_callback(smtp.stop, GRACE)
+        stack.callback(stopping.set)  # the first to run: while SMTP ends HTTP is still served, and says that we stop
         await _first_admin(store, config.http.public_url, clock())
         log.info("ready", smtp=smtp.ports, http=http_ports, sites=len(store.sites.by_id), data_dir=str(data_dir))
         yield daemon
