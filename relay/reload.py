@@ -50,6 +50,17 @@ RELOADED = (
     "site",
 )
 
+#: What waits for a restart with a key that needs one, when both have changed: the file was judged with both
+#: (config/rules.py), and the new value of the one may not go with the old value of the other.
+JUDGED_TOGETHER: dict[str, tuple[str, ...]] = {
+    "smtp.listen": ("operator",),
+    "http.listen": ("operator",),
+    "http.public_url": ("site",),
+    "forward.next_hop": ("operator", "site"),
+    "retention.visits": ("attribution.window",),
+    "retention.routes": ("attribution.window",),
+}
+
 
 def policy(config: Config) -> Policy:
     """What intake goes by."""
@@ -151,7 +162,9 @@ class Reloader:
         keys = list(differing(daemon.config, wanted))
         _refuse_bad_certificates(wanted)
         switched = daemon.https is None or wanted.http.tls_cert is None  # TLS on or off is another server
-        changed = [key for key in keys if is_reloaded(key) and not (switched and key.startswith("http."))]
+        waiting = {key for cause in keys for key in JUDGED_TOGETHER.get(cause, ())}
+        waiting.update(key for key in keys if switched and key.startswith("http."))
+        changed = [key for key in keys if is_reloaded(key) and key not in waiting]
         now_in_use = with_keys(daemon.config, wanted, changed)
         settings = smtp_settings(now_in_use)
         if "site" in changed:

@@ -94,6 +94,27 @@ async def test_a_bad_file_is_refused_with_the_key_and_changes_nothing(tmp_path: 
         await reload(relay, {})  # and a sound one is taken after it
 
 
+async def test_what_was_judged_together_with_a_key_that_needs_a_restart_waits_for_it(tmp_path: Path) -> None:
+    async with world(tmp_path) as relay:
+        fresh = with_site(relay, target("fresh@example.test", "plus"))
+        edit = {
+            **fresh,
+            "operator": "somebody@example.test",
+            "forward": {"next_hop": "smtp://127.0.0.1:9"},
+            "attribution": {"window": "20d", "known_sender": "80d"},
+            "retention": {"routes": "401d"},
+        }
+        entry = await reload(relay, edit)
+        assert entry["changed"] == "attribution.known_sender"
+        restart = await relay.daemon.logged("these settings need a restart")
+        assert restart["keys"] == "operator, forward.next_hop, attribution.window, retention.routes, site"
+        async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
+            assert (await client.command("MAIL FROM:<ann@customer.test>")).code == 250
+            assert (await client.command(f"RCPT TO:<fresh@{DOMAIN}>")).short == "550 5.1.1"
+            await reload(relay, fresh)  # without the new next hop nothing has to wait
+            assert (await client.command(f"RCPT TO:<fresh@{DOMAIN}>")).code == 250
+
+
 async def test_a_site_that_another_has_the_key_of_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     async with world(tmp_path) as relay:
         await relay.command("site.add", site="other", origins=["https://other.test"], key="pk_other")
