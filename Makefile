@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Compiled once, and not once a process, whatever the environment says about bytecode.
-PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode $(BIN)/pytest -q
+PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$(CURDIR)/.pytest_cache/bytecode" $(BIN)/pytest -q
 
 SCRIPT := webapi/script
 # A folder in memory for temporary files, where there is one with 2 GB to spare.
@@ -12,11 +12,14 @@ IN_MEMORY = $(shell test -w /dev/shm && test $$(df -Pk /dev/shm | awk 'END {prin
 
 .PHONY: setup run test script script-test unit scenarios faults browser bench soak lint format lock debian clean
 
+# Made, but by a Python that is gone or another one since: then it is made anew.
+$(shell $(BIN)/python -c "import click" 2>/dev/null || rm -f $(VENV)/.ready)
+
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: requirements/dev.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	touch $@
 
