@@ -399,6 +399,14 @@ class TestInterrupted:
         assert contents(copy) == before
         assert stat.S_IMODE(copy.stat().st_mode) == 0o600
 
+    def test_what_a_killed_one_left_of_its_copy_is_removed(self, tmp_path: Path, scripts: Scripts) -> None:
+        path = unpacked(OLD[-1], tmp_path)
+        scripts.add("8001", HEAD, self.WORKS)
+        for ending in ("", "-journal"):
+            (tmp_path / f"relay-before-8001-1.db.partial{ending}").write_bytes(b"half")
+        migrate.migrate(path)
+        assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+
     def test_without_a_backup_nothing_is_changed(
         self, tmp_path: Path, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
     ) -> None:

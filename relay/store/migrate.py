@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from relay.durable import sync_directory
 from relay.store.connection import connect
 
 #: The revision that this program works with; a test compares it with the scripts in migrations/.
@@ -51,6 +52,8 @@ def migrate(path: Path, progress: Progress = lambda line: None) -> bool:
         known = _revisions()
         if current not in known:
             raise WrongRevision(f"{path} has schema revision {current}, newer than this program's {HEAD}")
+        for left in path.parent.glob(f"{path.stem}-before-*.db.partial*"):
+            left.unlink()  # by a kill in the middle of a copy, as large as the database perhaps
         copy = _free_name(path)
         progress(f"backing up to {copy.name}")
         backup(path, copy, progress)
@@ -134,6 +137,7 @@ def backup(source: Path, copy: Path, progress: Progress = lambda line: None, pag
         target.execute("PRAGMA journal_mode=DELETE")
         target.close()
         partial.rename(copy)
+        sync_directory(copy.parent)
     finally:
         original.close()
         target.close()
