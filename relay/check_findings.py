@@ -117,9 +117,5 @@ def _why(enabled: bool, reason: str | None) -> str | None:
 def _add(subject: Subject, target: TargetView) -> None:
     next_hop = None
     if target.next_hop is not None:
-        # Keys.load would create what is missing; here that would hide that it is missing.
-        directory = subject.config.data_dir / "keys"
-        if not (directory / "seal.key").exists():
-            raise KeysError(f"{directory / 'seal.key'} is missing: restore it")
-        next_hop = Keys.load(directory).unseal(target.next_hop)
+        next_hop = Keys.read(subject.config.data_dir / "keys").unseal(target.next_hop)
     subject.forwards(parse(target.forward_to) if target.forward_to else target.address, next_hop)

@@ -67,8 +67,24 @@ class Keys:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             sync_directory(directory.parent)  # a power cut must not take the whole directory away again
+            for path in _paths(directory).values():
+                if not path.exists():
+                    _write(path, (os.urandom(KEY_SIZE),))
+        except OSError as error:
+            raise KeysError(f"{error.filename or directory}: {error.strerror}") from error
+        return cls.read(directory)
+
+    @classmethod
+    def read(cls, directory: Path) -> Keys:
+        """Read ``data_dir/keys`` as it is, for whoever does not hold the lock.
+
+        Raises KeysError when something there is missing, unreadable, malformed or open to other users.
+        """
+        try:
             _refuse_open_to_others(directory, directory.stat().st_mode, "700")
-            return cls(directory, {name: _read_or_create(directory / f"{name}.key") for name in NAMES})
+            return cls(directory, {name: _read(path) for name, path in _paths(directory).items()})
+        except FileNotFoundError as error:
+            raise KeysError(f"{error.filename} is missing: restore it") from error
         except OSError as error:
             raise KeysError(f"{error.filename or directory}: {error.strerror}") from error
 
@@ -88,8 +104,10 @@ class Keys:
 
     def files(self) -> list[KeyFile]:
         """What there is, without the keys themselves; raises OSError."""
-        paths = {name: self._directory / f"{name}.key" for name in NAMES}
-        return [KeyFile(name, path, len(self._generations[name]), path.stat().st_mtime) for name, path in paths.items()]
+        return [
+            KeyFile(name, path, len(self._generations[name]), path.stat().st_mtime)
+            for name, path in _paths(self._directory).items()
+        ]
 
     def seal(self, plaintext: str) -> str:
         """Seal with the newest ``seal`` key."""
@@ -100,13 +118,12 @@ class Keys:
         return unseal(self.all("seal"), sealed)
 
 
-def _read_or_create(path: Path) -> tuple[bytes, ...]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        generations = (os.urandom(KEY_SIZE),)
-        _write(path, generations)
-        return generations
+def _paths(directory: Path) -> dict[str, Path]:
+    return {name: directory / f"{name}.key" for name in NAMES}
+
+
+def _read(path: Path) -> tuple[bytes, ...]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         _refuse_open_to_others(path, os.fstat(descriptor).st_mode, "600")
         return _parse(path, file.read(MAX_KEY_FILE))

@@ -282,6 +282,23 @@ class TestReadingWithoutADatabase:
         assert result.stderr == "Error: the database: file is not a database\n"
 
 
+@pytest.mark.parametrize(
+    "words", [["history"], ["site", "show", "shop", "--json"], ["webhook", "list", "--json"]], ids=" ".join
+)
+def test_reading_makes_no_key_anew_and_says_which_is_missing(run: Run, words: list[str], tmp_path: Path) -> None:
+    for made in (
+        run("site", "add", "shop", "--origin", "https://www.shop.test"),
+        run("webhook", "add", "shop", "https://crm.shop.test/"),
+    ):
+        assert made.exit_code == 0, made.output
+    key = tmp_path / "data" / "keys" / "seal.key"
+    key.unlink()
+    result = run(*words)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {key} is missing: restore it\n"
+    assert not key.exists()
+
+
 class TestMigrate:
     def test_a_new_database_is_made_and_then_there_is_nothing_to_do(self, run: Run, tmp_path: Path) -> None:
         first, second = run("migrate"), run("migrate")

@@ -46,6 +46,18 @@ def test_one_missing_key_is_created_and_the_others_stay(tmp_path: Path) -> None:
     assert second.current("srs") == first.current("srs")
 
 
+def test_reading_them_makes_none(tmp_path: Path) -> None:
+    directory = tmp_path / "keys"
+    with pytest.raises(KeysError, match="keys is missing: restore it"):
+        Keys.read(directory)
+    assert not directory.exists()
+    assert Keys.load(directory).all("srs") == Keys.read(directory).all("srs")
+    (directory / "links.key").unlink()
+    with pytest.raises(KeysError, match=r"links\.key is missing: restore it"):
+        Keys.read(directory)
+    assert not (directory / "links.key").exists()
+
+
 def test_rotation_puts_the_new_generation_first_and_forgets_the_oldest(tmp_path: Path) -> None:
     keys = Keys.load(tmp_path / "keys")
     first = keys.current("srs")

@@ -111,7 +111,7 @@ def api_context(config: Config) -> Context:
     from webapi.compose import Composer
     from webapi.context import Context
 
-    keys = Keys.load(config.data_dir / "keys")
+    keys = Keys.read(config.data_dir / "keys")
     return Context(
         store=Store(config.data_dir / DATABASE),  # not opened: a view reads nothing
         bodies=Bodies(config.data_dir / "bodies"),

@@ -169,7 +169,7 @@ async def _as_api(config: Config, view: SiteView) -> dict[str, Any]:
     async with reading(config) as reader:
         sites = await directory(reader)
         substitutes = {target.id: await sites.substitutes(target.id) for target in view.targets}
-    return shown(view, substitutes, Keys.load(config.data_dir / "keys")).model_dump()
+    return shown(view, substitutes, Keys.read(config.data_dir / "keys")).model_dump()
 
 
 @site.command()

@@ -252,7 +252,7 @@ def _as_json(config: Config, view: SiteView, hook: WebhookView) -> dict[str, Any
     from relay.secrets import Keys
     from webapi.hook_models import shown
 
-    return shown(view, hook, Keys.load(config.data_dir / "keys"))
+    return shown(view, hook, Keys.read(config.data_dir / "keys"))
 
 
 async def _webhooks(config: Config, site: str | None) -> list[tuple[SiteView, WebhookView]]:
