@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import click
@@ -88,4 +90,20 @@ for _command in (
 
 def main() -> None:
     """The console script."""
+    _open_streams()
     cli(prog_name="relay")
+
+
+def _open_streams() -> None:
+    """Standard streams that are closed (`relay serve 2>&-`) become /dev/null, and no text is too much for any.
+
+    Before anything else is opened: it would get such a descriptor, and with it what is meant for standard error. And
+    where the encoding of the locale lacks a letter that is escaped, so that no output ends in the middle.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)  # processes of ours log there
+    os.close(descriptor)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name) or os.fdopen(number, "w", closefd=False)
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
