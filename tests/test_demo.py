@@ -214,12 +214,13 @@ async def posted(folder: Path) -> None:
 
 
 @pytest.mark.scenario
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_the_command_prints_where_it_is_and_ends_clean(number: signal.Signals) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        "from relay.demo import run_demo; run_demo()",
+        # nohup has it ignored, for all that is run by what it runs
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); from relay.demo import run_demo; run_demo()",
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -60,7 +60,9 @@ class Demo:
 
 
 def run_demo(data_dir: Path | None = None, open_browser: bool = False) -> None:
-    """Run the demo until SIGINT or SIGTERM. Without ``data_dir`` its data go to a temporary folder and away with it.
+    """Run the demo until SIGINT, SIGTERM or SIGHUP.
+
+    Without ``data_dir`` its data go to a temporary folder and away with it.
 
     Raises what relay.app.running does.
     """
@@ -71,7 +73,10 @@ def run_demo(data_dir: Path | None = None, open_browser: bool = False) -> None:
 async def _run(data_dir: Path | None, open_browser: bool) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    ending = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        ending.append(signal.SIGHUP)  # the terminal is closed
+    for number in ending:
         loop.add_signal_handler(number, stopping.set)
     async with demo_running(data_dir) as demo:
         print(_introduction(demo), flush=True)
