@@ -27,6 +27,7 @@ unpack() {
 [ -z "${missing[*]}${others-}" ] && exit 0
 if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then
   export DEBIAN_FRONTEND=noninteractive
+  log=$(mktemp --tmpdir visit-relay-apt.XXXXXX)  # under a name that nobody else could have made a link of
   echo "installing: ${missing[*]} ${others:+($others: unpacking)}"
   policy=/usr/sbin/policy-rc.d  # while it ends with 101, no service is started that a package brings
   [ -e $policy ] || { trap "rm -f $policy" EXIT && printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy; }
@@ -34,9 +35,9 @@ if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ] && command -v apt-get >/dev/
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "${missing[@]}" && missing=()
     [ -z "${others-}" ] || { unpack && others=; }
-  } >/tmp/visit-relay-apt.log 2>&1
-  [ -z "${missing[*]}${others-}" ] && exit 0
-  tail -5 /tmp/visit-relay-apt.log
+  } >"$log" 2>&1
+  [ -z "${missing[*]}${others-}" ] && rm "$log" && exit 0
+  tail -5 "$log" && echo "all of it: $log"
 fi
 echo "NOT INSTALLED, so what needs them will be skipped and named: ${missing[*]} ${others-}"
 exit 0
