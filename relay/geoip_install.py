@@ -68,7 +68,9 @@ def from_npm(directory: Path) -> list[Path]:
 def from_file(source: Path, directory: Path) -> list[Path]:
     """Install the databases of a file; where they are then. Raises InstallError, OSError."""
     directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # data_dir, as the daemon makes it
-    directory.mkdir(mode=0o755, exist_ok=True)
+    if not directory.exists():
+        directory.mkdir()
+        directory.chmod(0o755)  # as the files, whatever the umask
     with _staged(directory) as stage:
         try:
             _unpack(source, stage)

@@ -359,6 +359,16 @@ class TestInstallFrom:
         assert (file.name, stat.S_IMODE(file.stat().st_mode)) == ("city.mmdb", 0o644)
         assert stat.S_IMODE(installed.parent.stat().st_mode) == 0o700
 
+    def test_what_is_installed_can_be_read_by_every_user_whatever_the_umask(
+        self, config: Path, database: Path, installed: Path
+    ) -> None:
+        before = os.umask(0o077)
+        try:
+            assert run(config, "install", "--from", str(database)).exit_code == 0
+        finally:
+            os.umask(before)
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (installed, *installed.iterdir())] == [0o755, 0o644]
+
     @pytest.mark.parametrize("form", ["city.mmdb.gz", "GeoLite2-City.tar.gz", "npm.tgz", "plain.tar", "city.db"])
     def test_it_may_be_packed_as_publishers_do(self, config: Path, database: Path, installed: Path, form: str) -> None:
         source, octets = config.with_name(form), database.read_bytes()
