@@ -45,13 +45,8 @@ def stopping(text: str) -> bool:
     return notify("STOPPING=1", status_field(text))
 
 
-def status(text: str) -> bool:
-    """One line for ``systemctl status``."""
-    return notify(status_field(text))
-
-
 def status_field(text: str) -> str:
-    """A STATUS field; a line break in it would begin a field of its own."""
+    """The line of ``systemctl status``; a line break in it would begin a field of its own."""
     return "STATUS=" + " ".join(text.split())
 
 

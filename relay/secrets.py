@@ -52,7 +52,7 @@ class KeyFile:
 
 
 class Keys:
-    """The instance's keys, read once at start. Call ``load`` and ``rotate`` only while holding the lock on data_dir."""
+    """The instance's keys, read once at start. Call ``load`` only while holding the lock on data_dir."""
 
     def __init__(self, directory: Path, generations: dict[str, tuple[bytes, ...]]) -> None:
         self._directory = directory
@@ -69,7 +69,7 @@ class Keys:
             sync_directory(directory.parent)  # a power cut must not take the whole directory away again
             for path in _paths(directory).values():
                 if not path.exists():
-                    _write(path, (os.urandom(KEY_SIZE),))
+                    _write(path, os.urandom(KEY_SIZE))
         except OSError as error:
             raise KeysError(f"{error.filename or directory}: {error.strerror}") from error
         return cls.read(directory)
@@ -95,12 +95,6 @@ class Keys:
     def all(self, name: str) -> tuple[bytes, ...]:
         """Every generation that is still honoured, newest first."""
         return self._generations[name]
-
-    def rotate(self, name: str, keep: int = 2) -> None:
-        """Put a new generation in front of the key's, keep ``keep`` in all, and write them down before using them."""
-        generations = (os.urandom(KEY_SIZE), *self._generations[name])[: max(keep, 1)]
-        _write(self._directory / f"{name}.key", generations)
-        self._generations[name] = generations
 
     def files(self) -> list[KeyFile]:
         """What there is, without the keys themselves; raises OSError."""
@@ -145,13 +139,13 @@ def _parse(path: Path, content: bytes) -> tuple[bytes, ...]:
     return generations
 
 
-def _write(path: Path, generations: Sequence[bytes]) -> None:
-    """Replace the file as one step that survives a power cut: synced under another name, renamed, directory synced."""
+def _write(path: Path, key: bytes) -> None:
+    """Make the file as one step that survives a power cut: synced under another name, renamed, directory synced."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)  # left by a crash in the middle of this function
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write("".join(f"{generation.hex()}\n" for generation in generations).encode())
+        file.write(f"{key.hex()}\n".encode())
         file.flush()
         os.fsync(descriptor)
     temporary.replace(path)

@@ -58,24 +58,26 @@ def test_reading_them_makes_none(tmp_path: Path) -> None:
     assert not (directory / "links.key").exists()
 
 
-def test_rotation_puts_the_new_generation_first_and_forgets_the_oldest(tmp_path: Path) -> None:
+def put_in_front(path: Path, key: bytes) -> None:
+    """A new generation, as an operator makes one."""
+    path.write_text(f"{key.hex()}\n{path.read_text()}")
+
+
+def test_every_line_of_a_file_is_a_generation_and_the_first_the_newest(tmp_path: Path) -> None:
+    first = Keys.load(tmp_path / "keys").current("srs")
+    put_in_front(tmp_path / "keys" / "srs.key", KEY)
     keys = Keys.load(tmp_path / "keys")
-    first = keys.current("srs")
-    keys.rotate("srs")
-    second = keys.current("srs")
-    assert keys.all("srs") == (second, first)
-    keys.rotate("srs")
-    assert keys.all("srs") == (keys.current("srs"), second)
-    assert Keys.load(tmp_path / "keys").all("srs") == keys.all("srs")
-    assert (tmp_path / "keys" / "srs.key").stat().st_mode & 0o777 == 0o600
+    assert keys.current("srs") == KEY
+    assert keys.all("srs") == (KEY, first)
 
 
 def test_a_temporary_file_left_by_a_crash_is_no_obstacle(tmp_path: Path) -> None:
+    left = tmp_path / "keys" / ".srs.key.new"
+    left.parent.mkdir(mode=0o700)
+    left.write_text("half a k")
     keys = Keys.load(tmp_path / "keys")
-    (tmp_path / "keys" / ".srs.key.new").write_text("half a k")
-    keys.rotate("srs")
     assert Keys.load(tmp_path / "keys").current("srs") == keys.current("srs")
-    assert not (tmp_path / "keys" / ".srs.key.new").exists()
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
@@ -124,13 +126,13 @@ def test_the_same_text_is_never_sealed_the_same_way_twice() -> None:
 
 
 def test_an_older_generation_still_opens(tmp_path: Path) -> None:
-    keys = Keys.load(tmp_path / "keys")
-    sealed = keys.seal("whsec_x")
-    keys.rotate("seal")
-    assert keys.unseal(sealed) == "whsec_x"
-    keys.rotate("seal")
+    sealed = Keys.load(tmp_path / "keys").seal("whsec_x")
+    path = tmp_path / "keys" / "seal.key"
+    put_in_front(path, KEY)
+    assert Keys.load(tmp_path / "keys").unseal(sealed) == "whsec_x"
+    path.write_text(f"{KEY.hex()}\n")
     with pytest.raises(SealError, match="sealed with a key that is not in data_dir/keys"):
-        keys.unseal(sealed)
+        Keys.load(tmp_path / "keys").unseal(sealed)
 
 
 @given(st.integers(min_value=0), st.integers(min_value=1, max_value=255))
@@ -170,8 +172,9 @@ def test_a_token_that_is_no_valid_text_hashes_without_an_error() -> None:
 
 
 def test_what_keys_there_are_is_told_without_them(tmp_path: Path) -> None:
+    Keys.load(tmp_path / "keys")
+    put_in_front(tmp_path / "keys" / "srs.key", KEY)
     keys = Keys.load(tmp_path / "keys")
-    keys.rotate("srs")
     files = {file.name: file for file in keys.files()}
     assert {name: file.generations for name, file in files.items()} == {"loop": 1, "srs": 2, "links": 1, "seal": 1}
     assert files["srs"].path.stat().st_mtime == files["srs"].written_at

@@ -15,6 +15,7 @@ from relay.secrets import Keys, token_hash
 from relay.store import blocked, changes, tokens, users
 from relay.store.changes import Change
 from tests.hostile_world import vectors
+from tests.store_fixtures import fresh_keys
 from tests.test_ui_login import CHOSEN, PASSWORD, logged_in, nobody, with_password
 from tests.ui_fixtures import Answer, Pages, pages
 from webapi.app import OPERATIONS
@@ -377,8 +378,10 @@ class TestData:
             assert "730 days" in text
 
     async def test_keys_are_counted_and_never_shown(self, tmp_path: Path) -> None:
-        async with pages(tmp_path) as p:
-            p.api.context.keys.rotate("srs")
+        fresh_keys(tmp_path / "renewed")
+        srs = tmp_path / "renewed" / "srs.key"
+        srs.write_text(f"{'ab' * 32}\n{srs.read_text()}")
+        async with pages(tmp_path, keys=Keys.load(srs.parent)) as p:
             text = (await p.get("/ui/settings/keys")).text
             assert [int(count) for count in re.findall(r'"Generations">(\d+)<', text)] == [1, 2, 1, 1]
             for file in p.api.context.keys.files():
