@@ -46,7 +46,8 @@ class Listener:
         self._adopting: set[asyncio.Task[None]] = set()
         self.socket = sock
         sock.setblocking(False)
-        sock.listen(BACKLOG)
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.listen(BACKLOG)  # one that was handed over listens already, as whoever made it wants it
         self._loop.add_reader(sock, self._accept)
 
     def close(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import struct
+import sys
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import cast
@@ -87,6 +89,15 @@ async def test_closed_in_a_pause_it_does_not_begin_again(exhausted: Exhausted, m
         await asking
     assert listener._again is not None
     assert listener._again.cancelled()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs TCP_INFO")
+async def test_of_a_socket_that_listens_already_as_many_connections_may_wait_as_before() -> None:
+    (listener,) = await serve(Greeter, [socket.create_server(("127.0.0.1", 0), backlog=7)])
+    about = listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    assert struct.unpack_from("I", about, 28) == (7,)  # tcpi_sacked: of a listening socket its backlog (tcp_get_info)
+    assert await greeting(listener.socket.getsockname()[1]) == b"hello"
+    listener.close()
 
 
 @pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
