@@ -98,13 +98,9 @@ class Extractor:
         return tuple(worker.pid for worker in self._workers)
 
     async def start(self) -> None:
-        """Start the workers and wait until they are ready; raises OSError if one can't be started."""
-        workers = await asyncio.gather(*(self._spawn() for _ in range(self._count)), return_exceptions=True)
-        failed = [error for error in workers if isinstance(error, BaseException)]
-        if failed:
-            await self.close()
-            raise failed[0]
-        self._tasks = [background.begin("reading", partial(self._run, w)) for w in workers if isinstance(w, _Worker)]
+        """Start the workers and wait until they are ready; one that can't be started now is tried again and again."""
+        workers = await asyncio.gather(*(self._spawn() for _ in range(self._count)))
+        self._tasks = [background.begin("reading", partial(self._run, worker)) for worker in workers]
 
     async def extract(self, source: bytes | Path, html: bool = False) -> Extracted:
         """Read one message in wire form: small ones as octets, large ones by the path of their file.
@@ -146,10 +142,12 @@ class Extractor:
         for worker in tuple(self._workers):
             await self._end(worker)
 
-    async def _run(self, worker: _Worker) -> None:
-        """One worker's life, and its successors'."""
+    async def _run(self, worker: _Worker | None) -> None:
+        """One worker's life, and its successors'; None is one that could not be started."""
         batch: list[_Job] = []
         try:
+            if worker is None:
+                worker = await self._replace(None)
             while True:
                 batch = await self._take()
                 if worker.gone or worker.served > _LIFE:
@@ -239,8 +237,13 @@ class Extractor:
         else:
             job.done.set_result(result)
 
-    async def _spawn(self) -> _Worker:
-        worker = await _Worker.spawn(3 * self._attempt, self._memory)
+    async def _spawn(self) -> _Worker | None:
+        """A worker that is ready; None when it can't be started, and the log says why."""
+        try:
+            worker = await _Worker.spawn(3 * self._attempt, self._memory)
+        except OSError as error:
+            log.error("extraction worker can't be started", reason=_reason(error))
+            return None
         self._workers.add(worker)
         return worker
 
@@ -248,14 +251,14 @@ class Extractor:
         await worker.end()  # if this is cancelled, close() does it again
         self._workers.discard(worker)
 
-    async def _replace(self, worker: _Worker) -> _Worker:
-        await self._end(worker)
+    async def _replace(self, worker: _Worker | None) -> _Worker:
+        if worker is not None:
+            await self._end(worker)
         while True:
-            try:
-                return await self._spawn()
-            except OSError as error:
-                log.error("extraction worker can't be started", reason=_reason(error))
-                await asyncio.sleep(_PAUSE)
+            successor = await self._spawn()
+            if successor is not None:
+                return successor
+            await asyncio.sleep(_PAUSE)
 
 
 class _Worker:

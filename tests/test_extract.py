@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 import relay.extract
 from relay.core.mime import Extracted
@@ -245,23 +246,39 @@ async def test_a_worker_that_lies_is_replaced_and_the_message_is_partial(
     assert await extractor.extract(mail("hello")) == Extracted("hello", None, False, (), True)
 
 
-async def test_a_worker_that_cannot_be_started_fails_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay.extract, "_popen", lambda channel, arguments: popen(channel, "raise SystemExit(3)"))
-    extractor = Extractor(workers=2)
-    with pytest.raises(OSError, match="exit code 3"):
-        await extractor.start()
-    assert extractor.pids == ()
+async def test_a_worker_that_cannot_be_started_at_first_is_tried_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = relay.extract._popen
+    failures: list[int] = []
+
+    def at_last(channel: int, arguments: list[str]) -> subprocess.Popen[bytes]:
+        if len(failures) < 2:
+            failures.append(channel)
+            return popen(channel, "raise SystemExit(3)")
+        return real(channel, arguments)
+
+    monkeypatch.setattr(relay.extract, "_popen", at_last)
+    monkeypatch.setattr(relay.extract, "_PAUSE", 0.0)
+    with capture_logs() as entries:
+        extractor = await start()
+        assert extractor.pids == ()
+        assert (await extractor.extract(mail("at last"))).subject == "at last"
+    said = {"event": "extraction worker can't be started", "log_level": "error"}
+    assert entries == [said | {"reason": "OSError: the process ended at its start with exit code 3"}] * 2
 
 
-async def test_a_process_that_cannot_be_made_fails_the_start_and_leaves_no_socket(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_a_process_that_cannot_be_made_leaves_no_socket_and_stops_no_start(
+    start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(channel: int, arguments: list[str]) -> None:
         raise BlockingIOError("no more processes")
 
     monkeypatch.setattr(relay.extract, "_popen", refuse)
-    with pytest.raises(OSError, match="no more processes"):
-        await Extractor().start()
+    with capture_logs() as entries:
+        extractor = await start()
+    assert extractor.pids == ()
+    assert [entry["reason"] for entry in entries] == ["BlockingIOError: no more processes"]
 
 
 async def test_a_successor_that_cannot_be_started_is_tried_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -336,13 +336,13 @@ async def test_the_frame_runs_nothing_and_shows_what_came_along(p: Pages) -> Non
 
 
 async def test_without_a_worker_the_frame_has_the_text(p: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refused(self: Extractor) -> None:
-        raise OSError("no more processes")
+    def refused(channel: int, arguments: list[str]) -> None:
+        raise BlockingIOError("no more processes")
 
     accepted = await letter(p.world)
     path = f"/ui/messages/{accepted.message_id}/letter"
     with monkeypatch.context() as without:
-        without.setattr(Extractor, "start", refused)
+        without.setattr("relay.extract._popen", refused)
         frame = (await p.get(path)).text
     assert "The formatted letter cannot be shown safely; this is its text." in frame
     assert "Hello" in frame

@@ -68,10 +68,10 @@ class Letters:
         async with self._starting:
             if self._extractor is None:
                 extractor = Extractor(workers=1, timeout=3 * TIME, memory=MEMORY)
-                try:
-                    await extractor.start()
-                except OSError as error:
-                    log.error("no worker to show letters", error=str(error))
+                await extractor.start()
+                if not extractor.pids:  # the log says why
+                    await extractor.close()
+                    log.error("no worker to show letters")
                     return Letter(cut=True)
                 self._extractor = extractor
         try:
