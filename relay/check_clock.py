@@ -41,9 +41,10 @@ async def clock(subject: Subject) -> list[Finding]:
 def _kept(by_ntp: bool | None) -> str:
     if by_ntp:
         return ", kept by NTP"
-    if sys.platform.startswith("linux"):  # the unit of the service does not let the daemon ask (ProtectClock)
-        return "; whether NTP keeps it this program may not see: run relay check as its user"
-    return ""
+    if not sys.platform.startswith("linux"):
+        return ""
+    # The unit of the service does not let the daemon ask (ProtectClock).
+    return "; whether NTP keeps it this program may not see: run relay check as its user"
 
 
 def synchronised() -> bool | None:
