@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_the_wheel_carries_templates_script_and_migrations_and_no_tests(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    kept_out = shutil.ignore_patterns(".venv", ".git", "__pycache__", "node_modules", "var", ".*_cache", ".hypothesis")
+    kept_out = shutil.ignore_patterns(
+        ".venv", ".git", "__pycache__", "node_modules", "build", "var", ".*_cache", ".hypothesis"
+    )
     shutil.copytree(ROOT, source, ignore=kept_out)
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
