@@ -10,7 +10,7 @@ SCRIPT := webapi/script
 # A folder in memory for temporary files, where there is one with 2 GB to spare.
 IN_MEMORY = $(shell test -w /dev/shm && test $$(df -Pk /dev/shm | awk 'END {print $$4}') -gt 2000000 && echo TMPDIR=/dev/shm)
 
-.PHONY: setup run test script script-test unit scenarios faults browser bench soak lint format lock debian clean
+.PHONY: setup run test checks script script-test unit scenarios faults browser bench soak lint format lock debian clean
 
 # Made, but by a Python that is gone or another one since: then it is made anew.
 $(shell $(BIN)/python -c "import click" 2>/dev/null || rm -f $(VENV)/.ready)
@@ -31,7 +31,11 @@ run: setup
 debian:
 	@bash tests/debian.sh
 
-test: setup debian lint script-test unit scenarios faults browser
+test: setup debian checks unit scenarios faults browser
+
+# At once: each of them is one process for most of its time.
+checks: setup
+	$(MAKE) --no-print-directory -j2 --output-sync=target lint script-test
 
 # The website script, webapi/script/mailtrack.js, from its TypeScript. The built file is committed: nobody needs Node.js
 # to run the daemon.
