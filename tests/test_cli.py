@@ -23,7 +23,8 @@ from relay.cli import migrate as migrate_command
 from relay.cli.history import STATES
 from relay.cli.root import cli
 from relay.store import damage, migrate
-from tests.daemon import BASE, ROOT, Daemon, DaemonFailed, entry_of, environment, example_site, merged, relay, toml
+from tests.daemon import BASE, ROOT, Daemon, entry_of, environment, example_site, merged, relay, toml
+from tests.store_fixtures import fresh_database, fresh_keys
 from webapi.messages import State
 
 Run = Callable[..., Result]
@@ -376,8 +377,13 @@ class TestBackup:
 
 
 class TestServe:
-    def test_it_answers_smtp_and_http_and_ends_with_0_on_sigterm(self, tmp_path: Path) -> None:
-        with Daemon(tmp_path) as daemon:
+    def test_its_first_start_makes_all_for_its_owner_alone_and_it_answers_smtp_and_http_until_sigterm(
+        self, tmp_path: Path
+    ) -> None:
+        with Daemon(tmp_path, makes_database=True) as daemon:
+            made = [daemon.data_dir, *daemon.data_dir.rglob("*")]
+            assert {"relay.db", "seal.key", "bodies", "control.sock"} <= {path.name for path in made}
+            assert not [path for path in made if path.stat().st_mode & 0o077]
             for port, greeting in ((daemon.smtp_port, b"220 mx.track.test"), (daemon.http_port, b"HTTP/1.")):
                 with socket.create_connection(("127.0.0.1", port), 10) as sock:
                     if port == daemon.http_port:
@@ -387,40 +393,35 @@ class TestServe:
             assert daemon.errors == []
         assert not (daemon.data_dir / "control.sock").exists()
 
-    @pytest.mark.parametrize("where", ["&-", "/dev/full"], ids=["closed", "full"])
-    def test_it_needs_no_standard_output(self, tmp_path: Path, where: str) -> None:
+    def test_beside_it_no_second_one_and_no_migration_begins_and_after_a_kill_it_starts_again(
+        self, tmp_path: Path, run: Run
+    ) -> None:
+        with Daemon(tmp_path) as daemon:
+            in_use = f"Error: {daemon.data_dir} is in use by another relay (process {daemon.pid})\n"
+            second = daemon.cli("serve")
+            assert (second.returncode, second.stderr) == (1, in_use)
+            _say_revision(daemon.data_dir, "0000")
+            migration = run("migrate")
+            assert (migration.exit_code, migration.stderr) == (1, in_use)
+            _say_revision(daemon.data_dir, migrate.HEAD)
+            daemon.kill()
+            assert (daemon.data_dir / "control.sock").exists()
+            daemon.start()
+            assert run("token", "list").exit_code == 0
+
+    @pytest.mark.parametrize(
+        ("where", "by"), [("&-", signal.SIGINT), ("/dev/full", signal.SIGTERM)], ids=["closed", "full"]
+    )
+    def test_it_needs_no_standard_output_and_ends_with_0_on_ctrl_c_as_on_sigterm(
+        self, tmp_path: Path, where: str, by: signal.Signals
+    ) -> None:
         if where == "/dev/full" and not Path(where).exists():
             pytest.skip("no /dev/full here")
         with Daemon(tmp_path, by=("sh", "-c", f'exec "$@" >{where}', "sh")) as daemon:
             with socket.create_connection(("127.0.0.1", daemon.smtp_port), 10) as sock:
                 assert sock.recv(4096).startswith(b"220 ")
-            assert daemon.stop() == 0
+            assert daemon.stop(by) == 0
             assert daemon.errors == []
-
-    def test_ctrl_c_ends_it_with_0_as_well(self, tmp_path: Path) -> None:
-        with Daemon(tmp_path) as daemon:
-            assert daemon.stop(signal.SIGINT) == 0
-
-    def test_it_makes_data_dir_and_keys_for_its_owner_alone(self, tmp_path: Path) -> None:
-        with Daemon(tmp_path) as daemon:
-            made = [daemon.data_dir, *daemon.data_dir.rglob("*")]
-            assert {"relay.db", "seal.key", "bodies", "control.sock"} <= {path.name for path in made}
-            assert not [path for path in made if path.stat().st_mode & 0o077 and path.name not in WAL]
-
-    def test_a_second_one_on_the_same_data_dir_is_refused_in_one_line(self, tmp_path: Path) -> None:
-        with Daemon(tmp_path) as daemon:
-            result = daemon.cli("serve")
-            assert result.returncode == 1
-            assert result.stderr == f"Error: {daemon.data_dir} is in use by another relay (process {daemon.pid})\n"
-
-    def test_a_migration_beside_it_is_refused(self, tmp_path: Path) -> None:
-        with Daemon(tmp_path) as daemon:
-            with closing(sqlite3.connect(daemon.data_dir / "relay.db")) as connection:
-                connection.execute("UPDATE alembic_version SET version_num = '0000'")
-                connection.commit()
-            result = daemon.cli("migrate")
-            assert result.returncode == 1
-            assert "is in use by another relay" in result.stderr
 
     def test_a_port_that_is_taken_is_named(self, tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -434,62 +435,55 @@ class TestServe:
         assert "Traceback" not in result.stderr
 
     def test_a_key_that_others_can_read_is_refused(self, tmp_path: Path) -> None:
-        with Daemon(tmp_path) as daemon:
-            pass
+        daemon = Daemon(tmp_path)
+        daemon.data_dir.mkdir(mode=0o700)
+        fresh_keys(daemon.data_dir / "keys")
         (daemon.data_dir / "keys" / "seal.key").chmod(0o644)
         result = daemon.cli("serve")
         assert result.returncode == 1
         assert "chmod 600" in result.stderr.splitlines()[-1]
 
     def test_a_database_of_a_newer_program_is_refused(self, tmp_path: Path) -> None:
-        with Daemon(tmp_path) as daemon:
-            pass
-        with closing(sqlite3.connect(daemon.data_dir / "relay.db")) as connection:
-            connection.execute("UPDATE alembic_version SET version_num = '9999'")
-            connection.commit()
+        daemon = Daemon(tmp_path)
+        daemon.data_dir.mkdir(mode=0o700)
+        fresh_database(daemon.data_dir)
+        _say_revision(daemon.data_dir, "9999")
         result = daemon.cli("serve")
         assert result.returncode == 1
         assert "newer than this program's" in result.stderr.splitlines()[-1]
 
-    def test_a_declared_key_that_another_site_has_is_refused(self, tmp_path: Path) -> None:
-        daemon = Daemon(tmp_path)
-        made = daemon.cli("site", "add", "shop", "--origin", "https://shop.test", "--key", "pk_example")
-        assert made.returncode == 0, made.stderr
+    def test_a_declared_key_that_another_site_has_is_refused(self, tmp_path: Path, config: Path, run: Run) -> None:
+        config.write_text(toml(BASE))
+        made = run("site", "add", "shop", "--origin", "https://shop.test", "--key", "pk_example")
+        assert made.exit_code == 0, made.output
         result = Daemon(tmp_path, {"site": [example_site()]}).cli("serve")
         assert result.returncode == 1
         assert "'pk_example'" in result.stderr.splitlines()[-1]
 
     def test_a_refused_configuration_ends_it_with_2(self, tmp_path: Path) -> None:
-        with pytest.raises(DaemonFailed, match=r"smtp\.bare_lf"):
-            Daemon(tmp_path, {"smtp": {"bare_lf": "keep"}}).start()
         result = Daemon(tmp_path, {"smtp": {"bare_lf": "keep"}}).cli("serve")
         assert result.returncode == 2
         assert result.stderr.splitlines() == ['smtp.bare_lf: must be "normalise" or "refuse", not "keep"']
 
-    def test_it_starts_again_after_a_kill(self, tmp_path: Path) -> None:
-        with Daemon(tmp_path) as daemon:
-            daemon.kill()
-            assert (daemon.data_dir / "control.sock").exists()
-            daemon.start()
-            assert daemon.cli("token", "list").returncode == 0
-
-    def test_a_site_that_is_gone_from_the_file_is_named_at_the_next_start(self, tmp_path: Path) -> None:
-        with Daemon(tmp_path, {"site": [example_site()]}):
-            pass
+    def test_a_site_that_is_gone_from_the_file_is_named_at_the_next_start(self, tmp_path: Path, run: Run) -> None:
+        assert run("token", "create", "x").exit_code == 0  # declares the sites, as a start does
         with Daemon(tmp_path) as daemon:
             entry = daemon.wait_for("site removed")
             assert (entry["site"], entry["level"]) == ("example", "warning")
 
-    def test_a_command_that_removes_such_a_site_names_it_beside_its_result(self, tmp_path: Path) -> None:
-        with Daemon(tmp_path, {"site": [example_site()]}):
-            pass
-        result = Daemon(tmp_path).cli("token", "create", "ci")
+    def test_a_command_that_removes_such_a_site_names_it_beside_its_result(self, config: Path, run: Run) -> None:
+        assert run("token", "create", "x").exit_code == 0
+        config.write_text(toml(BASE))
+        result = run("token", "create", "ci")
         assert result.stderr == "site example is removed: relay.toml declares it no more\n"
         assert result.stdout.startswith("token ci (")
 
 
-#: SQLite gives these the mode of the database.
-WAL = ("relay.db-wal", "relay.db-shm")
+def _say_revision(data_dir: Path, revision: str) -> None:
+    """Have the database say that it has this schema revision."""
+    with closing(sqlite3.connect(data_dir / "relay.db")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+        connection.commit()
 
 
 def test_the_daemons_log_is_read_line_by_line() -> None:
