@@ -1,4 +1,4 @@
-"""Stopping, starting again, a second daemon, a new certificate: what an operator does to a running one."""
+"""Stopping, starting again, a new certificate: what an operator does to a running one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificate
-from tests.daemon import relay as relay_cli
 from tests.scenarios.world import DOMAIN, World, letter, unique_letter, world
 from tests.smtp_client import SmtpClient
 from tests.smtp_sink import Slow, SmtpSink
@@ -78,26 +77,6 @@ async def test_sigterm_lets_the_message_in_transit_end_and_the_attempt_under_way
         assert len(await relay.arrived(second)) == 1
 
 
-async def test_a_second_daemon_on_the_same_folder_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
-    async with world(tmp_path) as relay:
-        second = await asyncio.to_thread(relay_cli, "serve", "--config", str(relay.daemon.config))
-        assert second.returncode == 1
-        assert str(relay.daemon.data_dir) in second.stderr
-        assert "Traceback" not in second.stderr
-        content = unique_letter()
-        await relay.mail(BASE, content)
-        await relay.arrived(content)
-
-
-async def test_after_a_kill_the_folder_is_free_for_the_next_start(tmp_path: Path) -> None:
-    async with world(tmp_path) as relay:
-        relay.daemon.kill()
-        await asyncio.to_thread(relay.daemon.start)
-        content = unique_letter()
-        await relay.mail(BASE, content)
-        await relay.arrived(content)
-
-
 def serial(of: ssl.SSLObject | None) -> bytes:
     assert of is not None
     found = of.getpeercert(binary_form=True)
@@ -134,31 +113,3 @@ async def test_a_new_certificate_is_shown_without_a_restart_and_old_sessions_go_
             after = await relay.until(lambda: smtp_certificate(relay, anyone), lambda found: found != before)
             assert (await session.command("EHLO still.test")).code == 250
         assert await relay.until(lambda: https_certificate(relay, anyone), lambda found: found != before) == after
-
-
-async def test_a_backup_taken_while_mail_flows_is_a_whole_data_dir(tmp_path: Path) -> None:
-    async with world(tmp_path) as relay:
-        contents = [unique_letter(), LARGE]
-        accepted = {content: await relay.mail(BASE, content) for content in contents}
-
-        copied = asyncio.Event()
-
-        async def keep_sending() -> None:
-            while not copied.is_set():
-                await relay.mail(BASE, unique_letter())
-
-        copy = tmp_path / "copy"
-        async with asyncio.TaskGroup() as group:
-            group.create_task(keep_sending())
-            await relay.cli("backup", str(copy))
-            copied.set()
-        assert await asyncio.to_thread(relay.daemon.stop) == 0
-        relay.daemon.data_dir.rename(tmp_path / "lost")
-        copy.rename(relay.daemon.data_dir)
-        await asyncio.to_thread(relay.daemon.start)
-        for content, message in accepted.items():
-            assert await relay.octets("GET", f"/v1/messages/{message}/raw") == content
-        assert await relay.row("PRAGMA integrity_check") == ("ok",)
-        content = unique_letter()
-        await relay.mail(BASE, content)
-        await relay.arrived(content)
