@@ -404,7 +404,7 @@ class TestServe:
             migration = run("migrate")
             assert (migration.exit_code, migration.stderr) == (1, in_use)
             with socket.create_connection(("127.0.0.1", daemon.smtp_port), 10) as sock:
-                assert sock.recv(4096).startswith(b"220 ")  # which goes on
+                assert sock.recv(4096).startswith(b"220 ")  # the first goes on
             _say_revision(daemon.data_dir, migrate.HEAD)
             daemon.kill()
             assert (daemon.data_dir / "control.sock").exists()
