@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sqlite3
+import shutil
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +68,21 @@ class Hooks(Place):
         return json.loads(self.done("webhook", "show", hook))
 
 
-@pytest.fixture(scope="module", params=[BESIDE, ALONE])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, crm: Receiver) -> Iterator[Hooks]:
+@pytest.fixture(scope="module")
+def settings(crm: Receiver) -> dict[str, Any]:
+    """With one webhook that works, one whose conditions withhold every letter, and one that nobody answers."""
     hooks = [
         {"url": crm.at("/works"), "secret": SECRET},
         {"url": crm.at("/picky"), "secret": SECRET, "conditions": {"min_size": 1_000_000}},
         {"url": f"http://127.0.0.1:{dead_port()}/dead", "secret": SECRET, "bearer": "bearerS3cret"},
     ]
-    site = declared() | {"webhook": hooks}
-    daemon = Daemon(tmp_path_factory.mktemp("hooks"), SETTINGS | {"site": [site], "log": {"level": "debug"}})
+    return SETTINGS | {"site": [declared() | {"webhook": hooks}], "log": {"level": "debug"}}
+
+
+@pytest.fixture(scope="module")
+def template(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Hooks:
+    """A daemon that has taken and posted letters, and was stopped."""
+    daemon = Daemon(tmp_path_factory.mktemp("template"), settings)
     letters: dict[str, int] = {}
     with daemon:
         for number, address in enumerate((CARD, *POOL), 1):
@@ -88,17 +93,33 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for _ in range(2 * len(letters)):  # the third webhook of each is withheld
             seen = daemon.log.index(daemon.wait_for("post", since=seen, attempt=1)) + 1
         bound = _page_view(daemon)
-        daemon.stop()
-        with closing(sqlite3.connect(daemon.data_dir / "relay.db")) as database:
-            database.execute("UPDATE bindings SET started_at = started_at - 3600")
-            # One as a daemon leaves it that is killed while it posts.
-            dead = "SELECT id FROM webhooks WHERE url LIKE '%/dead'"
-            claim = "claim = 'f00d', claimed_until = next_at + 600, attempts = attempts + 1"
-            database.execute(f"UPDATE posts SET {claim} WHERE webhook_id = ({dead}) AND event_id = 1")
-            database.commit()
-        if request.param == BESIDE:
-            daemon.start()
-        yield Hooks(daemon, request.param, (), letters, bound)
+    found = Hooks(daemon, ALONE, (), letters, bound)
+    found.write("UPDATE bindings SET started_at = started_at - 3600")
+    # One as a daemon leaves it that is killed while it posts.
+    dead = "SELECT id FROM webhooks WHERE url LIKE '%/dead'"
+    claim = "claim = 'f00d', claimed_until = next_at + 600, attempts = attempts + 1"
+    found.write(f"UPDATE posts SET {claim} WHERE webhook_id = ({dead}) AND event_id = 1")
+    return found
+
+
+@pytest.fixture(scope="module", params=[BESIDE, ALONE])
+def place(
+    request: pytest.FixtureRequest,
+    settings: dict[str, Any],
+    template: Hooks,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Hooks]:
+    """A copy of it, which has its log as well."""
+    directory = tmp_path_factory.mktemp("hooks")
+    shutil.copytree(template.daemon.config.parent, directory, dirs_exist_ok=True)
+    daemon = Daemon(directory, settings)
+    daemon.log.extend(template.daemon.log)
+    copied = replace(template, daemon=daemon, mode=request.param)
+    if copied.mode == ALONE:
+        yield copied
+        return
+    with daemon:
+        yield copied
 
 
 def _page_view(daemon: Daemon) -> str:
