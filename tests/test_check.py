@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from relay import check, check_clock, check_dns, check_peers
 from relay.check_findings import FAIL, OK, WARN, Finding, Subject, gather
@@ -282,6 +282,11 @@ class TestNames:
         assert "1 more domains" in next(finding for finding in found if finding.what == "MX").text
 
 
+async def invoked(daemon: Daemon, *arguments: str) -> Result:
+    """`relay ARGUMENTS` in a thread of this process: a command has an event loop of its own."""
+    return await asyncio.to_thread(CliRunner().invoke, cli, [*arguments, "--config", str(daemon.config)])
+
+
 class TestCommand:
     def settings(self, sink: SmtpSink, dns: DnsServer) -> dict[str, Any]:
         return {
@@ -306,12 +311,12 @@ class TestCommand:
                 (*words, f"smtp://{sink.address}"),
                 ("webhook", "add", "shop", "http://127.0.0.1:9/"),
             ):
-                done = await asyncio.to_thread(daemon.cli, *arguments)
-                assert done.returncode == 0, done.stderr
-            result = await asyncio.to_thread(daemon.cli, "check", "--json")
+                done = await invoked(daemon, *arguments)
+                assert done.exit_code == 0, done.output
+            result = await invoked(daemon, "check", "--json")
             found = {(finding["what"], finding["level"]) for finding in json.loads(result.stdout)}
             text = result.stdout
-        assert result.returncode == 1
+        assert result.exit_code == 1
         assert {("daemon", OK), ("database", OK), (MX, OK), ("webhook of shop", FAIL)} <= found
         assert "sales@shop.test: 250" in text
         assert {("MX of track.shop.test", WARN), ("http.public_url", WARN)} <= found
@@ -319,7 +324,7 @@ class TestCommand:
     async def test_warnings_alone_are_no_failure_and_every_line_says_what_to_do(self, tmp_path: Path) -> None:
         async with SmtpSink() as sink, DnsServer(without((NAME, "A"))) as dns:
             daemon = Daemon(tmp_path, self.settings(sink, dns))
-            result = await asyncio.to_thread(CliRunner().invoke, cli, ["check", "--config", str(daemon.config)])
+            result = await invoked(daemon, "check")
         assert result.exit_code == 0, result.output
         lines = result.stdout.splitlines()
         assert {line.split()[0] for line in lines} == {"OK", "WARN"}
@@ -374,8 +379,8 @@ class TestCommand:
             ("site", "add", "shop", "--origin", "https://www.shop.test"),
             ("target", "add", "shop", "a@shop.test", "--domain", "t.shop.test", "--next-hop", "smtp://127.0.0.1:9"),
         ):
-            done = await asyncio.to_thread(daemon.cli, *arguments)
-            assert done.returncode == 0, done.stderr
+            done = await invoked(daemon, *arguments)
+            assert done.exit_code == 0, done.output
         (daemon.data_dir / "keys" / "seal.key").unlink()
         _, problems = await gather(configured(tmp_path), time.time())
         assert "seal.key is missing" in problems[0].text
