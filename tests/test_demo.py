@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from relay.demo import Demo, _introduction, demo_running
 from relay.demo.letter import Attachment, Letter, send
@@ -55,6 +56,19 @@ async def demo() -> AsyncIterator[Demo]:
 
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def untouched() -> AsyncIterator[Demo]:
+    """One for all tests that leave it as it was."""
+    async with demo_on_free_ports() as demo:
+        yield demo
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def visitor() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as session:
         yield session
 
@@ -114,15 +128,17 @@ async def test_a_large_mail_is_shown_and_its_file_removed(demo: Demo) -> None:
     assert list((demo.data_dir / "mailbox").iterdir()) == []
 
 
-async def test_the_mailbox_is_for_its_own_domain_only(demo: Demo) -> None:
-    async with await SmtpClient.hello(demo.ports.mailbox) as client:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_mailbox_is_for_its_own_domain_only(untouched: Demo) -> None:
+    async with await SmtpClient.hello(untouched.ports.mailbox) as client:
         await client.command("MAIL FROM:<ann@visitor.example>")
         assert (await client.command("RCPT TO:<someone@example.net>")).short == "550 5.1.1"
 
 
-async def test_what_the_mail_server_says_is_told_to_the_sender(demo: Demo, http: aiohttp.ClientSession) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_the_mail_server_says_is_told_to_the_sender(untouched: Demo, visitor: aiohttp.ClientSession) -> None:
     form = {"from": "ann@visitor.example", "to": "nobody@track.example.com"}
-    async with http.post(f"{demo.url}send", data=form) as answer:
+    async with visitor.post(f"{untouched.url}send", data=form) as answer:
         told = await answer.json()
     assert (answer.status, told["field"]) == (502, "to")
     assert "550 5.1.1" in told["error"]
@@ -132,47 +148,52 @@ async def test_what_the_mail_server_says_is_told_to_the_sender(demo: Demo, http:
     ("body", "field"),
     [({"data": {"from": "x", "to": CARD}}, "from"), ({"json": {}}, "text"), ({"data": b"x" * 100}, "text")],
 )
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_bad_form_is_answered_with_the_field_to_correct(
-    demo: Demo, http: aiohttp.ClientSession, body: dict[str, Any], field: str
+    untouched: Demo, visitor: aiohttp.ClientSession, body: dict[str, Any], field: str
 ) -> None:
-    async with http.post(f"{demo.url}send", **body) as answer:
+    async with visitor.post(f"{untouched.url}send", **body) as answer:
         assert (answer.status, (await answer.json())["field"]) == (400, field)
-    assert demo.board.shown("letter") == []
+    assert untouched.board.shown("letter") == []
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_file_where_a_text_should_be_is_answered_with_its_field(
-    demo: Demo, http: aiohttp.ClientSession
+    untouched: Demo, visitor: aiohttp.ClientSession
 ) -> None:
     form = aiohttp.FormData()
     form.add_field("from", b"x", filename="from.txt")
-    async with http.post(f"{demo.url}send", data=form) as answer:
+    async with visitor.post(f"{untouched.url}send", data=form) as answer:
         assert (answer.status, (await answer.json())["field"]) == (400, "from")
 
 
-async def test_another_website_can_neither_send_nor_read(demo: Demo, http: aiohttp.ClientSession) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_another_website_can_neither_send_nor_read(untouched: Demo, visitor: aiohttp.ClientSession) -> None:
     form = {"from": "ann@visitor.example", "to": CARD}
-    async with http.post(f"{demo.url}send", data=form, headers={"Origin": "https://evil.example"}) as answer:
+    async with visitor.post(f"{untouched.url}send", data=form, headers={"Origin": "https://evil.example"}) as answer:
         assert answer.status == 403
-    foreign = {"Host": f"evil.example:{demo.ports.page}"}
-    async with http.post(f"{demo.url}send", data=form, headers=foreign) as answer:
+    foreign = {"Host": f"evil.example:{untouched.ports.page}"}
+    async with visitor.post(f"{untouched.url}send", data=form, headers=foreign) as answer:
         assert answer.status == 421
-    async with http.get(f"{demo.url}?rs=fb_new", headers=foreign, allow_redirects=False) as answer:
-        assert (answer.status, answer.headers["Location"]) == (302, f"{demo.url}?rs=fb_new")
+    async with visitor.get(f"{untouched.url}?rs=fb_new", headers=foreign, allow_redirects=False) as answer:
+        assert (answer.status, answer.headers["Location"]) == (302, f"{untouched.url}?rs=fb_new")
 
 
-async def test_the_crm_refuses_what_is_not_signed(demo: Demo, http: aiohttp.ClientSession) -> None:
-    async with http.post(f"{demo.url}crm", data=b'{"id":"1"}') as answer:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_crm_refuses_what_is_not_signed(untouched: Demo, visitor: aiohttp.ClientSession) -> None:
+    async with visitor.post(f"{untouched.url}crm", data=b'{"id":"1"}') as answer:
         assert (answer.status, await answer.json()) == (401, {"error": "webhook-id or webhook-timestamp is missing"})
-    assert demo.board.shown("crm") == []
+    assert untouched.board.shown("crm") == []
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_the_page_says_that_it_is_a_demo_on_loopback_and_forbids_foreign_scripts(
-    demo: Demo, http: aiohttp.ClientSession
+    untouched: Demo, visitor: aiohttp.ClientSession
 ) -> None:
-    async with http.get(demo.url) as answer:
+    async with visitor.get(untouched.url) as answer:
         text = await answer.text()
     assert "demo, loopback only" in text
-    assert f"{demo.ports.http_url}/mailtrack.js?site=pk_demo" in text
+    assert f"{untouched.ports.http_url}/mailtrack.js?site=pk_demo" in text
     assert "whsec_…" in text
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
