@@ -245,6 +245,18 @@ class TestFilters:
         for words in ("чай", "чаи\u0306", "йод", "и\u0306од"):
             assert await self.ids(api, f"q={quote(words)}") == [accepted.message_id]
 
+    async def test_by_words_but_not_by_another_sites_recipient(self, api: Api) -> None:
+        theirs = "other1@track.other.example"
+        both = (await api.letter(f"help+4711@{TRACK}", theirs)).message_id
+        alone = (await api.letter(theirs, number=2)).message_id
+        for message_id in (both, alone):
+            await api.w.extract(message_id, text="for everybody")
+        await api.w.store.write(search.index)
+        assert await self.ids(api, "q=other1", "shop") == []
+        assert await self.ids(api, "q=everybody", "shop") == [both]
+        assert await self.ids(api, "q=other1+everybody", "other") == [alone]
+        assert await self.ids(api, "q=other1") == [alone, both]
+
     async def test_by_state_as_far_as_one_sees_it(self, api: Api) -> None:
         _, to_shop = await api.w.shown()
         _, to_other = await api.w.shown("help@example.com", "shop")

@@ -1,4 +1,4 @@
-"""Attacks that once got through: each test is one of them, against the real parts or the real daemon."""
+"""Attacks that once got through: each test is one of them, against the real parts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 import structlog.testing
 from aiohttp import web
+from sqlalchemy import select
 
 import webapi.context
 import webapi.door
@@ -23,41 +23,55 @@ import webapi.problems
 from relay import accepting
 from relay.clockwatch import ClockWatch
 from relay.core.message import scan
+from relay.core.wire import stuff
 from relay.extract import Extractor
 from relay.extraction import Extraction
 from relay.store.engine import StoreUnavailable, Turn
+from relay.store.schema import messages
 from relay.sweep import DISTRUST, Ages, Sweeper
 from tests.certificates import Certificate
-from tests.daemon import PATIENCE, toml
-from tests.parts import Parts, running_parts
-from tests.scenarios.world import DOMAIN, LOOK, SITE, World, letter, site, target, unique_letter, world
+from tests.daemon import PATIENCE
+from tests.parts import DOMAIN, Parts, running_parts
+from tests.scenarios.world import LOOK, unique_letter
 from tests.smtp_client import SmtpClient
 from tests.smtp_sink import SmtpSink
+from tests.store_fixtures import World
 from tests.streams import send
 from webapi.limits import Rate
 
 YEAR = 365 * 86_400.0
-BASE = f"plus@{DOMAIN}"
-OTHERS = site(
-    target("sales@other.test", "unique"),
-    static=[{"address": f"secretname@{DOMAIN}", "target": "sales@other.test", "label": "other"}],
-    name="other",
-    key="pk_other",
-    origins=["https://other.test"],
-)
+CARD = f"card@{DOMAIN}"
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def relay(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    async with world(tmp_path_factory.mktemp("hostile"), sites=(SITE, OTHERS)) as made:
-        yield made
+@pytest.fixture
+async def next_hop() -> AsyncIterator[SmtpSink]:
+    async with SmtpSink() as sink:
+        yield sink
+
+
+@pytest.fixture
+async def relay(next_hop: SmtpSink, tmp_path: Path) -> AsyncIterator[Parts]:
+    async with running_parts(tmp_path, f"smtp://{next_hop.address}") as parts:
+        yield parts
+
+
+async def clicked(relay: Parts) -> str:
+    """The substitute that somebody is shown who came by an advertisement."""
+    page = "https://www.example.com/?roistat=google_7"
+    _, substitute = await World(relay.store, relay.clock()).shown("help@example.com", "example", page=page)
+    return substitute
+
+
+async def forwarded(relay: Parts, next_hop: SmtpSink, to: str, wire: bytes) -> bytes:
+    """What the next hop gets of a message that came so; ``wire`` is without the final dot."""
+    assert (await relay.send(to, mail=wire, sender="ann@x.test")).startswith("250 ")
+    await relay.until(lambda rows: rows[-1]["state"] == "forwarded")
+    return next_hop.messages[-1].content
 
 
 # A message that continues our header fields
 
 
-@pytest.mark.scenario
-@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     "content",
     [
@@ -67,32 +81,30 @@ async def relay(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     ],
     ids=["space", "tab", "in a file"],
 )
-async def test_the_first_line_of_a_message_never_continues_our_last_field(content: bytes, relay: World) -> None:
-    address = await relay.shown("sales@example.test", page="https://www.example.test/?roistat=google_7")
-    await relay.forwarded(await relay.mail(address, content))
-    forwarded = relay.sink.messages[-1].content
-    headers = scan(forwarded, "mx.track.test")
-    block = forwarded[: headers.end]
+async def test_the_first_line_of_a_message_never_continues_our_last_field(
+    content: bytes, relay: Parts, next_hop: SmtpSink
+) -> None:
+    found = await forwarded(relay, next_hop, await clicked(relay), stuff(content))
+    headers = scan(found, "mx.track.example.com")
+    block = found[: headers.end]
     assert b"\r\nX-Visit-Source: google_7\r\n" in block
     assert len(headers.loop_tokens) == 1
-    assert forwarded[headers.end :] == b"\r\n" + content
+    assert found[headers.end :] == b"\r\n" + content
 
 
-@pytest.mark.scenario
-@pytest.mark.asyncio(loop_scope="module")
-async def test_an_mbox_line_with_a_continuation_does_not_reach_into_our_fields(relay: World) -> None:
-    address = await relay.shown("sales@example.test", page="https://www.example.test/?roistat=google_7")
-    await relay.forwarded(await relay.mail(address, b"From ann\r\n folded\r\nX-Visit-Id: 9\r\n\r\nbody\r\n"))
-    assert b"\r\nX-Visit-Source: google_7\r\n\r\n folded\r\n" in relay.sink.messages[-1].content
+async def test_an_mbox_line_with_a_continuation_does_not_reach_into_our_fields(
+    relay: Parts, next_hop: SmtpSink
+) -> None:
+    content = b"From ann\r\n folded\r\nX-Visit-Id: 9\r\n\r\nbody\r\n"
+    found = await forwarded(relay, next_hop, await clicked(relay), content)
+    assert b"\r\nX-Visit-Source: google_7\r\n\r\n folded\r\n" in found
 
 
 # Dots that the next hop takes away (RFC 5321 §4.5.2)
 
-FORGED = b".X-Visit-Id: 999\r\n.X-Visit-Source: forged\r\n.Authentication-Results: mx.track.test; dkim=pass\r\n"
+FORGED = b".X-Visit-Id: 999\r\n.X-Visit-Source: forged\r\n.Authentication-Results: mx.track.example.com; dkim=pass\r\n"
 
 
-@pytest.mark.scenario
-@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("wire", "content", "sender"),
     [
@@ -112,75 +124,24 @@ FORGED = b".X-Visit-Id: 999\r\n.X-Visit-Source: forged\r\n.Authentication-Result
     ],
     ids=["fields", "first line", "folds", "dots that are meant", "in a file"],
 )
-async def test_a_spare_dot_hides_no_field_from_us(wire: bytes, content: bytes, sender: str, relay: World) -> None:
-    async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
-        answer = await client.mail(wire + b".\r\n", f"<card@{DOMAIN}>", sender="<ann@x.test>")
-    message = int(answer.text.rpartition(" ")[2])
-    await relay.forwarded(message)
-    forwarded = relay.sink.messages[-1].content
-    ours, _, theirs = forwarded.partition(b"X-Visit-Source: business%20card\r\n")
+async def test_a_spare_dot_hides_no_field_from_us(
+    wire: bytes, content: bytes, sender: str, relay: Parts, next_hop: SmtpSink
+) -> None:
+    found = await forwarded(relay, next_hop, CARD, wire)
+    ours, _, theirs = found.partition(b"X-Visit-Source: business%20card\r\n")
     assert theirs == content
     assert ours.count(b"X-Visit-") == 1
-    assert await relay.row("SELECT sender FROM messages WHERE id = ?", message) == (f"{sender}@x.test",)
+    assert await relay.store.reader.all(select(messages.c.sender)) == [(f"{sender}@x.test",)]
 
 
-@pytest.mark.scenario
-@pytest.mark.asyncio(loop_scope="module")
-async def test_a_spare_dot_hides_neither_a_loop_nor_our_own_copy(relay: World) -> None:
-    await relay.forwarded(await relay.mail(f"card@{DOMAIN}", unique_letter()))
-    copy = relay.sink.messages[-1].content
+async def test_a_spare_dot_hides_neither_a_loop_nor_our_own_copy(relay: Parts, next_hop: SmtpSink) -> None:
+    copy = await forwarded(relay, next_hop, CARD, stuff(unique_letter()))
     token = copy[copy.index(b"X-Visit-Relay: ") :].partition(b"\r\n")[0]
-    async with await SmtpClient.hello(relay.daemon.smtp_port) as client:
-        dotted = b".Received: from a by b; x\r\n" * 51 + b"\r\nx\r\n.\r\n"
-        assert (await client.mail(dotted, f"<card@{DOMAIN}>")).short == "554 5.4.6"
-        answer = await client.mail(b"." + token + b"\r\nSubject: again\r\n\r\nx\r\n.\r\n", f"<card@{DOMAIN}>")
-    message = int(answer.text.rpartition(" ")[2])
-    assert await relay.row("SELECT state FROM messages WHERE id = ?", message) == ("looped",)
-
-
-# What a site's token can find out about another site
-
-
-@pytest.mark.scenario
-@pytest.mark.asyncio(loop_scope="module")
-async def test_a_search_does_not_find_a_message_by_another_sites_recipient(relay: World) -> None:
-    message = await relay.mail(f"card@{DOMAIN}", letter("for both"), f"secretname@{DOMAIN}")
-    alone = await relay.mail(f"secretname@{DOMAIN}", letter("for the other"))
-    query = "SELECT count(*) FROM texts WHERE indexed = 1 AND message_id IN (?, ?)"
-    await relay.until(lambda: relay.row(query, message, alone), lambda row: row == (2,))
-
-    async def found(site: str | None, words: str) -> list[str]:
-        arguments = ["--site", site] if site else []
-        token = (await relay.cli("token", "create", f"{site} {words}", *arguments)).split()[-1]
-        headers = {"Authorization": f"Bearer {token}"}
-        url = f"{relay.daemon.url}/v1/messages"
-        async with relay.http.get(url, params={"q": words}, headers=headers) as response:
-            return [item["id"] for item in (await response.json())["items"]]
-
-    both, other = str(message), str(alone)
-    assert await found("example", "secretname") == []
-    assert await found("example", "for both") == [both]
-    assert await found("other", "secretname for the other") == [other]
-    assert await found(None, "secretname") == [other, both]
-
-
-@pytest.mark.scenario
-async def test_mail_of_the_former_sites_visitor_is_not_attributed_to_the_new_sites(tmp_path: Path) -> None:
-    def sites(first: str, second: str) -> list[dict[str, Any]]:
-        return [
-            site(target("sales@example.test", "pool", pool=[f"{first}@{DOMAIN}"])),
-            site(target("sales@other.test", "pool", pool=[f"{second}@{DOMAIN}"]), name="other", key="pk_other"),
-        ]
-
-    async with world(tmp_path, sites=sites("moved", "spare")) as relay:
-        moved = await relay.shown("sales@example.test")
-        assert await asyncio.to_thread(relay.daemon.stop) == 0
-        relay.daemon.config.write_text(toml(relay.settings | {"site": sites("fresh", "moved")}))
-        await asyncio.to_thread(relay.daemon.start)
-        assert (await relay.bind("sales@other.test", site="pk_other"))["addresses"] == {}
-        message = await relay.mail(moved, unique_letter())
-        query = "SELECT attribution, visit_id FROM deliveries WHERE message_id = ?"
-        assert await relay.row(query, message) == ("none", None)
+    dotted = b".Received: from a by b; x\r\n" * 51 + b"\r\nx\r\n"
+    assert (await relay.send(CARD, mail=dotted)).startswith("554 5.4.6")
+    assert (await relay.send(CARD, mail=b"." + token + b"\r\nSubject: again\r\n\r\nx\r\n")).startswith("250 ")
+    states = await relay.store.reader.all(select(messages.c.state).order_by(messages.c.id))
+    assert states[1:] == [("looped",)]
 
 
 # A clock that is set
@@ -321,6 +282,12 @@ async def served(
         await runner.cleanup()
 
 
+async def rest(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the connection ends."""
+    async with asyncio.timeout(PATIENCE):
+        return await reader.read()
+
+
 async def there_is_room(port: int) -> None:
     """Until a connection is answered; before, it was one too many."""
     answer = b""
@@ -343,7 +310,7 @@ async def test_one_connection_too_many_is_closed_and_there_is_room_again_later()
             await writer.drain()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         with contextlib.suppress(ConnectionResetError):
-            assert await reader.read() == b""
+            assert await rest(reader) == b""
         writer.close()
         for _, writer in held:
             writer.close()
@@ -377,7 +344,7 @@ async def test_a_body_that_does_not_come_is_answered_408(monkeypatch: pytest.Mon
     async with served(2) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
-        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        assert (await asyncio.wait_for(reader.readline(), PATIENCE)).startswith(b"HTTP/1.1 408 ")
         writer.close()
 
 
@@ -402,7 +369,7 @@ async def test_one_network_does_not_take_all_connections() -> None:
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
         reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.9", 0))  # same /24
         with contextlib.suppress(ConnectionResetError):
-            assert await reader.read() == b""
+            assert await rest(reader) == b""
         writer.close()
         for _, writer in held:
             writer.close()
@@ -415,7 +382,7 @@ async def test_a_proxy_of_ours_is_many_clients(tmp_path: Path) -> None:
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
         reader, writer = held[-1]
         writer.write(REQUEST)
-        assert (await reader.read()).endswith(b"ok")
+        assert (await rest(reader)).endswith(b"ok")
         for _, writer in held:
             writer.close()
 
@@ -473,7 +440,7 @@ async def test_a_body_that_comes_in_drops_is_answered_408_all_the_same(monkeypat
                 break
             writer.write(b" ")
             await asyncio.sleep(LOOK)
-        assert (await answer).startswith(b"HTTP/1.1 408 ")
+        assert (await asyncio.wait_for(answer, PATIENCE)).startswith(b"HTTP/1.1 408 ")
         writer.close()
 
 
@@ -483,7 +450,7 @@ async def test_a_head_that_does_not_come_is_cut_off(monkeypatch: pytest.MonkeyPa
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
         with contextlib.suppress(ConnectionResetError):
-            assert await reader.read() == b""
+            assert await rest(reader) == b""
         writer.close()
 
 
@@ -530,7 +497,7 @@ async def test_who_goes_away_in_his_request_is_no_error(sent: bytes, end: str, t
                 "127.0.0.1", port, ssl=None if tls is None else certificate.client_context()
             )
             writer.write(REQUEST)
-            assert (await reader.read()).endswith(b"ok")
+            assert (await rest(reader)).endswith(b"ok")
             writer.close()
     assert [entry for entry in entries if entry["log_level"] == "error"] == []
 
@@ -556,5 +523,5 @@ async def _mail(parts: Parts) -> None:
         assert answer.code == 250
 
 
-async def _unavailable(verb: object, *, idle: bool = False) -> None:
+async def _unavailable(verb: object, *, turn: Turn = Turn.NEXT) -> None:
     raise StoreUnavailable("gone")

@@ -163,6 +163,21 @@ class TestTwoSites:
         await w.accept(leased, written_at=written_at)
         assert await w.rows(select(deliveries.c.attribution, deliveries.c.visit_id)) == [("none", None)]
 
+    async def test_one_that_a_visitor_holds_is_nobodys_at_the_site_it_moves_to(self, w: World) -> None:
+        """Neither is it shown to somebody new, nor does its mail tell the new site of the former one's visitor."""
+
+        def sites(first: str, second: str) -> tuple[SiteDefinition, ...]:
+            one = pool_target("sales@one.example", f"{first}@{TRACK}", domain=None)
+            two = pool_target("sales@two.example", f"{second}@{TRACK}", domain=None)
+            return site("one", one), site("two", two)
+
+        await w.declare(*sites("moved", "spare"))
+        _, moved = await w.shown("sales@one.example", "one")
+        await w.declare(*sites("fresh", "moved"))
+        assert (await w.bind("two")).substitutes == {}
+        await w.accept(moved)
+        assert await w.rows(select(deliveries.c.attribution, deliveries.c.visit_id)) == [("none", None)]
+
     async def test_once_nobody_else_can_have_written_the_visit_that_holds_it_is_certain(self, w: World) -> None:
         await w.declare(SHOP)
         _, leased = await w.shown()
