@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from benchmarks import archive, binds, day, history, history_http, hours, mail, processes
-from benchmarks.programs import Figures, LoadFailed, Sink, compile_all, run_client
+from benchmarks.programs import Figures, LoadFailed, Sink, run_client
 from benchmarks.relay import Relay
 from benchmarks.report import Report
 from benchmarks.visitors import AGAIN, BEGIN, DAY, LEASE, Plan, plan
@@ -35,11 +35,15 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every program, compiled with all warnings as errors."""
-    directory = tmp_path_factory.mktemp("programs")
-    compile_all(directory)
-    return directory
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    with workplace(Report(), tmp_path_factory.mktemp("place")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def programs(place: Workplace) -> Path:
+    """Where every program is, compiled with all warnings as errors."""
+    return place.directory
 
 
 @pytest.fixture
@@ -155,12 +159,6 @@ def test_the_webhook_receiver_counts_posts_and_events(programs: Path) -> None:
         assert sink.figures() == {"posts": 3, "events": 2, "octets": 600_000}
         assert sink.order("reset") == "ok"
         assert sink.figures() == {"posts": 0, "events": 0, "octets": 0}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    with workplace(Report(), tmp_path_factory.mktemp("place")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
