@@ -1,10 +1,13 @@
-"""The React and Vue pages of webapi/script/test/pages, built for production by esbuild, once per test run."""
+"""The React and Vue pages of webapi/script/test/pages, built for production by esbuild, once a process."""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from tests.browser.script_site import SCRIPT
@@ -23,9 +26,17 @@ def esbuild() -> list[str]:
     return ["node", str(program)]
 
 
-def built(page: str, folder: Path, platform: str = "browser") -> Path:
-    """The page's script in the folder, as a website would serve it."""
-    output = folder / f"{page}.mjs"
+@functools.cache
+def _folder() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="relay-pages-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+@functools.cache
+def built(page: str, platform: str = "browser") -> Path:
+    """The page's script, as a website would serve it."""
+    output = _folder() / f"{page}.mjs"
     source = next(PAGES.glob(f"{page}.ts*"))
     options = [
         "--bundle",
@@ -46,8 +57,9 @@ def built(page: str, folder: Path, platform: str = "browser") -> Path:
     return output
 
 
-def rendered(page: str, folder: Path) -> str:
+@functools.cache
+def rendered(page: str) -> str:
     """What the page's server sends."""
-    server = built(page, folder, platform="node")
+    server = built(page, platform="node")
     env = {**os.environ, "NODE_ENV": "production"}
     return subprocess.run(["node", str(server)], check=True, capture_output=True, text=True, env=env).stdout.strip()

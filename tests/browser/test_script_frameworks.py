@@ -8,8 +8,6 @@ puts its own text back. In both the page ends with the addresses swapped, and wo
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from playwright.async_api import Browser, Page, expect
 
@@ -62,8 +60,8 @@ async def it_works_swapped(page: Page, site: Site) -> None:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-async def test_an_application_keeps_working_and_stays_swapped(browser: Browser, framework: str, tmp_path: Path) -> None:
-    app = built(framework, tmp_path).read_text()
+async def test_an_application_keeps_working_and_stays_swapped(browser: Browser, framework: str) -> None:
+    app = built(framework).read_text()
     async with serving(f"<div id='root'></div>{APP}") as site, visiting(browser, site) as page:
         site.answer = ANSWER
         site.pages["/app.js"] = app
@@ -74,11 +72,9 @@ async def test_an_application_keeps_working_and_stays_swapped(browser: Browser, 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("view", ["the first page", "a later page"])
-async def test_a_hydrated_application_ends_swapped_and_working(
-    browser: Browser, framework: str, view: str, tmp_path: Path
-) -> None:
-    app = built(f"{framework}-hydrate", tmp_path).read_text()
-    server = rendered(f"{framework}-server", tmp_path)
+async def test_a_hydrated_application_ends_swapped_and_working(browser: Browser, framework: str, view: str) -> None:
+    app = built(f"{framework}-hydrate").read_text()
+    server = rendered(f"{framework}-server")
     async with serving() as site, await browser.new_context(base_url=site.url) as visitor:
         site.answer = ANSWER
         site.pages = {"/": html(f"<div id='root'>{server}</div>{APP}", "", SCRIPT), "/app.js": app}
