@@ -15,7 +15,7 @@ from playwright.async_api import Browser, Page, Request, expect
 
 from relay.core.model import OutcomeKind
 from tests.browser.test_files import Elsewhere, canary, elsewhere
-from tests.browser.ui_browser import SCREENSHOTS, WIDE, daemon_url, looked_at, signed_in
+from tests.browser.ui_browser import WIDE, daemon_url, looked_at, pictured, signed_in
 from tests.corpora import corpus
 from tests.scenarios.world import DOMAIN, World, world
 from tests.smtp_sink import SmtpSink
@@ -143,7 +143,7 @@ async def in_the_frame(page: Page, site: Elsewhere) -> None:
     await expect(frame.get_by_role("link")).to_have_attribute("href", f"{site.url}/ran?by=click")
     assert not (await page.title()).startswith("ran")
     await expect(page.locator("#letter")).to_have_count(1)
-    await page.screenshot(path=SCREENSHOTS / "message-letter.png", full_page=True)
+    await pictured(page, "message-letter")
 
 
 async def the_source(page: Page, content: bytes) -> None:

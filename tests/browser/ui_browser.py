@@ -20,8 +20,9 @@ from tests.daemon import ROOT, Daemon
 from tests.ui_fixtures import Pages
 from webapi.ui.session import COOKIE
 
-#: Where screenshots go: RELAY_SCREENSHOTS, else a folder that a CI keeps.
-SCREENSHOTS = Path(os.environ.get("RELAY_SCREENSHOTS") or ROOT / "build" / "screenshots")
+#: Where screenshots go: RELAY_SCREENSHOTS, else where CI is set a folder that it keeps. Without both none are taken.
+_FOLDER = os.environ.get("RELAY_SCREENSHOTS") or (ROOT / "build" / "screenshots" if os.environ.get("CI") else None)
+SCREENSHOTS = None if _FOLDER is None else Path(_FOLDER)
 AXE = ROOT / "webapi" / "script" / "node_modules" / "axe-core" / "axe.min.js"
 PASSWORD = "a horse, a staple"
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
@@ -92,9 +93,10 @@ def complaints_of(page: Page) -> list[str]:
 
 
 async def pictured(page: Page, name: str) -> None:
-    """Keep what a journey has come to; its page is judged elsewhere (test_ui_looks.py)."""
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    await page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+    """Keep what a journey has come to, where that is kept; its page is judged elsewhere (test_ui_looks.py)."""
+    if SCREENSHOTS is not None:
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        await page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
 
 
 async def looked_at(page: Page, name: str) -> None:
@@ -102,14 +104,13 @@ async def looked_at(page: Page, name: str) -> None:
 
     Every rule once, those that colours and width can break again in the dark and on a phone.
     """
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for scheme, rules in (("light", ALL), ("dark", CONTRAST)):
         await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-        await page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png", full_page=True)
+        await pictured(page, f"{name}-{scheme}")
         assert await violations(page, rules) == [], f"{name}, {scheme}"
     await page.emulate_media(color_scheme="light", reduced_motion="reduce")
     await page.set_viewport_size(PHONE)
-    await page.screenshot(path=SCREENSHOTS / f"{name}-phone.png", full_page=True)
+    await pictured(page, f"{name}-phone")
     assert await violations(page, BUT_CONTRAST) == [], f"{name}, phone"
     assert await page.evaluate("() => document.documentElement.scrollWidth") <= PHONE["width"], f"{name}, phone"
     await page.set_viewport_size(WIDE)
