@@ -35,7 +35,7 @@ test: setup debian checks unit scenarios faults browser
 
 # At once: each of them is one process for most of its time.
 checks: setup
-	$(MAKE) --no-print-directory -j2 --output-sync=target lint script-test
+	$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) lint script-test
 
 # The website script, webapi/script/mailtrack.js, from its TypeScript. The built file is committed: nobody needs Node.js
 # to run the daemon.

@@ -4,8 +4,10 @@ A stretch of each workload in turn, each verified like a run of benchmarks/mail.
 Memory is that of the whole process tree, without pages of files: those belong to whoever has them open. Its slope is
 that of the line through all samples behind the first quarter (least squares): until then caches fill up to their
 bounds. A burst goes before: what many letters under way at once need is not given back, and would be a step in the
-line whenever the disk or the machine is slow for a moment. File descriptors come and go with connections, so their
-medians of the second and the last quarter are compared.
+line whenever the disk or the machine is slow for a moment. Before that one another, and a restart: a daemon looks how
+late people write at its start and every hour, and the pages of the database that it reads for that fill the cache of a
+connection, once; with an empty database that would be a step after an hour. File descriptors come and go with
+connections, so their medians of the second and the last quarter are compared.
 """
 
 from __future__ import annotations
@@ -56,8 +58,11 @@ def measure(
     report.line()
     report.line(f"hours · {hours:g} h at {rate:g} messages/s, {', '.join(workload.name for workload in MIXED)} in turn")
     options = Options(rate=rate)
-    letters = burst * len(MIXED)
     faults = [run(place, relay, replace(turn, messages=burst), Options(), burst).faults for turn in MIXED]
+    relay.stop()
+    relay.start()
+    faults += [run(place, relay, replace(turn, messages=burst), Options(), burst).faults for turn in MIXED]
+    letters = burst * len(faults)
     deadline = time.monotonic() + hours * 3600
     step = min(LOOK, stretch / 10)
     with Watch(relay.pid, step, pss_anonymous) as watch, Watch(relay.pid, step, descriptors) as opened:

@@ -194,6 +194,7 @@ class Relay:
     def start(self) -> None:
         """Start it and wait until it serves. Raises RelayFailed."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        self._read_up_to = 0
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "relay", "serve", "--config", str(self._config)],

@@ -147,6 +147,7 @@ class Extractor:
         batch: list[_Job] = []
         try:
             if worker is None:
+                await asyncio.sleep(_PAUSE)  # start() has just tried
                 worker = await self._replace(None)
             while True:
                 batch = await self._take()

@@ -51,11 +51,12 @@ RELOADED = (
 )
 
 #: What waits for a restart with a key that needs one, when both have changed: the file was judged with both
-#: (config/rules.py), and the new value of the one may not go with the old value of the other.
+#: (config/rules.py), and the new value of the one may not go with the old value of the other. Operator and sites are
+#: judged with each other, too, so neither waits alone.
 JUDGED_TOGETHER: dict[str, tuple[str, ...]] = {
-    "smtp.listen": ("operator",),
-    "http.listen": ("operator",),
-    "http.public_url": ("site",),
+    "smtp.listen": ("operator", "site"),
+    "http.listen": ("operator", "site"),
+    "http.public_url": ("operator", "site"),
     "forward.next_hop": ("operator", "site"),
     "retention.visits": ("attribution.window",),
     "retention.routes": ("attribution.window",),

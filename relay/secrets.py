@@ -84,7 +84,8 @@ class Keys:
             _refuse_open_to_others(directory, directory.stat().st_mode, "700")
             return cls(directory, {name: _read(path) for name, path in _paths(directory).items()})
         except FileNotFoundError as error:
-            raise KeysError(f"{error.filename} is missing: restore it") from error
+            hint = "restore it; where there never was one, relay serve makes it"
+            raise KeysError(f"{error.filename} is missing: {hint}") from error
         except OSError as error:
             raise KeysError(f"{error.filename or directory}: {error.strerror}") from error
 

@@ -296,7 +296,7 @@ def test_reading_makes_no_key_anew_and_says_which_is_missing(run: Run, words: li
     key.unlink()
     result = run(*words)
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {key} is missing: restore it\n"
+    assert result.stderr == f"Error: {key} is missing: restore it; where there never was one, relay serve makes it\n"
     assert not key.exists()
 
 

@@ -236,7 +236,7 @@ class TestChoices:
         assert "Visits 2 Enquiries 3 50 % more than before" in year
         assert "Conversion 150 %" in year
         every = await viewer.get(f"{PATH}?period=all")
-        assert "Visits 3 only those since 2027-01-25 are kept Enquiries 5" in _tiles(every)
+        assert "Visits 3 only those since 2027-01-26 are kept Enquiries 5" in _tiles(every)
         assert "Conversion – enquiries by visits" in _tiles(every)
         assert [row[4] for row in table(every)] == ["–", "–"]
         exported = export_of(await viewer.get(f"{PATH}/csv?period=all"))

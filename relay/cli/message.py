@@ -116,7 +116,11 @@ def _show(row: MessageRow, life: Life) -> None:
             ("size", f"{row.size} octets" + ("" if row.raw_removed_at is None else ", removed since")),
             ("state", row.state),
             ("automatic", row.automatic),
-            ("deal", " ".join(filter(None, row.deal)) or None),
+            *(
+                (f"deal at {one.site}", " ".join(filter(None, (one.deal_id, one.deal_url))))
+                for one in row.receipts
+                if one.deal_id
+            ),
             ("attachments", ", ".join(part.name for part in row.attachments) or None),
         ]
     )

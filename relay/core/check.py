@@ -47,7 +47,11 @@ CHECKS = (
         "TLS certificates",
         "Whether they load, name this server, last and are trusted, or a proxy has one; and public_url.",
     ),
-    Check("dns", "DNS", "Our name (A, AAAA) and its reverse (PTR); MX and SPF of every domain of substitutes."),
+    Check(
+        "dns",
+        "DNS",
+        "Our name (A, AAAA) and its reverse (PTR); MX of every domain of substitutes, SPF of those without mailboxes.",
+    ),
     Check("next_hops", "Next hops", "A conversation with every server that mail goes to, up to RCPT; none is sent."),
     Check("webhooks", "Webhooks", "Whether every receiver is reached, by the same guard as posts; nothing is posted."),
 )

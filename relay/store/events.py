@@ -202,14 +202,14 @@ def extracted(
     thread = min(threads, default=None)
     if not tx.run(_EXTRACTED, message=message_id, title=result.subject, files=files, result=state, thread=thread):
         return [], set()  # erased, or another worker was quicker
-    text = result.text or ""
     # Composed here and not as it is indexed: to take a message out again, the index wants what it was given.
+    text = search.composed(result.text or "")
     tx.insert(
         _INSERT_TEXT,
         message_id=message_id,
         subject=search.composed(result.subject or ""),
         addresses=search.addresses(tx, message_id),
-        head=search.composed(text[:SEARCHED]),
+        head=text[:SEARCHED],
         rest=text[SEARCHED:] or None,
         html=result.html,
     )

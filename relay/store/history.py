@@ -95,13 +95,8 @@ class MessageRow:
         """Everything that came along, read anew each time."""
         return tuple(Part(**part) for part in json.loads(self.parts or "[]"))
 
-    @property
-    def deal(self) -> tuple[str | None, str | None]:
-        """(id, url) of the first site's CRM that has a deal for it."""
-        return self.deal_at(None)
-
     def deal_at(self, site: str | None) -> tuple[str | None, str | None]:
-        """The same, but of this site's CRM where that has one."""
+        """(id, url) of the deal in this site's CRM, else of the first site that has one."""
         ranked = sorted(self.receipts, key=lambda one: one.site != site)
         return next(((one.deal_id, one.deal_url) for one in ranked if one.deal_id), (None, None))
 

@@ -84,7 +84,7 @@ def forget(tx: Tx, message_id: int) -> None:
 
 def addresses(tx: Tx, message_id: int) -> str:
     """The addresses by which a message is found: whom it is from, and its recipients."""
-    return " ".join(filter(None, tx.one(_ADDRESSES, message=message_id) or ()))
+    return composed(" ".join(filter(None, tx.one(_ADDRESSES, message=message_id) or ())))
 
 
 def readdress(tx: Tx, message_id: int) -> None:

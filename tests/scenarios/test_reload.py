@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from relay.reload import JUDGED_TOGETHER
 from tests.certificates import Certificate
 from tests.daemon import merged, toml
 from tests.scenarios.test_life import https_certificate, smtp_certificate
@@ -113,6 +114,10 @@ async def test_what_was_judged_together_with_a_key_that_needs_a_restart_waits_fo
             assert (await client.command(f"RCPT TO:<fresh@{DOMAIN}>")).short == "550 5.1.1"
             await reload(relay, fresh)  # without the new next hop nothing has to wait
             assert (await client.command(f"RCPT TO:<fresh@{DOMAIN}>")).code == 250
+
+
+def test_operator_and_sites_are_judged_with_each_other_so_neither_waits_alone() -> None:
+    assert {key for key, waiting in JUDGED_TOGETHER.items() if ("operator" in waiting) != ("site" in waiting)} == set()
 
 
 async def test_a_site_that_another_has_the_key_of_is_refused_and_changes_nothing(tmp_path: Path) -> None:

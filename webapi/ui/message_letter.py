@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-import structlog
 from aiohttp import web
 from markupsafe import escape
 
@@ -25,8 +24,6 @@ from relay.store.history import MessageRow
 from webapi import links
 from webapi.context import Context
 from webapi.ui.assets import assets
-
-log = structlog.get_logger()
 
 #: Seconds that the worker may take for one letter, and octets of address space it may have.
 TIME = 3.0
@@ -71,7 +68,6 @@ class Letters:
                 await extractor.start()
                 if not extractor.pids:  # the log says why
                     await extractor.close()
-                    log.error("no worker to show letters")
                     return Letter(cut=True)
                 self._extractor = extractor
         try:

@@ -49,7 +49,7 @@ ROWS, ALL_ROWS = 25, 1000
 @dataclass(frozen=True, slots=True)
 class Choice:
     """``values`` has every field that was typed. ``since`` and ``until`` are seconds since the epoch, ``problem`` says
-    what was wrong with the days. ``sites`` are ids. ``kept`` is where the first day begins of which visits are kept
+    what was wrong with the days. ``sites`` are ids. ``kept`` is where the first day begins of which all visits are kept
     (retention.visits): older ones are deleted, and their letters stay."""
 
     values: Mapping[str, str]
@@ -152,7 +152,7 @@ async def read(view: View) -> Choice:
         since, until, problem = _custom(values, since, until)
     if values["period"] == "all":
         since = midnight(await reports.begin(view.context.store.reader, ids) or now)
-    kept = midnight(now - view.context.retention.visits)
+    kept = midnight(now - view.context.retention.visits) + DAY
     return Choice(values, ids, since, until, kept, Touch(touch), problem)
 
 
