@@ -151,7 +151,7 @@ async def running(
         https = certificate(config.http)
         smtp = SmtpServer(intake, bodies, smtp_settings(config))
         http_ports = await _start_http(stack, config, runner, https, handed.get("http", []))
-        _background(stack, background.begin("learning", Learning(store.reader, intake.learn).run))
+        _background(stack, background.begin("learning", Learning(store.reports, intake.learn).run))
         daemon = Daemon(config, store, bodies, keys, forwarder, poster, intake, smtp, runner.app, https, http_ports)
         control = await serve(data_dir / "control.sock", commands.handlers(daemon, clock))
         stack.push_async_callback(control.close)

@@ -46,7 +46,7 @@ async def letters(w: World, address: str, written: list[float]) -> None:
 
 async def looked(w: World) -> Delays:
     found: list[Delays] = []
-    await Learning(w.store.reader, found.append).look()
+    await Learning(w.store.reports, found.append).look()
     (delays,) = found
     return delays
 
@@ -138,7 +138,7 @@ async def test_a_store_that_is_down_is_logged_and_looked_at_again(w: World, monk
     monkeypatch.setattr(learning, "INTERVAL", 0.0)
     told: asyncio.Queue[Delays] = asyncio.Queue()
     with structlog.testing.capture_logs() as logged:
-        looking = asyncio.create_task(Learning(w.store.reader, told.put_nowait).run())
+        looking = asyncio.create_task(Learning(w.store.reports, told.put_nowait).run())
         async with asyncio.timeout(10):
             assert await told.get() == Delays.of([HOUR])
         looking.cancel()
