@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import select, text
@@ -25,6 +26,7 @@ from tests.hook_fixtures import (
     state_of,
     visited_before,
 )
+from tests.smtp_client import LONG_SENDER
 from tests.webapi_fixtures import Api, fields, serving
 from tests.webhook_receiver import Answer, Receiver
 from webapi.app import OPERATIONS
@@ -421,6 +423,28 @@ class TestBlocked:
         for sender in ("spam@example.org", "nonsense", "@", "%20"):
             assert (await api.call("DELETE", f"{self.PATH}/{sender}", token=token))[0] == 404
         assert await api.get(self.PATH) == {"items": []}
+
+    @pytest.mark.parametrize(
+        "sender",
+        [
+            LONG_SENDER.lower(),
+            "x@[192.0.2.1]",
+            "@[ipv6:2001:db8::1]",
+            "a..b.@carrier.example",
+            "@web1-.example",
+            "@a_b.example",
+        ],
+    )
+    async def test_whoever_can_send_can_be_blocked_as_history_shows_him(self, api: Api, sender: str) -> None:
+        token = await api.token("manager", "garden")
+        answer = await api.call("POST", self.PATH, {"sender": sender}, token=token)
+        assert answer == (200, {"items": [sender]})
+        assert await api.call("DELETE", f"{self.PATH}/{quote(sender, safe='')}", token=token) == (204, None)
+
+    @pytest.mark.parametrize("sender", ["@192.0.2.1", "@a..example", "@[example", "x y@example.org", f"{'x' * 65}@"])
+    async def test_what_no_sender_is_called_is_refused(self, api: Api, sender: str) -> None:
+        status, answer = await api.call("POST", self.PATH, {"sender": sender}, token=await api.token("manager"))
+        assert (status, fields(answer)) == (400, ["sender"])
 
     async def test_their_letters_are_not_posted_and_the_log_says_why(self, api: Api, admin: str, crm: Receiver) -> None:
         strict, open_to_all = (

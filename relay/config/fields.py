@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, Strict, ValidationI
 from pydantic_core import PydanticKnownError
 
 from relay import presets
-from relay.core.address import AddressError, domain_of, parse
+from relay.core.address import AddressError, domain_of, is_odd_sender, parse
 from relay.core.model import Address
 from relay.core.nexthop import parse_next_hop
 from relay.core.template import TemplateError
@@ -322,8 +322,13 @@ def template(value: object, info: ValidationInfo) -> str:
 
 
 def blocked_sender(value: object) -> str:
-    """A bare address, or a whole domain as "@example.com"; in lower case, as senders are compared."""
+    """A bare address, or a whole domain as "@example.com"; in lower case, as senders are compared.
+
+    Whoever can send can be blocked: odd senders stay as they are written, as in History.
+    """
     given = text(value).strip()
+    if is_odd_sender(f"x{given}" if given.startswith("@") else given):
+        return given.lower()
     if given.startswith("@"):
         return f"@{domain(given[1:])}"
     return str(address(given)).lower()

@@ -111,10 +111,19 @@ def _sender(path: str) -> Address:
     try:
         return parse(path)
     except AddressError:
-        odd = _odd_sender(path)
-        if odd is None or len(path) > MAX_SENDER:
+        odd = _odd(path)
+        if odd is None:
             raise
         return Address(odd[1], odd[2].lower())
+
+
+def is_odd_sender(text: str) -> bool:
+    """Whether it is the address of a sender that no recipient could have: taken, but not by ``parse``."""
+    try:
+        parse(text)
+    except AddressError:
+        return _odd(text) is not None
+    return False
 
 
 def parse_rcpt(argument: str) -> tuple[Address | str, Parameters]:
@@ -169,6 +178,10 @@ def lookup_keys(address: Address) -> tuple[tuple[str, str, str | None], ...]:
         if base:
             keys.append((domain, base, "+".join(pieces[cut:])))
     return tuple(keys)
+
+
+def _odd(path: str) -> re.Match[str] | None:
+    return _odd_sender(path) if len(path) <= MAX_SENDER else None
 
 
 def _ordinary(argument: str) -> tuple[Address, Parameters] | None:
