@@ -419,6 +419,10 @@ def test_hostile_paths_are_refused_in_linear_time(begin: str, unit: str, end: st
         "<a@[ipv6:2001:db8::1]>",
         f"<{LONG_SENDER}>",
         "<" + "a" * 505 + "@x.test>",
+        "<" + "я" * 33 + "@x.test>",
+        "<" + "я" * 252 + "a@x.test>",
+        "<я..@x.test>",
+        "<я@[192.0.2.1]>",
     ],
 )
 def test_senders_that_real_servers_use_are_taken_though_a_recipient_may_not_be_so(path: str) -> None:
@@ -430,8 +434,24 @@ def test_senders_that_real_servers_use_are_taken_though_a_recipient_may_not_be_s
         parse_rcpt(path)
 
 
+def test_the_domain_of_a_long_sender_is_read_as_any_other() -> None:
+    assert parse_mail("<" + "a" * 65 + "@Bücher.example>") == (Address("a" * 65, "xn--bcher-kva.example"), {})
+
+
 @pytest.mark.parametrize(
-    "path", ["<a b@x.test>", "<a@@x.test>", "<a@x..test>", "<@x.test>", "<" + "a" * 506 + "@x.test>"]
+    "path",
+    [
+        "<a b@x.test>",
+        "<a@@x.test>",
+        "<a@x..test>",
+        "<@x.test>",
+        "<" + "a" * 506 + "@x.test>",
+        "<" + "я" * 253 + "@x.test>",
+        "<" + "a" * 500 + "@я.test>",  # 513 octets with its A-label
+        "<" + "a" * 65 + "@\u2028.test>",
+        "<" + "a" * 65 + "@\udcff.test>",
+        "<" + "я" * 33 + "\udcff@x.test>",
+    ],
 )
 def test_a_sender_that_is_no_address_at_all_is_refused(path: str) -> None:
     with pytest.raises(AddressError):

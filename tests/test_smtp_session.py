@@ -127,6 +127,7 @@ async def test_a_repeated_recipient_is_answered_250_and_kept_once(tmp_path: Path
         (["EHLO c.test"], "MAIL FROM:<a@b.test>  ", "250 2.1.0"),
         (["EHLO c.test"], "MAIL FROM:<@hop.test:a@b.test>", "250 2.1.0"),
         (["EHLO c.test"], f"MAIL FROM:<{LONG_SENDER}>", "250 2.1.0"),
+        (["EHLO c.test"], f"MAIL FROM:<{'я' * 33}@b.test> SMTPUTF8", "250 2.1.0"),
         (["EHLO c.test"], "MAIL FROM:<a@x-.test>", "250 2.1.0"),
         (["EHLO c.test"], "MAIL FROM:<a@[192.0.2.1]>", "250 2.1.0"),
         (["EHLO c.test"], "MAIL FROM:<a@b.test> SIZE=1000", "250 2.1.0"),

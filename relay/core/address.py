@@ -59,7 +59,8 @@ _bracketed = re.compile(r'<((?:[^"<>]|"(?:[^"\\]|\\.)*+")*+)>(?: (.*))?', re.DOT
 # The ordinary path, nine of ten in real traffic: an ASCII dot-string, no route, no quotes.
 _simple = re.compile(rf" *+<([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@([A-Za-z0-9.-]++)>(?: (.*))?", re.DOTALL).fullmatch
 _odd_sender = re.compile(
-    rf"([{_ATEXT}.]++)@([A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)*+|\[[0-9A-Fa-f.:IPVipv]++\])"
+    rf"([{_ATEXT}{_UTF8}.]++)@(?:([A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)*+|\[[0-9A-Fa-f.:IPVipv]++\])|([^@\[]++))",
+    re.DOTALL,
 ).fullmatch
 _unescape = re.compile(r"\\(.)").sub
 _control = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]").search
@@ -114,7 +115,7 @@ def _sender(path: str) -> Address:
         odd = _odd(path)
         if odd is None:
             raise
-        return Address(odd[1], odd[2].lower())
+        return odd
 
 
 def is_odd_sender(text: str) -> bool:
@@ -180,8 +181,16 @@ def lookup_keys(address: Address) -> tuple[tuple[str, str, str | None], ...]:
     return tuple(keys)
 
 
-def _odd(path: str) -> re.Match[str] | None:
-    return _odd_sender(path) if len(path) <= MAX_SENDER else None
+def _odd(path: str) -> Address | None:
+    match = _odd_sender(path)
+    if match is None:
+        return None
+    local, odd, name = match.groups()
+    try:
+        address = Address(local, odd.lower() if odd else _domain(name))
+    except AddressError:
+        return None
+    return address if len(f"{local}@{address.domain}".encode()) <= MAX_SENDER else None
 
 
 def _ordinary(argument: str) -> tuple[Address, Parameters] | None:
