@@ -110,7 +110,7 @@ class Extraction:
         for loop in self._loops:
             loop.cancel()
         self._waiting.clear()
-        if self._reading:
+        if self._reading and self._extractor.pids:  # without a worker none of it would end
             await asyncio.wait(self._reading.values(), timeout=grace)
         for task in self._reading.values():
             task.cancel()

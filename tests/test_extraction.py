@@ -103,6 +103,20 @@ async def test_a_message_whose_reading_raises_what_nobody_foresaw_is_read_at_a_l
             await until_indexed(parts, 1)
 
 
+async def test_a_stop_does_not_wait_for_what_no_worker_reads(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr("relay.extract._popen", refuse)
+    await mail(parts)
+    async with reading(parts) as extraction:
+        while not extraction._reading:
+            await parts.store.write(lambda tx: None, turn=Turn.IDLE)
+        async with asyncio.timeout(PATIENCE):
+            await extraction.close(2 * PATIENCE)
+    assert await parts.store.reader.all(select(messages.c.extraction)) == [("waiting",)]
+
+
 async def test_a_full_house_leaves_mail_to_the_store(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     async with reading(parts) as extraction:
         monkeypatch.setattr("relay.extraction.MEMORY", 1)
