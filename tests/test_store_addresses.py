@@ -187,6 +187,23 @@ class TestTwoSites:
         await w.accept(leased)
         assert await w.rows(select(deliveries.c.attribution)) == [("exact",)]
 
+    @pytest.mark.parametrize("name", ["shop", "store"])
+    async def test_late_mail_to_an_address_that_was_static_is_nobodys_for_certain(self, w: World, name: str) -> None:
+        """Who has the card may have written as well, the second time it was one, too."""
+        card, address = replace(SHOP, statics=(static(f"was@{TRACK}"),)), f"was@{TRACK}"
+        pool = replace(SHOP, name=name, targets=(pool_target("sales@example.com", address), *SHOP.targets[1:]))
+        await w.declare(card)
+        await w.declare(pool)
+        for definition in (replace(card, name=name), pool):
+            w.pass_time(3600)
+            await w.declare(definition)
+        w.pass_time(DAY + 1)
+        _, leased = await w.shown(name=name)
+        assert leased == address
+        w.pass_time(5 * 60)
+        await w.accept(leased, written_at=w.now - DAY - 3600)
+        assert await w.rows(select(deliveries.c.attribution)) == [("likely",)]
+
     async def test_only_the_file_may_take_over_a_retired_address(self, w: World) -> None:
         """Or a manager of one site could collect the late mail of another."""
         await w.declare(SHOP)

@@ -10,6 +10,7 @@ from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy import insert as insert_into
 
 from relay.core import substitute
+from relay.core.attribution import DATE_REACH
 from relay.core.model import Address, RouteKind, fold
 from relay.store.engine import Row, Statement, Tx
 from relay.store.reader import Reader
@@ -81,12 +82,17 @@ NAMES_WITH_STEM = Statement(
 )
 DELETE = Statement(delete(routes).where(routes.c.id == bindparam("route")))
 HOLD = Statement(insert_into(bindings), "route_id target_id visit_id started_at ended_at")
-# Whose it was, and from when to when somebody held it; no row where nobody ever did.
 _HELD = Statement(
-    select(routes.c.site_id, func.min(bindings.c.started_at), func.max(bindings.c.ended_at))
-    .join(bindings, bindings.c.route_id == routes.c.id)
+    select(
+        routes.c.site_id,
+        routes.c.created_at,
+        func.min(bindings.c.started_at),
+        func.max(bindings.c.started_at),
+        func.max(bindings.c.ended_at),
+    )
+    .outerjoin(bindings, bindings.c.route_id == routes.c.id)
     .where(routes.c.id == bindparam("route"))
-    .group_by(routes.c.site_id)
+    .group_by(routes.c.site_id, routes.c.created_at)
 )
 _SOMEBODY = Statement(insert_into(visits), "site_id number own started_at last_seen_at erased_at")
 
@@ -119,8 +125,8 @@ def create(
     """A route for ``address``, or the retired one of the same site revived; raises AddressTaken. Its id.
 
     ``defined``: its site's definition names it. ``from_any_site``: a route that another site has retired may be taken
-    over. Of what it knew of visits it keeps only that there were some, and it rests. A unique address never becomes
-    anything else.
+    over. Of what it knew of visits it keeps only that there were some, and it rests. What was static until now has been
+    held by nobody knows whom. A unique address never becomes anything else.
     """
     domain, local = address.key
     leased_until = 0.0
@@ -128,7 +134,7 @@ def create(
     _refuse_mishearing(tx, address, kind, target_id)
     owner = tx.one(OWNER, domain=domain, local=local)
     if owner is not None and owner[1] != site_id and owner[4] is not None and from_any_site:
-        held = tx.one(_HELD, route=owner[0])
+        held = _held(tx, owner[0], owner[3], now)
         tx.run(DELETE, route=owner[0])
         owner, leased_until = None, max(now + REST, held[2] if held else 0.0)
     if owner is None:
@@ -153,6 +159,8 @@ def create(
         raise AddressTaken(str(address))
     if owner_kind != kind.value and (owner_kind == RouteKind.UNIQUE.value or (live and not defined)):
         raise AddressTaken(str(address))
+    if owner_kind == RouteKind.STATIC.value and kind is RouteKind.POOL:
+        held = _held(tx, route_id, owner_kind, now)
     if not live or defined:
         tx.run(
             REVIVE,
@@ -163,19 +171,35 @@ def create(
             kind=kind.value,
             defined=int(defined),
         )
+    if held is not None:
+        _keep_holding(tx, route_id, target_id, held, now)
     return int(route_id)
+
+
+def _held(tx: Tx, route_id: int, kind: str, now: float) -> Row | None:
+    """Whose an address was, and from when to when somebody held it; None where nobody ever did.
+
+    A static one has been held until now, by whoever has read it on a card or elsewhere. Since when is told no earlier
+    than mail may have been written that is still to come: what visits there are would seem to begin there.
+    """
+    row = tx.one(_HELD, route=route_id)
+    assert row is not None
+    site_id, created_at, begun, last, ended = row
+    if kind == RouteKind.STATIC.value:
+        return site_id, max(created_at if last is None else last, now - DATE_REACH), max(ended or now, now)
+    return None if ended is None else (site_id, begun, ended)
 
 
 def _keep_holding(tx: Tx, route_id: int, target_id: int, held: Row, now: float) -> None:
     """As one visit of its former site, and of nobody, which retention ends like the others.
 
-    Late mail of who was shown it there would be stated as the visit's that was shown it here, for want of another.
+    Late mail of who was shown it before would be stated as the visit's that is shown it now, for want of another.
     """
     site_id, begun, ended = held
     visit_id = tx.insert(
         _SOMEBODY,
         site_id=site_id,
-        number=f"{NOBODY}{route_id}",
+        number=f"{NOBODY}{route_id}-{now:.6f}",  # it may have been static more than once
         own=0,
         started_at=begun,
         last_seen_at=min(ended, now),
