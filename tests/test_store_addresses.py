@@ -204,6 +204,14 @@ class TestTwoSites:
         await w.accept(leased, written_at=w.now - DAY - 3600)
         assert await w.rows(select(deliveries.c.attribution)) == [("likely",)]
 
+    async def test_a_plus_address_whose_base_went_into_a_pool_is_still_its_visits(self, w: World) -> None:
+        await w.declare(site("shop", target_of(Method.PLUS, "info@example.com")))
+        visit, shown = await w.shown("info@example.com")
+        await w.declare(site("shop", pool_target("info@example.com", f"info@{TRACK}")))
+        assert (await w.shown("info@example.com"))[1] == f"info@{TRACK}"
+        (job,) = (await w.accept(shown)).jobs
+        assert job.visit == visit
+
     async def test_only_the_file_may_take_over_a_retired_address(self, w: World) -> None:
         """Or a manager of one site could collect the late mail of another."""
         await w.declare(SHOP)

@@ -213,6 +213,9 @@ def _by_address(
     if route.kind is RouteKind.UNIQUE:
         holder = tx.one(FIND_ONLY_HOLDER, route=route.id)
         return rules.attribute_unique(holder[0] if holder else None)
+    # The base of a plus target may have gone into a pool: its addresses are still the visits' that they name.
+    if tag is not None and is_number(tag) and (row := tx.one(FIND_NUMBER, site=route.site_id, number=tag)):
+        return rules.attribute_plus(tag, row[0])
     since = incoming.written_at - max(evidence.window, rules.LATE_WINDOW)
     held = holdings(tx, route.id, since, incoming.received_at)
     astray = {visit for (visit,) in tx.all(FIND_ASTRAY, route=route.id, after=now + AHEAD)}
