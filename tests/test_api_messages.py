@@ -239,10 +239,10 @@ class TestFilters:
         assert await self.ids(api, "q=mail.ivan") == []
 
     async def test_letters_and_their_marks_are_one_however_they_were_sent(self, api: Api) -> None:
-        accepted = await api.letter(f"card@{TRACK}")
-        await api.w.extract(accepted.message_id, subject="Чаи\u0306", text="и\u0306од")
+        accepted = await api.letter(f"card@{TRACK}", sender="зои\u0306@example.org")
+        await api.w.extract(accepted.message_id, subject="Чаи\u0306", text="и\u0306од, за\u0301мок")
         await api.w.store.write(search.index)
-        for words in ("чай", "чаи\u0306", "йод", "и\u0306од"):
+        for words in ("чай", "чаи\u0306", "йод", "и\u0306од", "зой", "замок", "за\u0301мок", "за\u0301м"):
             assert await self.ids(api, f"q={quote(words)}") == [accepted.message_id]
 
     async def test_by_words_but_not_by_another_sites_recipient(self, api: Api) -> None:

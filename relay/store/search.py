@@ -63,7 +63,8 @@ _ADDRESSES = Statement(
 _READDRESS = Statement(update(texts).where(texts.c.message_id == bindparam("message")), "addresses")
 _ADD = "INSERT INTO message_search(rowid, subject, addresses, head) VALUES (?, ?, ?, ?)"
 _DROP = "INSERT INTO message_search(message_search, rowid, subject, addresses, head) VALUES ('delete', ?, ?, ?, ?)"
-_WORD = re.compile(r"\w+")
+# With the marks that no letter takes in (an accent over a Russian vowel): the tokenizer passes over them within a word.
+_WORD = re.compile(r"\w[\w\u0300-\u036f]*")
 
 
 def index(tx: Tx, most: int = BATCH) -> int:
