@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from relay.config import Http, Limits
+from tests.linear import linear
 from tests.webapi_fixtures import serving
 from webapi import hops
 from webapi.context import CLIENTS, CONTEXT, Clients, client_of
@@ -152,7 +153,9 @@ class TestBounds:
     @pytest.mark.parametrize("piece", [",", '"', "\\", '\\"', "for=", ";", "for=10.0.0.1,", 'for="', "; ", "a" * 50])
     def test_any_header_is_read_in_linear_time(self, name: str, piece: str) -> None:
         values = [piece * (1_000_000 // len(piece))]  # a hundred times what the server takes: quadratic work is hours
-        assert len(list(hops.read(name, values))) <= hops.MOST
+        with linear():
+            found = list(hops.read(name, values))
+        assert len(found) <= hops.MOST
 
     def test_a_hop_longer_than_any_address_is_none(self) -> None:
         assert client(XFF, [(XFF, "198.51.100.7%" + "z" * 5000)]) == "127.0.0.1"
