@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator
 from html import unescape
@@ -18,8 +19,9 @@ from relay.core.wire import stuff
 from relay.extract import Extractor
 from relay.extract_worker import extract
 from relay.store import blocked, queue, retention
+from relay.store.journey import CANDIDATES
 from relay.store.messages import Accepted
-from relay.store.schema import changes, deliveries, messages
+from relay.store.schema import changes, deliveries, messages, visits
 from tests.hostile_world import fill, spoil, vectors
 from tests.store_fixtures import DAY, OTHER, SHOP, TRACK, World
 from tests.ui_fixtures import Pages, pages
@@ -133,6 +135,25 @@ async def test_candidates_of_which_one_is_erased_still_sum_up(p: Pages) -> None:
     assert "one of 1" not in text
     (row,) = await history_rows(p)
     assert re.fullmatch(r"likely several candidates, of those still known the first \d+ \d+(\.\d)? %", row)
+
+
+async def test_many_candidates_are_counted_in_the_history_as_on_the_page(p: Pages) -> None:
+    """More than the page lists, each with so small a share that none is missed in the sum."""
+    w = p.world
+    for _ in range(CANDIDATES + 1):
+        await w.shown("help@example.com")
+    accepted = await letter(w)
+    ids = [row[0] for row in await w.rows(select(visits.c.id))]
+    shares = [[one, 0.99 if one == ids[0] else 0.0005] for one in ids]
+    likely = "UPDATE deliveries SET attribution = 'likely', attribution_method = 'pool/2', candidates = ?"
+    await w.store.write(lambda tx: tx.sql(likely, (json.dumps(shares),)))
+    assert f"Source one of {CANDIDATES + 1}" in await seen(p, f"/ui/messages/{accepted.message_id}")
+    (row,) = await history_rows(p)
+    assert row.startswith(f"likely {CANDIDATES + 1} candidates, the first")
+    await w.store.write(lambda tx: tx.sql("UPDATE visits SET erased_at = 1 WHERE id = ?", (ids[-1],)))
+    assert "Source one of several" in await seen(p, f"/ui/messages/{accepted.message_id}")
+    (row,) = await history_rows(p)
+    assert row.startswith("likely several candidates, of those still known the first")
 
 
 async def test_candidates_that_are_all_erased_are_not_counted(p: Pages) -> None:

@@ -37,6 +37,7 @@ def delivery(**changes: Any) -> DeliveryRow:
         visit="7",
         source=None,
         candidates=(),
+        all_known=False,
         finished_at=T + 0.4,
         site_id=1,
     )

@@ -50,6 +50,7 @@ class DeliveryRow:
     method: str
     visit: str | None
     candidates: tuple[tuple[str, float], ...]
+    all_known: bool  # there are several candidates, and the visit of every one is still known
     finished_at: float | None
     site_id: int | None
     source: str | None  # marker of the stated visit; of a static substitute its label, which stands for one
@@ -266,6 +267,7 @@ def _delivery(row: Row, numbers: Mapping[int, str]) -> DeliveryRow:
             "possibly_repeated": bool(named["possibly_repeated"]),
             "visit": named["visit"] or claimed_number,
             "candidates": tuple((numbers[visit], share) for visit, share in candidates if visit in numbers),
+            "all_known": len(candidates) > 1 and all(visit in numbers for visit, _ in candidates),
         }
     )
 

@@ -19,8 +19,6 @@ from webapi.values import cursor_of
 
 #: Letters on a page.
 ROWS = 50
-#: How much less than 1 the shares of all candidates may come to, each rounded to four digits.
-ROUNDED = 0.01
 #: States that are about to change by themselves.
 _MOVING = (DeliveryState.QUEUED.value,)
 
@@ -40,6 +38,7 @@ class Line:
     visit: str | None
     source: str | None
     candidates: tuple[tuple[str, float], ...]
+    all_known: bool  # as in DeliveryRow
     attribution: str
     deal_id: str | None
     deal_url: str | None
@@ -49,11 +48,6 @@ class Line:
     state: str
     answer: str | None
     moving: bool
-
-    @property
-    def all_known(self) -> bool:
-        """Whether every candidate is still known: the shares, which are rounded, come to 1."""
-        return len(self.candidates) > 1 and sum(share for _, share in self.candidates) > 1 - ROUNDED
 
 
 async def show(view: View) -> web.Response:
@@ -102,6 +96,7 @@ def line(row: MessageRow, sites: frozenset[int] | None) -> Line:
         visit=chosen.visit if chosen else None,
         source=chosen.source if chosen else None,
         candidates=chosen.candidates if chosen and chosen.attribution == "likely" else (),
+        all_known=bool(chosen and chosen.all_known),
         attribution=chosen.attribution if chosen else "none",
         deal_id=deal_id,
         deal_url=deal_url if deal_url and deal_url.startswith(("https://", "http://")) else None,
