@@ -32,9 +32,10 @@ PATIENCE = 60.0
 class Subject:
     """``recipients``: real addresses by the next hop that takes their mail, None for their domain's MX.
 
-    ``domains`` are those of substitutes, ``origins`` those of sites. ``webhooks``: (site, URL) and why it is disabled,
-    None for an enabled one. ``revision`` is the database's schema, None without a database. ``patience``: seconds for
-    any check in all.
+    ``domains`` are those of substitutes, ``origins`` those of sites, ``mailboxes`` the domains of all targets in the
+    database, removed ones too: their substitutes go on. ``webhooks``: (site, URL) and why it is disabled, None for an
+    enabled one. ``revision`` is the database's schema, None without a database. ``patience``: seconds for any check in
+    all.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class Subject:
     is_unusable: bool = False  # the database
     newest_message: float = 0.0
     domains: set[str] = field(default_factory=set)
+    mailboxes: set[str] = field(default_factory=set)
     origins: set[str] = field(default_factory=set)
     recipients: dict[NextHop | None, set[Address]] = field(default_factory=lambda: defaultdict(set))
     webhooks: dict[tuple[str, str], str | None] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class Subject:
     @property
     def mailbox_domains(self) -> set[str]:
         """Those of real addresses: their MX takes the mail of people."""
-        return {address.domain for addresses in self.recipients.values() for address in addresses}
+        return self.mailboxes.union(address.domain for addresses in self.recipients.values() for address in addresses)
 
     def forwards(self, address: Address, next_hop: str | None) -> None:
         """Mail for the real ``address`` goes to its own ``next_hop``, to the configured one, or by MX."""
@@ -95,6 +97,8 @@ async def _from_database(subject: Subject) -> None:
         ((newest,),) = await reader.all(select(func.max(messages.c.received_at)))
         subject.newest_message = newest or 0.0
         subject.domains.update(row[0] for row in await reader.run(routes.DOMAINS))
+        for real in await reader.run(routes.REAL):
+            subject.mailboxes.update(parse(address).domain for address in real if address)
         sites = Directory(reader)
         await sites.load()
     finally:

@@ -28,6 +28,8 @@ from tests.check_helpers import NAME, configured, findings, only
 from tests.daemon import ROOT, Daemon, example_site, merged
 from tests.dns_server import DnsServer, Fault, Table
 from tests.smtp_sink import SmtpSink
+from tests.store_fixtures import pool_target, world
+from tests.store_fixtures import site as store_site
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +265,15 @@ class TestNames:
         assert "recipient unchanged" in finding.hint
         advice = " ".join(f"{one.what}: {one.hint}" for one in found)
         assert not any(words in advice for words in ("MX 10", "-all", "SPF of firm.test"))
+
+    async def test_nor_where_only_retired_substitutes_are_left_beside_them(self, tmp_path: Path, data: Path) -> None:
+        async with world(data, store_site("shop", pool_target("sales@firm.test", "info1@firm.test"))) as w:
+            await w.declare(store_site("shop", pool_target("sales@example.test", "info1@track.test")))
+        found = await names(tmp_path, GOOD | {("firm.test", "MX"): ["10 mail.firm.test."]}, site=[], **OUTSIDE)
+        finding = only(found, "MX of firm.test")
+        assert finding.level == WARN
+        assert "recipient unchanged" in finding.hint
+        assert "SPF of firm.test" not in {one.what for one in found}
 
     async def test_a_server_on_loopback_is_only_warned_of_what_concerns_mail_from_outside(self, tmp_path: Path) -> None:
         found = await names(tmp_path, without((NAME, "A"), ("track.test", "MX"), ("track.test", "TXT")))

@@ -62,6 +62,8 @@ _ROUTE = (
 )
 FIND = Statement(_ROUTE)
 DOMAINS = Statement(select(routes.c.domain).distinct())
+# Where the mail of people goes; of removed targets too, whose routes go on.
+REAL = Statement(select(targets.c.address, targets.c.forward_to))
 INSERT = Statement(insert_into(routes), "domain local site_id target_id kind label leased_until created_at defined")
 OWNER = Statement(
     select(routes.c.id, routes.c.site_id, routes.c.target_id, routes.c.kind, routes.c.retired_at).where(
