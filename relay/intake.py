@@ -13,7 +13,7 @@ from relay.bodies import Bodies, Body
 from relay.core import message, reply, substitute
 from relay.core.address import lookup_keys
 from relay.core.attribution import Delays, written_at
-from relay.core.model import Address, fold
+from relay.core.model import Address, fold, folded
 from relay.destination import NextHops
 from relay.envelope import Return, read_return
 from relay.pace import Pace
@@ -239,13 +239,11 @@ class Intake:
 def _incoming(transaction: Transaction, headers: message.Headers, now: float) -> Incoming:
     body = transaction.body
     mail_from = str(transaction.mail_from or "")
-    sender = headers.from_ or mail_from
-    local, _, domain = sender.rpartition("@")
     return Incoming(
         received_at=now,
         written_at=written_at(headers.date, now),
         mail_from=mail_from,
-        sender=f"{fold(local)}@{domain.lower()}" if local else sender,
+        sender=folded(headers.from_ or mail_from),
         subject=headers.subject[:SUBJECT_SHOWN].decode("utf-8", "replace") or None,
         message_id=headers.message_id,
         in_reply_to=headers.in_reply_to,

@@ -19,7 +19,7 @@ from relay.core.address import (
     parse_rcpt,
     written_domain,
 )
-from relay.core.model import Address
+from relay.core.model import Address, folded
 from tests.corpora import corpus
 from tests.linear import linear
 from tests.smtp_client import LONG_SENDER
@@ -383,6 +383,22 @@ def test_whatever_is_given_is_taken_whole_or_refused_as_an_address_error(text: s
             read(text)
         except AddressError:
             pass
+
+
+@pytest.mark.parametrize(
+    ("address", "sender"),
+    [
+        ("Ann.Lee@Example.ORG", "ann.lee@example.org"),
+        ("ÄNN@x.org", "Änn@x.org"),
+        ('"A@B"@X.org', '"a@b"@x.org'),
+        (" ann@x.org\n", "ann@x.org"),
+        ("@X.org", "@X.org"),
+        ("Nobody", "Nobody"),
+        ("", ""),
+    ],
+)
+def test_a_sender_is_folded_as_it_is_stored(address: str, sender: str) -> None:
+    assert folded(address) == sender
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from relay.core.model import fold
+from relay.core.model import folded
 from relay.store import deals, history, retention
 from relay.store import replay as replay_verbs
 from relay.store.history import Filter, MessageRow
@@ -186,12 +186,6 @@ async def visible_message(call: Call) -> MessageRow:
     if row is None:
         raise not_found("message")
     return row
-
-
-def folded(address: str) -> str:
-    """An address as senders are stored: ASCII letters of the local part folded, the domain in lower case."""
-    local, at, domain = address.strip().rpartition("@")
-    return f"{fold(local)}@{domain.lower()}" if at else address.strip()
 
 
 _ONE = "/v1/messages/{id}"

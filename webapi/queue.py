@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PlainValidator, model_validator
 
-from relay.core.model import DeliveryState
+from relay.core.model import DeliveryState, folded
 from relay.store import history, queue, queue_view
 from relay.store.queue_view import Place, QueueFilter
 from relay.store.store import Store
 from webapi import requeue
 from webapi.auth import Caller, Role, visible_site
-from webapi.messages import folded
 from webapi.operation import Call, Operation, Parameters, Strict
 from webapi.problems import Problem, not_found
 from webapi.values import LARGEST_ID, Text, moment, moment_or_none, row_id

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from relay.cli.settings import VISIT_NUMBER, config_option, load
-from relay.core.model import DeliveryState
+from relay.core.model import DeliveryState, folded
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -95,8 +95,6 @@ async def _items(config: Config, limit: int, wanted: dict[str, Any]) -> AsyncGen
 
 
 def _filter(wanted: dict[str, Any]) -> dict[str, Any]:
-    from webapi.messages import folded
-
     sender = None if wanted["sender"] is None else folded(wanted["sender"])
     return {name: wanted[name] for name in ("visit", "query", "state", "since", "until")} | {"sender": sender}
 

@@ -118,6 +118,16 @@ def fold(local: str) -> str:
     return local.lower() if local.isascii() else local.translate(_UPPER)
 
 
+def folded(address: str) -> str:
+    """An address as senders are stored: ASCII letters of the local part folded, the domain in lower case.
+
+    What has no local part stays as it is; white space around an address is none of it.
+    """
+    address = address.strip()
+    local, _, domain = address.rpartition("@")
+    return f"{fold(local)}@{domain.lower()}" if local else address
+
+
 def quote_local(local: str) -> str:
     """The local part as it stands on the wire: a dot-atom where it can be, else a quoted string (RFC 5321 §4.1.2)."""
     if _dot_atom(local):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from relay.core.model import folded
 from webapi.auth import Role
-from webapi.messages import Erased, folded
+from webapi.messages import Erased
 from webapi.problems import Problem
 from webapi.ui.page import Page, View, perform, see_other
 from webapi.ui.settings_parts import OPERATIONS, SETTINGS, settings_page, shown_again
