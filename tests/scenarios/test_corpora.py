@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 
 from relay.core.wire import stuff
 from tests.corpora import corpus
+from tests.ledger import SOAK
 from tests.scenarios.world import DOMAIN, World, world
 from tests.smtp_client import SmtpClient
 
@@ -97,7 +97,7 @@ async def test_every_message_of_the_corpora_is_forwarded_and_kept_octet_by_octet
     assert counts["taken"] > 300
 
 
-@pytest.mark.skipif("RELAY_SOAK" not in os.environ, reason="a thousand real messages are sent by `make soak`")
+@pytest.mark.skipif(not SOAK, reason="a thousand real messages are sent by `make soak`")
 async def test_a_thousand_real_messages_are_forwarded_and_kept_octet_by_octet(tmp_path: Path) -> None:
     if shutil.which("npm") is None:
         pytest.skip("NOT TESTED: npm, by which the real messages come, is not installed")
