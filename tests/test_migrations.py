@@ -160,7 +160,7 @@ class TestUpgrade:
             (found,) = await history.page(store.reader, history.Filter(query="hello", state="forwarded"), 10)
             # Those of before 0003 do not say whose CRM gave the number, and the letter is for two.
             known = old.name >= "0003"
-            assert found.deal == (("17", "https://crm.example/17") if known else (None, None))
+            assert found.deal_at(None) == (("17", "https://crm.example/17") if known else (None, None))
             assert found.sender == "ann@example.org"
             assert await store.routes.find([(TRACK, "card", None)]) is not None
 

@@ -83,7 +83,7 @@ class TestSites:
         for seen, expected in ((None, ("2", None)), ("shop", (None, None)), ("other", ("2", None))):
             sites = None if seen is None else frozenset({w.site(seen).id})
             (row,) = await history.page(w.store.reader, history.Filter(sites=sites), 10)
-            assert row.deal == expected
+            assert row.deal_at(None) == expected
 
     async def test_put_on_one_site_is_of_that_site(self, w: World) -> None:
         mine, theirs = await both(w)
@@ -309,7 +309,7 @@ async def test_the_answer_to_another_event_is_the_messages_deal(tmp_path: Path) 
         await finish(w, job, deal=D17)
         assert await deal_of(w, message.message_id) == D17
         (row,) = await history.page(w.store.reader, history.Filter(), 10)
-        assert row.deal == D17
+        assert row.deal_at(None) == D17
 
 
 async def test_a_further_event_says_the_messages_deal(tmp_path: Path) -> None:
