@@ -77,6 +77,12 @@ class Served:
     def files(self) -> list[str]:
         return sorted(path.name for path in self.directory.iterdir())
 
+    async def tidy(self) -> None:
+        """Until no file is left: one that a thread still writes to goes when that is done."""
+        async with asyncio.timeout(PATIENCE):
+            while self.files():
+                await asyncio.sleep(0.005)
+
     async def empty(self) -> None:
         """Until no session is left."""
         async with asyncio.timeout(PATIENCE):

@@ -580,10 +580,17 @@ WAITING = (
     *("ix_posts_waiting", "ix_deliveries_open", "ix_deliveries_held", "ix_messages_unextracted", "ix_texts_unindexed"),
     "ix_routes_leasable",
 )
-#: Done once after a change of the sites, when a target is removed, when the system's clock was set, over the pools at
-#: the start; hourly, over the two thousand latest exact deliveries.
+#: Done once after a change of the sites, by `relay check`, when a target is removed, when the system's clock was set,
+#: over the pools at the start; hourly, over the two thousand latest exact deliveries.
 SELDOM = (
-    *("routes.DOMAINS", "routes.RETIRE_TARGET", "clock._LEASES", "clock._FIND_HOLDINGS", "clock._HOLDINGS"),
+    *(
+        "routes.DOMAINS",
+        "routes.REAL",
+        "routes.RETIRE_TARGET",
+        "clock._LEASES",
+        "clock._FIND_HOLDINGS",
+        "clock._HOLDINGS",
+    ),
     *("clock._HOLDINGS_BACK", "figures._DELAYS"),
 )
 #: No tables: the rows of a recursion, which counts its steps or goes from key to key, and the one it begins with.
