@@ -77,11 +77,10 @@ class Served:
     def files(self) -> list[str]:
         return sorted(path.name for path in self.directory.iterdir())
 
-    async def tidy(self) -> None:
-        """Until no file is left: one that a thread still writes to goes when that is done."""
-        async with asyncio.timeout(PATIENCE):
-            while self.files():
-                await asyncio.sleep(0.005)
+    async def written(self) -> None:
+        """Until no thread writes any more, and what it wrote for nothing is removed. Nothing can be received then."""
+        await asyncio.get_running_loop().shutdown_default_executor()
+        await asyncio.sleep(0)  # the callbacks of its last writes
 
     async def empty(self) -> None:
         """Until no session is left."""

@@ -302,10 +302,10 @@ async def test_a_successor_that_cannot_be_started_is_tried_again(start: Start, m
 async def test_nobody_waits_for_a_worker_that_cannot_be_started_while_another_is_idle(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused: list[int] = []
+    refused, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def refuse(channel: int, arguments: list[str]) -> None:
-        refused.append(channel)
+        loop.call_soon_threadsafe(refused.set)
         raise BlockingIOError("no more processes")
 
     extractor = await start(workers=2)
@@ -316,8 +316,7 @@ async def test_nobody_waits_for_a_worker_that_cannot_be_started_while_another_is
             await asyncio.sleep(0)
         for n in range(4):  # both workers get their turn
             assert (await extractor.extract(mail(str(n)))).subject == str(n)
-        while not refused:
-            await asyncio.sleep(0.001)
+        await refused.wait()
 
 
 # ---- who goes away

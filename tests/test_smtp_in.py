@@ -139,8 +139,8 @@ async def test_a_message_that_does_not_end_within_the_grace_is_421_and_leaves_no
         assert (await client.answer()).short == "421 4.3.2"
         assert await client.at_end()
         assert [entry["end"] for entry in entries] == ["daemon stopping"]
-        assert (served.server.connections, served.recorder.transactions) == (0, [])
-        await served.tidy()
+        await served.written()
+        assert (served.server.connections, served.files(), served.recorder.transactions) == (0, [], [])
 
 
 @pytest.mark.parametrize("replies", [300, 900, 1500], ids=str)
