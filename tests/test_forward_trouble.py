@@ -135,13 +135,16 @@ async def test_a_retry_by_hand_does_not_wait_for_the_back_off_of_the_destination
             await back.wait_for_messages(1)
 
 
-async def test_a_retry_by_hand_is_not_undone_by_the_try_that_is_under_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [0.0, 3600.0], ids=["in time", "while the clock is set back"])
+async def test_a_retry_by_hand_is_not_undone_by_the_try_that_is_under_way(tmp_path: Path, ahead: float) -> None:
     given_up = asyncio.Event()
     hangs = ["421 4.3.2 away", Later(given_up, "421 4.3.2 away")]  # and then it is mended
     async with (
         SmtpSink(script={"connect": hangs}) as sink,
         running_parts(tmp_path, f"smtp://{sink.address}") as parts,
     ):
+        parts.clock.ahead = ahead
+        watch = ClockWatch(parts.store, parts.clock, parts.forwarder.clock_set_back)
         await parts.send()
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
         for _ in range(2):
@@ -149,6 +152,8 @@ async def test_a_retry_by_hand_is_not_undone_by_the_try_that_is_under_way(tmp_pa
             await parts.store.write(lambda tx, now=now: queue.retry(tx, [row["id"]], now, now + 60))  # type: ignore[misc]
             parts.forwarder.retry_now()
             await sink.wait(lambda sink: sink.sessions == 2)
+            parts.clock.ahead = 0.0
+            await watch.look()
         given_up.set()
         await sink.wait_for_messages(1)
 

@@ -11,8 +11,9 @@ from sqlalchemy import select
 
 from relay.core.address import parse
 from relay.core.model import Method
-from relay.store.routes import AddressTaken
-from relay.store.schema import deliveries, routes
+from relay.store import figures
+from relay.store.routes import NOBODY, AddressTaken
+from relay.store.schema import deliveries, routes, visits
 from relay.store.sites import (
     SiteDefinition,
     TargetDefinition,
@@ -141,6 +142,16 @@ class TestTwoSites:
         await w.declare(replace(SHOP, name="store"))
         (job,) = (await w.accept(leased)).jobs
         assert job.visit is None
+
+    async def test_what_keeps_that_somebody_held_an_address_is_no_visit_in_the_advice_on_pools(self, w: World) -> None:
+        shop = site("shop", pool_target())
+        await w.declare(shop)
+        _, leased = await w.shown()
+        (left,) = {f"info1@{TRACK}", f"info2@{TRACK}"} - {leased}
+        elsewhere = site("two", pool_target("sales@two.example", leased))
+        await w.declare(replace(shop, targets=(pool_target("sales@example.com", left),)), elsewhere)
+        assert await w.rows(select(visits.c.id).where(visits.c.number.like(f"{NOBODY}%"))) != []
+        assert len(await figures.stays(w.store.reader, w.site("shop").id, w.now - DAY, 10)) == 1
 
     async def test_late_mail_to_an_address_that_another_site_had_is_nobodys_for_certain(self, w: World) -> None:
         """Whoever held it there may have written as well as who holds it here."""

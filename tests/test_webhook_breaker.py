@@ -205,16 +205,17 @@ class TestWellAgain:
     async def test_an_outage_is_not_forgotten_at_a_restart_but_for_what_a_retry_after_may_have_put_off(
         self, w: World, keys: Keys, crm: Receiver
     ) -> None:
-        crm.script = [500, 503]
+        crm.script = [500, 503, 400]  # the last is the letter's fault, not an outage
         async with posting(w, keys, per_webhook=1) as poster:
-            poster.submit([replace(job, attempts=6) for job in await jobs(w, 2, poster.claim)])
-            await until_recorded(w, 2)
+            poster.submit([replace(job, attempts=6) for job in await jobs(w, 3, poster.claim)])
+            await until_recorded(w, 3)
         w.pass_time(60)
         rows = select(posts.c.state, posts.c.attempts).order_by(posts.c.id)
         async with posting(w, keys) as poster:
             poster.submit(await jobs(w, 1, poster.claim, text="new"))
-            await until(w, rows, lambda found: found == [("delivered", 1), ("waiting", 1), ("delivered", 1)])
-        assert [got.json["text"] for got in crm.posts] == ["0", "1", "new", "0"]
+            after = [("delivered", 1), ("waiting", 1), ("waiting", 1), ("delivered", 1)]
+            await until(w, rows, lambda found: found == after)
+        assert [got.json["text"] for got in crm.posts] == ["0", "1", "2", "new", "0"]
 
     async def test_what_fails_after_the_start_and_before_the_first_answer_keeps_to_the_schedule(
         self, w: World, keys: Keys, crm: Receiver
