@@ -15,15 +15,18 @@ _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 
 
 def notify(*fields: str) -> bool:
-    """Send "KEY=value" fields as one datagram to NOTIFY_SOCKET; False when there is none or nobody reads it.
+    """Send "KEY=value" fields as one datagram to NOTIFY_SOCKET; False when there is none or it does not take them.
 
-    A dead service manager must not take the mail down with it, so no error is raised.
+    A service manager that is dead, or lives and does not read, must not take the mail down with it: no error is raised,
+    and a full socket is not waited for. What it does not take is left out: the next ping of the watchdog comes soon,
+    and a manager that misses readiness or the end of a reload acts by its own time limits.
     """
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return False
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | getattr(socket, "SOCK_CLOEXEC", 0)) as sock:
+            sock.setblocking(False)
             sock.connect("\0" + path[1:] if path.startswith("@") else path)
             sock.sendall("\n".join(fields).encode())
     except OSError:

@@ -85,6 +85,26 @@ def test_a_manager_that_is_gone_is_no_error(path: str, monkeypatch: pytest.Monke
     assert notify.notify("WATCHDOG=1") is False
 
 
+def test_a_manager_that_lives_and_does_not_read_holds_nothing_up(manager: socket.socket) -> None:
+    def fill() -> int:
+        taken = 0
+        while notify.notify("WATCHDOG=1"):
+            taken += 1
+        return taken
+
+    with ThreadPoolExecutor(1) as beside:
+        filling = beside.submit(fill)
+        try:
+            taken = filling.result(30)
+        except TimeoutError:
+            manager.close()  # the thread would wait for it for ever
+            raise
+    assert taken > 0
+    assert notify.ready("serving") is False
+    assert manager.recv(4096) == b"WATCHDOG=1"
+    assert notify.ready("serving") is True
+
+
 def test_the_watchdog_interval_is_half_of_what_the_manager_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "30000000")
     assert notify.watchdog_interval() == 15.0
@@ -220,7 +240,6 @@ def test_the_daemon_takes_its_socket_from_the_manager_and_tells_it_of_its_life(
             while (said := manager.recv(4096)) == b"WATCHDOG=1":
                 pass
             assert said.startswith(b"STOPPING=1\n")
-            manager.close()  # else what nobody reads would hold it up
             assert ended.result() == 0
 
 
