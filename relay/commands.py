@@ -21,7 +21,7 @@ from relay.config.models import Section
 from relay.config.problems import problems_of
 from relay.control import ControlError, Handler, Lines
 from relay.secrets import new_token, token_hash
-from relay.store import history, queue, replay, retention, tokens
+from relay.store import history, queue_by_hand, replay, retention, tokens
 from relay.store.changes import Change
 from relay.store.engine import StoreUnavailable
 from relay.store.noting import Note, always
@@ -102,7 +102,7 @@ class DropDeliveries(Section):
 async def drop_deliveries(place: Workplace, given: DropDeliveries) -> Lines:
     """Give deliveries up; their messages stay in the history."""
     now = place.clock()
-    return {"changed": await place.write(lambda tx: queue.drop(tx, given.deliveries, now))}
+    return {"changed": await place.write(lambda tx: queue_by_hand.drop(tx, given.deliveries, now))}
 
 
 class ReplayMessage(Section):

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from relay.core.model import DeliveryState, Outcome, OutcomeKind
 from relay.forward import settle
-from relay.store import queue
+from relay.store import queue_by_hand
 from relay.store.messages import Job
 from relay.store.schema import messages, paths
 from tests.dns_server import DnsServer
@@ -110,7 +110,7 @@ async def test_a_refusal_is_held_with_its_bytes_and_retried_by_hand(tmp_path: Pa
             await parts.held.wait()  # webhooks may want to know, at once
         assert (row["code"], row["answer"]) == (550, "RCPT: 550 5.1.1 no such user")
         now = parts.clock()
-        assert await parts.store.write(lambda tx: queue.retry(tx, [row["id"]], now, now + 60)) == [row["id"]]
+        assert await parts.store.write(lambda tx: queue_by_hand.retry(tx, [row["id"]], now, now + 60)) == [row["id"]]
         parts.forwarder.wake()
         await sink.wait_for_messages(1)
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from relay.core.backoff import JITTER, MAIL_DELAYS
-from relay.store import queue
+from relay.store import queue_by_hand
 from relay.store.schema import attempts
 from tests.certificates import Certificate
 from tests.dns_server import DnsServer, Fault, Table
@@ -158,7 +158,7 @@ async def test_mail_for_a_destination_that_stays_dead_is_held_when_its_time_is_o
         assert parts.held.is_set()
         async with SmtpSink(port=int(address.rpartition(":")[2])) as back:  # what is held is not lost
             now = parts.clock()
-            await parts.store.write(lambda tx: queue.retry(tx, [row["id"] for row in rows], now, now + 3600))
+            await parts.store.write(lambda tx: queue_by_hand.retry(tx, [row["id"] for row in rows], now, now + 3600))
             parts.forwarder.retry_now()
             await back.wait_for_messages(7)
 

@@ -17,7 +17,7 @@ from relay.clockwatch import ClockWatch
 from relay.core.model import Method
 from relay.forward import AHEAD, POLL
 from relay.secrets import Keys
-from relay.store import queue
+from relay.store import queue, queue_by_hand
 from relay.store.clock import TOLERANCE
 from relay.store.engine import Statement, StoreUnavailable, Verb
 from relay.store.post import CLAIM
@@ -130,7 +130,7 @@ async def test_a_retry_by_hand_does_not_wait_for_the_back_off_of_the_destination
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
         async with SmtpSink(port=port) as back:
             now = parts.clock()
-            await parts.store.write(lambda tx: queue.retry(tx, [row["id"]], now, now + 60))
+            await parts.store.write(lambda tx: queue_by_hand.retry(tx, [row["id"]], now, now + 60))
             parts.forwarder.retry_now()
             await back.wait_for_messages(1)
 
@@ -149,7 +149,7 @@ async def test_a_retry_by_hand_is_not_undone_by_the_try_that_is_under_way(tmp_pa
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
         for _ in range(2):
             now = parts.clock()
-            await parts.store.write(lambda tx, now=now: queue.retry(tx, [row["id"]], now, now + 60))  # type: ignore[misc]
+            await parts.store.write(lambda tx, now=now: queue_by_hand.retry(tx, [row["id"]], now, now + 60))  # type: ignore[misc]
             parts.forwarder.retry_now()
             await sink.wait(lambda sink: sink.sessions == 2)
             parts.clock.ahead = 0.0

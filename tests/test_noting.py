@@ -86,7 +86,7 @@ async def test_what_fails_midway_is_noted(api: Api, monkeypatch: pytest.MonkeyPa
         await api.letter(substitute, number=number)
     await api.w.store.write(lambda tx: tx.sql("UPDATE deliveries SET state = 'failed'"))
     monkeypatch.setattr(requeue, "STEP", 1)
-    retry, calls = requeue.queue.retry, []
+    retry, calls = requeue.queue_by_hand.retry, []
 
     def broken(tx: Any, *args: Any) -> list[int]:
         calls.append(args)
@@ -94,7 +94,7 @@ async def test_what_fails_midway_is_noted(api: Api, monkeypatch: pytest.MonkeyPa
             raise sqlite3.IntegrityError("broken")
         return retry(tx, *args)
 
-    monkeypatch.setattr(requeue.queue, "retry", broken)
+    monkeypatch.setattr(requeue.queue_by_hand, "retry", broken)
     assert (await api.call("POST", "/v1/queue/retry", {"all": True}, token=admin))[0] >= 500
     assert await noted(api) == ["POST /v1/queue/retry"]
 

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 
 from relay.config import Forward
 from relay.core.model import DeliveryState, OutcomeKind
-from relay.store import queue, retention
+from relay.store import queue, queue_by_hand, retention
 from relay.store.engine import Statement
 from relay.store.messages import Job
 from relay.store.resend import NotAgain, resend
@@ -66,7 +66,7 @@ async def test_what_was_held_or_given_up_is_tried_again_and_not_flagged(w: World
     (job,) = (await w.accept(CARD)).jobs
     await w.finish(job, OutcomeKind.PERMANENT)
     if state is DeliveryState.DROPPED:
-        await w.store.write(lambda tx: queue.drop(tx, [job.delivery_id], w.now))
+        await w.store.write(lambda tx: queue_by_hand.drop(tx, [job.delivery_id], w.now))
     await again(w, job.delivery_id)
     assert await columns(w, "state", "possibly_repeated", "expires_at") == [("queued", 0, NOW + 5 * DAY)]
     assert len(await claimed(w)) == 1
@@ -149,7 +149,7 @@ async def test_what_another_site_carries_with_it_shares_the_new_try(w: World) ->
 async def test_what_it_carries_of_others_stays_as_it_is(w: World, state: DeliveryState) -> None:
     carrier, carried = await to_two_sites(w, OutcomeKind.PERMANENT)
     if state is DeliveryState.DROPPED:
-        await w.store.write(lambda tx: queue.drop(tx, [carrier], w.now))
+        await w.store.write(lambda tx: queue_by_hand.drop(tx, [carrier], w.now))
     own, both = {w.site().id}, {w.site().id, w.site("other").id}
     await again(w, carrier, sites=own)
     assert await columns(w, "state", "joined_id") == [("queued", None), (state.value, None)]
@@ -182,7 +182,7 @@ async def test_over_http_it_takes_an_admin_where_a_retry_would(tmp_path: Path, g
         (job,) = (await api.letter(CARD, claim="me")).jobs
         await api.w.finish(job, OutcomeKind.PERMANENT)
         if given_up:
-            await api.w.store.write(lambda tx: queue.drop(tx, [job.delivery_id], api.w.now))
+            await api.w.store.write(lambda tx: queue_by_hand.drop(tx, [job.delivery_id], api.w.now))
         before = await columns(api.w, "state")
         path = f"/v1/queue/{job.delivery_id}/resend"
         status, problem = await api.call("POST", path, token=await api.token("manager"))

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from relay.core.model import OutcomeKind
-from relay.store import queue, sites
+from relay.store import queue, queue_by_hand, sites
 from relay.store.messages import Accepted
 from relay.store.schema import deliveries
 from tests.post_fixtures import asking, claim, event_rows, post_rows
@@ -115,7 +115,7 @@ async def test_failing_twice_is_two_events_with_ids_of_their_own(w: World) -> No
     await held(w)
     w.pass_time(DAY)
     ids = [row[0] for row in await w.rows(select(deliveries.c.id))]
-    await w.store.write(lambda tx: queue.retry(tx, ids, w.now, w.now + DAY))
+    await w.store.write(lambda tx: queue_by_hand.retry(tx, ids, w.now, w.now + DAY))
     (job,) = await w.store.write(lambda tx: queue.claim_due(tx, {"example.com": 1}, "again", w.now))
     await w.finish(job, OutcomeKind.PERMANENT)
     found = await event_rows(w, "uid", "created_at", kind=FAILED)

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select, update
 
 from relay.core.model import WORST_FIRST, DeliveryState, OutcomeKind
-from relay.store import queue
+from relay.store import queue, queue_by_hand
 from relay.store.engine import Statement
 from relay.store.messages import Job
 from relay.store.post import CLAIM
@@ -283,7 +283,7 @@ class TestByHand:
         (job,) = (await w.accept(CARD)).jobs
         await w.finish(job, OutcomeKind.PERMANENT)
         w.pass_time(10 * DAY)
-        changed = await w.store.write(lambda tx: queue.retry(tx, [job.delivery_id], w.now, w.now + DAY))
+        changed = await w.store.write(lambda tx: queue_by_hand.retry(tx, [job.delivery_id], w.now, w.now + DAY))
         assert changed == [job.delivery_id]
         assert await row(w, job, "state", "next_at", "expires_at", "finished_at") == (
             "queued",
@@ -298,7 +298,7 @@ class TestByHand:
     async def test_a_retry_never_shortens_what_is_left(self, w: World) -> None:
         (job,) = (await w.accept(CARD)).jobs
         await w.finish(job, OutcomeKind.TEMPORARY)
-        await w.store.write(lambda tx: queue.retry(tx, [job.delivery_id], w.now, w.now + 1))
+        await w.store.write(lambda tx: queue_by_hand.retry(tx, [job.delivery_id], w.now, w.now + 1))
         assert await row(w, job, "expires_at") == (NOW + 5 * DAY,)
 
     async def test_everything_deferred_or_held_is_retried_without_a_list(
@@ -316,7 +316,7 @@ class TestByHand:
 
     async def test_a_retry_does_not_disturb_an_attempt_under_way(self, w: World) -> None:
         (job,) = (await w.accept(CARD)).jobs
-        await w.store.write(lambda tx: queue.retry(tx, [job.delivery_id], w.now, w.now + DAY))
+        await w.store.write(lambda tx: queue_by_hand.retry(tx, [job.delivery_id], w.now, w.now + DAY))
         assert await claim(w, "other") == []
         assert await w.finish(job)
 
@@ -328,7 +328,7 @@ class TestByHand:
         (job,) = (await w.accept(CARD)).jobs
         w.pass_time(5)
         asked = w.now
-        await w.store.write(lambda tx: queue.retry(tx, [job.delivery_id], asked, asked + 9 * DAY))
+        await w.store.write(lambda tx: queue_by_hand.retry(tx, [job.delivery_id], asked, asked + 9 * DAY))
         w.pass_time(5)
         end = await w.finish(job, kind, state=state)
         assert end is not None
@@ -349,25 +349,25 @@ class TestByHand:
     async def test_what_is_refused_for_good_is_held_though_somebody_asked_for_a_retry(self, w: World) -> None:
         (job,) = (await w.accept(CARD)).jobs
         w.pass_time(5)
-        await w.store.write(lambda tx: queue.retry(tx, [job.delivery_id], w.now, w.now + DAY))
+        await w.store.write(lambda tx: queue_by_hand.retry(tx, [job.delivery_id], w.now, w.now + DAY))
         await w.finish(job, OutcomeKind.PERMANENT)
         assert await row(w, job, "state") == ("failed",)
 
     async def test_what_is_given_up_is_dropped(self, w: World) -> None:
         (job,) = (await w.accept(CARD)).jobs
         await w.finish(job, OutcomeKind.TEMPORARY)
-        assert await w.store.write(lambda tx: queue.drop(tx, [job.delivery_id], w.now)) == [job.delivery_id]
+        assert await w.store.write(lambda tx: queue_by_hand.drop(tx, [job.delivery_id], w.now)) == [job.delivery_id]
         assert await row(w, job, "state", "answer") == ("dropped", "dropped by the operator")
         assert await message_states(w) == ["dropped"]
         w.pass_time(DAY)
         assert await claim(w) == []
-        assert await w.store.write(lambda tx: queue.retry(tx, [job.delivery_id], w.now, w.now)) == []
+        assert await w.store.write(lambda tx: queue_by_hand.retry(tx, [job.delivery_id], w.now, w.now)) == []
 
     async def test_an_attempt_under_way_cannot_be_dropped(self, w: World) -> None:
         (job,) = (await w.accept(CARD)).jobs
-        assert await w.store.write(lambda tx: queue.drop(tx, [job.delivery_id], w.now)) == []
+        assert await w.store.write(lambda tx: queue_by_hand.drop(tx, [job.delivery_id], w.now)) == []
         await w.finish(job)
-        assert await w.store.write(lambda tx: queue.drop(tx, [job.delivery_id, 999], w.now)) == []
+        assert await w.store.write(lambda tx: queue_by_hand.drop(tx, [job.delivery_id, 999], w.now)) == []
         assert await message_states(w) == ["forwarded"]
 
     @pytest.mark.parametrize("by_hand", ["retry", "drop"])
@@ -377,9 +377,9 @@ class TestByHand:
         (job,) = (await w.accept(mine, theirs)).jobs
         await w.finish(job, OutcomeKind.PERMANENT)
         if by_hand == "retry":
-            await w.store.write(lambda tx: queue.retry(tx, [job.delivery_id], w.now, w.now))
+            await w.store.write(lambda tx: queue_by_hand.retry(tx, [job.delivery_id], w.now, w.now))
         else:
-            await w.store.write(lambda tx: queue.drop(tx, [job.delivery_id], w.now))
+            await w.store.write(lambda tx: queue_by_hand.drop(tx, [job.delivery_id], w.now))
         expected = "queued" if by_hand == "retry" else "dropped"
         assert await w.rows(select(deliveries.c.state)) == [(expected,), (expected,)]
         assert await message_states(w) == [expected]
@@ -395,7 +395,9 @@ class TestByHand:
             await w.finish(job, kind)
             await w.store.write(lambda tx: tx.run(_LATER))
             own = {w.site("shop").id, w.site("own").id}
-            assert await w.store.write(lambda tx: queue.drop(tx, [job.delivery_id], w.now, own)) == [job.delivery_id]
+            assert await w.store.write(lambda tx: queue_by_hand.drop(tx, [job.delivery_id], w.now, own)) == [
+                job.delivery_id
+            ]
             kept = "deferred" if kind is OutcomeKind.TEMPORARY else "failed"
             columns = ("id", "state", "joined_id", "attempts", "next_at", "expires_at", "answer")
             found = await w.rows(select(*(deliveries.c[name] for name in columns)).order_by(deliveries.c.id))
@@ -404,7 +406,7 @@ class TestByHand:
             assert rest == [kept, None, 1, NOW + 60, NOW + 9 * DAY, f"it is {kind.value}"]
             assert fourth[:2] == [kept, third]
             assert await message_states(w) == [kept]
-            await w.store.write(lambda tx: queue.retry(tx, [third], w.now, w.now))
+            await w.store.write(lambda tx: queue_by_hand.retry(tx, [third], w.now, w.now))
             (again,) = await claim(w)
             assert (again.delivery_id, again.attempts, again.recipient, again.data) == (third, 2, shown[2], BODY)
             await w.finish(again)
@@ -416,7 +418,7 @@ class TestByHand:
         _, theirs = await w.shown(name="other")
         (job,) = (await w.accept(mine, theirs)).jobs
         w.pass_time(CLAIM + 1)
-        await w.store.write(lambda tx: queue.drop(tx, [job.delivery_id], w.now, {w.site().id}))
+        await w.store.write(lambda tx: queue_by_hand.drop(tx, [job.delivery_id], w.now, {w.site().id}))
         found = await w.rows(select(deliveries.c.state, deliveries.c.possibly_repeated).order_by(deliveries.c.id))
         assert found == [("dropped", 0), ("queued", 1)]
         (again,) = await claim(w)

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Table, select, update
 
 from relay.core.model import OutcomeKind
-from relay.store import history, queue, reports, retention, search
+from relay.store import history, queue, queue_by_hand, reports, retention, search
 from relay.store.engine import Statement
 from relay.store.post import PostResult
 from relay.store.posts import finish_post
@@ -132,7 +132,7 @@ class TestByAge:
     async def test_what_was_dropped_or_looped_goes(self, w: World) -> None:
         (job,) = (accepted := await w.accept(CARD)).jobs
         await w.finish(job, OutcomeKind.TEMPORARY)
-        await w.store.write(lambda tx: queue.drop(tx, [job.delivery_id], w.now))
+        await w.store.write(lambda tx: queue_by_hand.drop(tx, [job.delivery_id], w.now))
         looped = await w.accept(CARD, body=b"loop", looped=True)
         for message_id in (accepted.message_id, looped.message_id):
             await w.extract(message_id)
@@ -486,7 +486,7 @@ class TestErasure:
         await w.finish(accepted.jobs[0], OutcomeKind.PERMANENT)
         assert await self.erase(w, accepted.message_id, "shop") == ()
         ((left,),) = await w.rows(select(deliveries.c.id))
-        assert await w.store.write(lambda tx: queue.retry(tx, [left], w.now, w.now + DAY)) == [left]
+        assert await w.store.write(lambda tx: queue_by_hand.retry(tx, [left], w.now, w.now + DAY)) == [left]
         (job,) = await w.store.write(lambda tx: queue.claim_due(tx, {"example.com": 9}, "me", w.now))
         assert job.recipient == theirs
 

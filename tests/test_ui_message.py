@@ -18,7 +18,7 @@ from relay.core.model import OutcomeKind
 from relay.core.wire import stuff
 from relay.extract import Extractor
 from relay.extract_worker import extract
-from relay.store import blocked, queue, retention
+from relay.store import blocked, queue_by_hand, retention
 from relay.store.journey import CANDIDATES
 from relay.store.messages import Accepted
 from relay.store.schema import changes, deliveries, messages, visits
@@ -473,7 +473,7 @@ async def test_only_an_administrator_sends_again_what_is_held_or_was_given_up(p:
     (job,) = accepted.jobs
     await p.world.finish(job, OutcomeKind.PERMANENT)
     if given_up:
-        await p.world.store.write(lambda tx: queue.drop(tx, [job.delivery_id], p.world.now))
+        await p.world.store.write(lambda tx: queue_by_hand.drop(tx, [job.delivery_id], p.world.now))
     path, form = f"/ui/messages/{accepted.message_id}", {"delivery": str(job.delivery_id), "attempts": "1"}
     manager = await p.user("manager")
     assert "Send again" not in await seen(manager, path)

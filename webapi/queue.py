@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PlainValidator, model_validator
 
 from relay.core.model import DeliveryState, folded
-from relay.store import history, queue, queue_view
+from relay.store import history, queue_by_hand, queue_view
 from relay.store.queue_view import Place, QueueFilter
 from relay.store.store import Store
 from webapi import requeue
@@ -188,7 +188,7 @@ async def retry_many(call: Call) -> Changed:
 async def drop(call: Call) -> None:
     delivery_id = await _delivery(call)
     now, sites = call.context.clock(), call.caller.sites
-    if not await call.write(lambda tx: queue.drop(tx, [delivery_id], now, sites)):
+    if not await call.write(lambda tx: queue_by_hand.drop(tx, [delivery_id], now, sites)):
         raise Problem(409, "it is being forwarded just now, or neither waits nor is it held")
 
 
@@ -196,7 +196,7 @@ async def drop_many(call: Call) -> Changed:
     body: Drop = call.body
     # Neither another site's that carries one of them, nor another site's that one of them carries.
     now, named, sites = call.context.clock(), list(await _named(call, body.deliveries)), call.caller.sites
-    return _changed(body.deliveries, set(await call.write(lambda tx: queue.drop(tx, named, now, sites))))
+    return _changed(body.deliveries, set(await call.write(lambda tx: queue_by_hand.drop(tx, named, now, sites))))
 
 
 def _period(call: Call) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from relay.core.model import DeliveryState
-from relay.store import queue, queue_view
+from relay.store import queue_by_hand, queue_view
 from relay.store.engine import Tx
 from relay.store.queue_view import QueueFilter
 from relay.store.reader import Reader
@@ -27,7 +27,7 @@ async def retry(write: Write, delivery_ids: Sequence[int], now: float, expires_a
     changed: list[int] = []
     for start in range(0, len(delivery_ids), STEP):
         step = delivery_ids[start : start + STEP]
-        changed += await write(lambda tx: queue.retry(tx, step, now, expires_at))  # noqa: B023
+        changed += await write(lambda tx: queue_by_hand.retry(tx, step, now, expires_at))  # noqa: B023
     return changed
 
 

@@ -1,4 +1,4 @@
-"""The forwarding queue: claim, finish, and what an operator does by hand (queue_view.py lists it).
+"""The forwarding queue: claim and finish; queue_view.py lists it, queue_by_hand.py does what an operator asks for.
 
 A claim is fenced: only the worker named in it may finish the delivery. Attempts are counted when they are claimed, so
 a crash cannot loop tightly. On SQLite there is one process, so its start voids every claim.
@@ -11,14 +11,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import CTE, Select, bindparam, case, func, or_, select, update
+from sqlalchemy import CTE, Select, bindparam, case, func, select, update
 from sqlalchemy import insert as insert_into
 
 from relay.core.attribution import STATIC_METHOD
 from relay.core.model import WORST_FIRST, DeliveryState, Outcome, OutcomeKind
 from relay.store import events
 from relay.store.engine import Row, Statement, Tx
-from relay.store.joined import part
 from relay.store.messages import Job
 from relay.store.post import CLAIM
 from relay.store.schema import attempts, bodies, deliveries, messages, routes, targets, visits
@@ -26,9 +25,10 @@ from relay.store.schema import attempts, bodies, deliveries, messages, routes, t
 #: Of so many that are due for a destination that is down, the one tried least goes first.
 PROBES = 1000
 
-_OPEN = deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value])
+#: What waits for its next attempt, or for the end of the one under way.
+OPEN = deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value])
 _DUE = (
-    _OPEN,
+    OPEN,
     deliveries.c.next_at <= bindparam("now"),
     deliveries.c.claimed_until < bindparam("now"),
 )
@@ -39,15 +39,15 @@ def _destinations() -> CTE:
 
     A DISTINCT would read all that waits, each time that somebody looks.
     """
-    first = select(func.min(deliveries.c.destination).label("name")).where(_OPEN).cte("destination", recursive=True)
-    following = select(func.min(deliveries.c.destination)).where(_OPEN, deliveries.c.destination > first.c.name)
+    first = select(func.min(deliveries.c.destination).label("name")).where(OPEN).cte("destination", recursive=True)
+    following = select(func.min(deliveries.c.destination)).where(OPEN, deliveries.c.destination > first.c.name)
     return first.union_all(select(following.scalar_subquery()).where(first.c.name.is_not(None)))
 
 
 def _waiting() -> Select[tuple[str, bool, float | None]]:
     destination = _destinations()
     its_own = deliveries.c.destination == destination.c.name
-    later = select(func.min(deliveries.c.next_at)).where(_OPEN, its_own, deliveries.c.next_at > bindparam("now"))
+    later = select(func.min(deliveries.c.next_at)).where(OPEN, its_own, deliveries.c.next_at > bindparam("now"))
     return select(
         destination.c.name, select(deliveries.c.id).where(its_own, *_DUE).exists(), later.scalar_subquery()
     ).where(destination.c.name.is_not(None))
@@ -133,7 +133,7 @@ _RENEW = Statement(
 )
 _VOID = Statement(
     update(deliveries)
-    .where(_OPEN, deliveries.c.claim.is_not(None))
+    .where(OPEN, deliveries.c.claim.is_not(None))
     .values(claim=None, claimed_until=0, possibly_repeated=1)
 )
 _RELEASE = Statement(
@@ -182,6 +182,7 @@ _CARRIED = Statement(
         deliveries.c.message_id == bindparam("message"), deliveries.c.joined_id == bindparam("carrier")
     )
 )
+_MESSAGE_OF = Statement(select(deliveries.c.message_id).where(deliveries.c.id == bindparam("delivery")))
 _STATES = Statement(select(deliveries.c.state).where(deliveries.c.message_id == bindparam("message")))
 _MESSAGE_STATE = Statement(update(messages).where(messages.c.id == bindparam("message")), "state")
 _LOG_ATTEMPT = Statement(insert_into(attempts), "delivery_id started_at finished_at outcome code answer host")
@@ -315,7 +316,7 @@ def finish(tx: Tx, end: Finish) -> Finish | None:
         host=outcome.host,
     )
     if job.joined:
-        _mirror(tx, job.message_id, job.delivery_id)
+        mirror(tx, job.message_id, job.delivery_id)
     if end.state is DeliveryState.FAILED:
         _tell_held(tx, job.message_id, job.delivery_id, end.finished_at)
     settle_message(tx, job.message_id)
@@ -341,8 +342,8 @@ def hold_expired(tx: Tx, delivery_ids: Sequence[int], outcome: Outcome, now: flo
             reply=outcome.text,
             from_host=outcome.host,
         ):
-            message_id = _message_of(tx, delivery_id)
-            _mirror(tx, message_id, delivery_id)
+            message_id = message_of(tx, delivery_id)
+            mirror(tx, message_id, delivery_id)
             _tell_held(tx, message_id, delivery_id, now)
             settle_message(tx, message_id)
 
@@ -353,7 +354,7 @@ def _tell_held(tx: Tx, message_id: int, carrier: int, now: float) -> None:
         events.delivery_failed(tx, held, now)
 
 
-def _mirror(tx: Tx, message_id: int, carrier: int) -> None:
+def mirror(tx: Tx, message_id: int, carrier: int) -> None:
     """The other sites' deliveries that this one carries share what became of it."""
     row = tx.one(_OUTCOME, delivery=carrier)
     assert row is not None
@@ -379,58 +380,7 @@ def settle_message(tx: Tx, message_id: int) -> None:
         tx.run(_MESSAGE_STATE, message=message_id, state=worst)
 
 
-_HELD = deliveries.c.state == DeliveryState.FAILED.value
-_WAITING_OR_HELD = or_(_OPEN, _HELD)
-_RETRY = Statement(
-    update(deliveries)
-    .where(deliveries.c.id == bindparam("delivery"), _WAITING_OR_HELD, deliveries.c.joined_id.is_(None))
-    .values(
-        state=DeliveryState.QUEUED.value,
-        next_at=bindparam("now"),
-        finished_at=None,
-        expires_at=func.max(deliveries.c.expires_at, bindparam("expires")),
-    )
-)
-_DROP = Statement(
-    update(deliveries)
-    .where(
-        deliveries.c.id == bindparam("delivery"),
-        _WAITING_OR_HELD,
-        deliveries.c.claimed_until < bindparam("now"),
-        deliveries.c.joined_id.is_(None),
-    )
-    .values(state=DeliveryState.DROPPED.value, finished_at=bindparam("now"), answer="dropped by the operator")
-)
-_MESSAGE_OF = Statement(select(deliveries.c.message_id).where(deliveries.c.id == bindparam("delivery")))
-
-
-def retry(tx: Tx, delivery_ids: Sequence[int], now: float, expires_at: float) -> list[int]:
-    """Try these deliveries now. The ids of those that were waiting or held."""
-    changed = [id_ for id_ in delivery_ids if tx.run(_RETRY, delivery=id_, now=now, expires=expires_at)]
-    _settle(tx, changed)
-    return changed
-
-
-def drop(tx: Tx, delivery_ids: Sequence[int], now: float, sites: Collection[int] | None = None) -> list[int]:
-    """Give these deliveries up; the bytes stay until retention. The ids that were waiting or held and not in flight.
-
-    ``sites`` are the ids of those for whom somebody acts, None: all. What a delivery carries of others goes on.
-    """
-    changed = [id_ for id_ in delivery_ids if tx.run(_DROP, delivery=id_, now=now)]
-    for delivery_id in changed:
-        part(tx, _message_of(tx, delivery_id), delivery_id, sites)
-    _settle(tx, changed)
-    return changed
-
-
-def _settle(tx: Tx, delivery_ids: Sequence[int]) -> None:
-    for delivery_id in delivery_ids:
-        message_id = _message_of(tx, delivery_id)
-        _mirror(tx, message_id, delivery_id)
-        settle_message(tx, message_id)
-
-
-def _message_of(tx: Tx, delivery_id: int) -> int:
+def message_of(tx: Tx, delivery_id: int) -> int:
     row = tx.one(_MESSAGE_OF, delivery=delivery_id)
     assert row is not None
     return int(row[0])

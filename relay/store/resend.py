@@ -2,7 +2,7 @@
 
     state of the delivery      what sending it again is
     -------------------------  -----------------------------------------------------------------------------------
-    failed (held), dropped     another try, as by queue.retry, and for who may do that; what it carries shares what
+    failed (held), dropped     another try, as by queue_by_hand, and for who may do that; what it carries shares what
                                comes of it, unless whoever asks does so for other sites: then that stays as it is
     forwarded                  a second copy, and flagged so: what another site was told of the first stays true
     queued, deferred           refused: it will be tried anyway, so that two would arrive
