@@ -17,6 +17,7 @@ from relay.core.address import (
     parse,
     parse_mail,
     parse_rcpt,
+    sender_key,
     written_domain,
 )
 from relay.core.model import Address, folded
@@ -453,6 +454,28 @@ def test_senders_that_real_servers_use_are_taken_though_a_recipient_may_not_be_s
 
 def test_the_domain_of_a_long_sender_is_read_as_any_other() -> None:
     assert parse_mail("<" + "a" * 65 + "@Bücher.example>") == (Address("a" * 65, "xn--bcher-kva.example"), {})
+
+
+@pytest.mark.parametrize(
+    ("sender", "key"),
+    [
+        ("Ann@Example.org", "ann@example.org"),
+        ("Анна@BÜCHER.example", "анна@xn--bcher-kva.example"),
+        ("@Bücher.example", "@xn--bcher-kva.example"),
+        ("x@[IPv6:2001:db8::1]", "x@[ipv6:2001:db8::1]"),
+        ("x@a_b.Example", "x@a_b.example"),
+        ('"a..b."@x.test', "a..b.@x.test"),
+        ('"a b"@x.test', '"a b"@x.test'),
+        ('"a@b"@x.test', '"a@b"@x.test'),
+        ('""@x.test', '""@x.test'),
+        ("x@\udcff", "x@\udcff"),
+        ("Nobody", "nobody"),
+        ("", ""),
+    ],
+)
+def test_a_sender_is_compared_in_one_form(sender: str, key: str) -> None:
+    assert sender_key(sender) == key
+    assert sender_key(key) == key
 
 
 @pytest.mark.parametrize(

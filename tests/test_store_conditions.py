@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Table
 
+from relay.config.fields import blocked_sender
 from relay.store import blocked, events
 from relay.store.blocked import TooMany
 from relay.store.engine import Statement, Tx
@@ -111,6 +112,19 @@ class TestBlocked:
     async def test_the_reverse_path_counts_too_whatever_its_case(self, w: World, entry: str) -> None:
         await block(w, entry)
         assert await judged(w, mail_from="Bounce@List.example") == BLOCKED
+
+    @pytest.mark.parametrize("domain", ["bücher.example", "Bücher.example", "xn--bcher-kva.example"])
+    @pytest.mark.parametrize("entry", ["ann@bücher.example", "ann@xn--bcher-kva.example", "@bücher.example"])
+    async def test_a_domain_is_the_same_in_either_form(self, w: World, entry: str, domain: str) -> None:
+        await block(w, blocked_sender(entry))
+        assert await judged(w, sender=f"ann@{domain}", mail_from="x@y.example") == BLOCKED
+        assert await judged(w, sender="x@y.example", mail_from=f"ann@{domain}") == BLOCKED
+
+    @pytest.mark.parametrize("local", ["a..b.", '"a..b."', "A..b."])
+    @pytest.mark.parametrize("entry", ["a..b.@bücher.example", '"a..b."@xn--bcher-kva.example'])
+    async def test_odd_dots_are_the_same_with_quotes_and_without(self, w: World, entry: str, local: str) -> None:
+        await block(w, blocked_sender(entry))
+        assert await judged(w, sender=f"{local}@xn--bcher-kva.example", mail_from="x@y.example") == BLOCKED
 
     async def test_the_case_of_no_script_counts(self, w: World) -> None:
         """Senders are folded in ASCII alone (RFC 6531 leaves the rest to the receiver), entries altogether."""

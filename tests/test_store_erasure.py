@@ -155,6 +155,14 @@ async def test_an_erased_sender_leaves_nothing_and_is_blocked_no_more(w: World) 
     await index_is_sound(w)
 
 
+async def test_an_erased_sender_is_blocked_no_more_whichever_way_its_domain_is_written(w: World) -> None:
+    shop = w.site().id
+    for site_ids in (None, [shop]):
+        await w.store.write(lambda tx: blocked.block(tx, shop, "ann@xn--bcher-kva.example", w.now))
+        await w.store.write(lambda tx: retention.erase_sender(tx, "ann@bücher.example", site_ids))  # noqa: B023
+        assert await w.rows(select(blocked_senders)) == []
+
+
 async def test_a_site_that_erases_a_sender_unblocks_it_at_that_site_alone(w: World) -> None:
     shop, other = w.site().id, w.site("other").id
     for site in (shop, other):

@@ -545,6 +545,14 @@ async def test_the_sender_is_blocked_and_unblocked_at_a_site(p: Pages) -> None:
     assert wrong.status == 400
 
 
+async def test_a_block_is_seen_whichever_way_the_domain_is_written(p: Pages) -> None:
+    accepted = await letter(p.world, sender="ann@bücher.example")
+    path = f"/ui/messages/{accepted.message_id}"
+    answer = await p.post(f"{path}/block", {"site": "shop", "sender": "ann@bücher.example"})
+    assert (answer.status, answer.location) == (303, f"{path}?done=blocked")
+    assert "ann@xn--bcher-kva.example is blocked at shop." in await seen(p, path)
+
+
 async def test_it_is_erased_only_by_who_is_sure(p: Pages) -> None:
     accepted = await letter(p.world)
     path = f"/ui/messages/{accepted.message_id}/erase"

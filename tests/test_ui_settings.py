@@ -322,6 +322,18 @@ class TestSenders:
             assert answer.status == 400
             assert "&lt;i&gt;ann" in answer.text
 
+    async def test_the_longest_sender_is_blocked_by_its_whole_address(self, tmp_path: Path) -> None:
+        longest = "a" * 505 + "@x.test"
+        async with pages(tmp_path) as p:
+            assert 'maxlength="514"' in (await p.get("/ui/settings/senders?site=shop")).text
+            answer = await p.post("/ui/settings/senders/block", {"site": "shop", "sender": longest})
+            assert answer.location == "/ui/settings/senders?done=blocked&site=shop"
+            assert await blocked.listing(p.world.store.reader, p.world.site().id) == [longest]
+            wrong = await p.post("/ui/settings/senders/block", {"site": "shop", "sender": "a" + longest})
+            assert wrong.status == 400
+            assert 'aria-describedby="wrong-sender"' in wrong.text
+            assert f'value="a{longest}"' in wrong.text
+
     async def test_more_than_a_page_shows_are_found_by_searching(self, tmp_path: Path) -> None:
         async with pages(tmp_path) as p:
             shop = p.world.site().id

@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, Strict, ValidationI
 from pydantic_core import PydanticKnownError
 
 from relay import presets
-from relay.core.address import AddressError, domain_of, is_odd_sender, parse
+from relay.core.address import AddressError, domain_of, is_odd_sender, parse, sender_key
 from relay.core.model import Address
 from relay.core.nexthop import parse_next_hop
 from relay.core.template import TemplateError
@@ -322,13 +322,14 @@ def template(value: object, info: ValidationInfo) -> str:
 
 
 def blocked_sender(value: object) -> str:
-    """A bare address, or a whole domain as "@example.com"; in lower case, as senders are compared.
+    """A bare address, or a whole domain as "@example.com", as senders are compared (``sender_key``).
 
-    Whoever can send can be blocked: odd senders stay as they are written, as in History.
+    Whoever can send can be blocked, as History shows him.
     """
     given = text(value).strip()
-    if is_odd_sender(f"x{given}" if given.startswith("@") else given):
-        return given.lower()
+    key = sender_key(given)
+    if is_odd_sender(f"x{key}" if key.startswith("@") else key):
+        return key
     if given.startswith("@"):
         return f"@{domain(given[1:])}"
     return str(address(given)).lower()

@@ -62,6 +62,7 @@ _odd_sender = re.compile(
     rf"([{_ATEXT}{_UTF8}.]++)@(?:([A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]++)*+|\[[0-9A-Fa-f.:IPVipv]++\])|([^@\[]++))",
     re.DOTALL,
 ).fullmatch
+_needless_quotes = re.compile(rf'"([{_ATEXT}{_UTF8}.]++)"').fullmatch
 _unescape = re.compile(r"\\(.)").sub
 _control = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]").search
 
@@ -125,6 +126,26 @@ def is_odd_sender(text: str) -> bool:
     except AddressError:
         return _odd(text) is not None
     return False
+
+
+def sender_key(sender: str) -> str:
+    """A sender, or the domain of one as "@example.com", as blocked senders are kept and looked up.
+
+    In lower case, the domain as A-labels where it is a name, and without quotes that nothing but dots needs: a From
+    field and a reverse-path may write the same sender in several ways. Raises nothing.
+
+    >>> sender_key("Ann@Bücher.example")
+    'ann@xn--bcher-kva.example'
+    """
+    local, at, domain = sender.rpartition("@")
+    if not at:
+        return sender.lower()
+    try:
+        name = _domain(domain)
+    except AddressError:  # an address literal, or a name that DNS has all the same
+        name = domain.lower()
+    quoted = _needless_quotes(local)
+    return f"{(quoted[1] if quoted else local).lower()}@{name}"
 
 
 def parse_rcpt(argument: str) -> tuple[Address | str, Parameters]:

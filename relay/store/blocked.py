@@ -31,7 +31,7 @@ class TooMany(Exception):
 
 
 def block(tx: Tx, site_id: int, address: str, now: float) -> None:
-    """Block an address, or a domain as ``@example.com``; folded. Raises TooMany."""
+    """Block an address, or a domain as ``@example.com``; as ``sender_key`` writes it. Raises TooMany."""
     if tx.one(_FIND, site=site_id, sender=address) is not None:
         return
     row = tx.one(_COUNT, site=site_id)

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Integer, bindparam, func, literal, or_, select, update
 from sqlalchemy import insert as insert_into
 
+from relay.core.address import sender_key
 from relay.core.conditions import Conditions, Facts, overlaid, verdict
 from relay.core.hook import EventType, HookSettings
 from relay.core.mime import Extracted
@@ -331,7 +332,7 @@ class _Judge:
 
     def _is_blocked(self) -> bool:
         if self._blocked is None:
-            sender, path = self.event.sender.lower(), self.event.mail_from.lower()
+            sender, path = sender_key(self.event.sender), sender_key(self.event.mail_from)
             host, path_host = (address[address.rfind("@") :] for address in (sender, path))
             found = self.tx.one(
                 _BLOCKED, site=self.event.site_id, sender=sender, host=host, path=path, path_host=path_host

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import bindparam, delete, func, null, or_, select, update
 
+from relay.core.address import sender_key
 from relay.store import routes as route_verbs
 from relay.store import search
 from relay.store.engine import Statement, Tx
@@ -287,7 +288,7 @@ def erase_sender(tx: Tx, address: str, sites: Collection[int] | None = None) -> 
     Call again until nothing was deleted. With ``sites`` as for erase_message. The address is blocked no more, either.
     """
     if sites is None:
-        tx.run(_UNBLOCK, address=address.lower())
+        tx.run(_UNBLOCK, address=sender_key(address))
         rows = tx.all(_BY_SENDER, address=address)
         for message_id, _ in rows:
             _delete(tx, message_id)
@@ -295,7 +296,7 @@ def erase_sender(tx: Tx, address: str, sites: Collection[int] | None = None) -> 
         return len(rows), left, tuple(file for _, file in rows if file)
     deleted, left, files = 0, 0, []
     for site in sites:
-        tx.run(_UNBLOCK_AT_SITE, address=address.lower(), site=site)
+        tx.run(_UNBLOCK_AT_SITE, address=sender_key(address), site=site)
         rows = tx.all(_BY_SENDER_AT_SITE, address=address, site=site)
         files += [_delete_share(tx, message_id, file, site) for message_id, file in rows]
         deleted += len(rows)

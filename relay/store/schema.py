@@ -503,7 +503,7 @@ blocked_senders = Table(
     "blocked_senders",
     metadata,
     _ref("site_id", "sites.id"),
-    Column("address", Text, nullable=False),  # folded; "@example.com" for a whole domain
+    Column("address", Text, nullable=False),  # by address.sender_key; "@example.com" for a whole domain
     Column("created_at", Float, nullable=False),
     PrimaryKeyConstraint("site_id", "address"),
 )

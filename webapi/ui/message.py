@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from relay.core.address import sender_key
 from relay.core.attribution import STATIC_METHOD
 from relay.store import blocked, history
 from relay.store.history import DeliveryRow, MessageRow
@@ -123,7 +124,8 @@ async def _blocks(view: View, row: MessageRow) -> list[dict[str, Any]]:
     """By site, whether its sender or the sender's domain is blocked there."""
     if "@" not in row.sender:
         return []
-    address, domain = row.sender.lower(), "@" + row.sender.lower().rpartition("@")[2]
+    address = sender_key(row.sender)
+    domain = address[address.rfind("@") :]
     sites = {one.site_id: one.site for one in row.deliveries if one.site_id is not None and one.site is not None}
     found = await blocked.which(view.context.store.reader, (address, domain), sites)
     return [

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from relay.core.model import folded
 from webapi.auth import Role
+from webapi.blocked import LONGEST
 from webapi.messages import Erased
 from webapi.problems import Problem
 from webapi.ui.page import Page, View, perform, see_other
@@ -44,7 +45,8 @@ async def _senders(
         q=view.query("q")[:320],
         blocked=found[:SHOWN],
         more=len(found) - SHOWN,
-        sender=view.field("sender")[:320],
+        sender=view.field("sender")[:LONGEST],
+        longest=LONGEST,
         blocking=blocking,
         erasing=erasing,
     )
