@@ -96,6 +96,27 @@ class TestForms:
         assert (shown["visit_timeout"], shown["reserve"]) == ("3d", "10")
         assert hidden(answer.text, "edition") == (await definition(p))["edition"]
 
+    @pytest.mark.parametrize(
+        ("path", "fields", "wrong"),
+        [
+            (f"{OWN}/settings", {"reserve": "20"}, {"reserve": "many"}),
+            (SALES, {"method": "pool", "lease": "2h"}, {"pool_size": "many"}),
+        ],
+    )
+    async def test_one_that_is_late_and_wrong_is_late_when_it_is_corrected(
+        self, p: Pages, path: str, fields: dict[str, str], wrong: dict[str, str]
+    ) -> None:
+        form = await (settings if path.endswith("settings") else current)(p, **fields)
+        assert (await p.post(f"{OWN}/origins", {"origin": "https://a.garden.example"})).status == 303
+        before = await definition(p)
+        answer = await p.post(path, form | wrong)
+        assert (answer.status, hidden(answer.text, "edition")) == (400, form["edition"])
+        answer = await p.post(path, form | {"edition": hidden(answer.text, "edition")})
+        assert answer.status == 409
+        assert "changed the site meanwhile: look again" in said(answer.text)
+        assert hidden(answer.text, "edition") == before["edition"]
+        assert await definition(p) == before
+
     async def test_two_at_once_never_both_say_that_they_are_saved(self, p: Pages) -> None:
         forms = [await settings(p, reserve=str(20 + number)) for number in range(6)]
         answers = await asyncio.gather(*(p.post(f"{OWN}/settings", form) for form in forms))

@@ -2,6 +2,7 @@
 
 A form carries the edition of the site that it was made of. Where it is not the site's any more, the form is refused and
 shown anew; what only adds something is tried again on a fresh reading instead.
+A form that is shown again with an error keeps the edition that it came with: corrected, it is as late as it was.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from webapi import sites as sites_api
 from webapi.problems import Outdated, Problem
 from webapi.site_models import SiteShown
 from webapi.ui import site_forms
+from webapi.ui.forms import Form, Shown
 from webapi.ui.page import View, perform
 
 API = {(each.method, each.path): each for each in sites_api.OPERATIONS}
@@ -53,6 +55,11 @@ def check_edition(view: View, site: SiteShown) -> None:
     """Raise Outdated unless the form was made of the site as it is."""
     if view.field("edition") != site.edition:
         raise Outdated("the site")
+
+
+def typed(view: View, form: Form) -> dict[str, Shown]:
+    """What was typed, to be shown again, with the edition that came with it."""
+    return form.typed(view.form) | {"edition": view.field("edition")}
 
 
 async def save(view: View, site: SiteShown, document: Document) -> None:

@@ -67,7 +67,7 @@ async def change_settings(view: View) -> web.StreamResponse:
         return _settings(view, await own(view), None, forms.errors_of(problem, ()), problem.status)
     except Problem as problem:
         errors = forms.errors_of(problem, site_forms.SETTINGS.fields, document)
-        return _settings(view, site, site_forms.SETTINGS.typed(view.form), errors, problem.status)
+        return _settings(view, site, site_change.typed(view, site_forms.SETTINGS), errors, problem.status)
     return see_other(page_of(site.name), "site_changed")
 
 

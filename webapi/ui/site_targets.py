@@ -80,7 +80,7 @@ async def change_target(view: View) -> web.StreamResponse:
         return _target(view, site, _index(view, site), None, forms.errors_of(problem, ()), problem.status)
     except Problem as problem:
         errors = forms.errors_of(problem, site_forms.TARGET.fields, document, f"targets[{index}].")
-        return _target(view, site, index, site_forms.TARGET.typed(view.form), errors, problem.status)
+        return _target(view, site, index, site_change.typed(view, site_forms.TARGET), errors, problem.status)
     return see_other(f"{page_of(site.name)}#targets", "site_changed")
 
 
