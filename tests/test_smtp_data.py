@@ -142,6 +142,23 @@ async def test_an_error_of_the_last_sync_is_451_and_leaves_no_file(
     await _broken_disk("_finish", OSError(errno.EIO, "secret"), "451 4.3.0", tmp_path, monkeypatch)
 
 
+async def test_an_error_while_a_message_at_the_limit_is_counted_again_is_451_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: int, count: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, "secret")
+
+    sent = HEAD + b"..dot\r\n" + lines(3 * INLINE)
+    maximum = len(sent) - 1  # without the dot that SMTP doubles
+    async with serving(tmp_path, max_message_size=maximum) as served, await SmtpClient.hello(served.port) as client:
+        with monkeypatch.context() as patch, capture_logs() as entries:
+            patch.setattr("relay.bodies.os.pread", fail)
+            assert (await client.mail(sent + DOT)).short == "451 4.3.0"
+        assert [entry["event"] for entry in entries] == ["message not received", "message refused"]
+        assert served.files() == served.recorder.transactions == []
+        assert (await client.mail(sent + DOT)).code == 250
+
+
 async def _broken_disk(step: str, error: OSError, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(writer: BodyWriter, data: bytes) -> None:
         raise error
