@@ -198,6 +198,8 @@ class TestFilters:
         for source, expected in (("google", [first]), ("google_cpc", [first]), ("card", [second]), ("cpc", [])):
             assert await self.ids(api, f"source={source}") == expected
             assert await self.ids(api, f"source={source}", "shop") == expected
+        await api.w.store.write(lambda tx: tx.sql("UPDATE routes SET label = 'fair' WHERE kind = 'static'"))
+        assert (await self.ids(api, "source=card"), await self.ids(api, "source=fair")) == ([second], [])
         token = await api.token("manager")
         assert (await api.call("PUT", f"/v1/messages/{first}/deal", {"id": "D-1"}, token=token))[0] == 204
         assert await self.ids(api, "deal=true") == [first]

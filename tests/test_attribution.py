@@ -292,7 +292,7 @@ def test_unique_address_is_exact_until_its_visit_is_erased() -> None:
 
 
 def test_static_substitute_is_exact_without_a_visit() -> None:
-    assert attribute_static() == Attribution(EXACT, "static/1")
+    assert attribute_static("card") == Attribution(EXACT, "static/1", label="card")
 
 
 def test_best_ranks_exact_inferred_likely_claimed_none_and_takes_the_first_on_a_tie() -> None:
@@ -315,7 +315,7 @@ def test_best_of_nothing_is_an_error() -> None:
         (Attribution(LIKELY, "x", candidates=(Candidate(2, 0.6), Candidate(3, 0.4))), None, None, 2),
         (Attribution(CLAIMED, "x", number="5"), None, None, None),
         (Attribution(NONE, "x"), None, None, None),
-        (attribute_static(), None, None, None),
+        (attribute_static("card"), None, None, None),
     ],
 )
 def test_fill_says_which_visit_the_webhook_states(

@@ -295,6 +295,30 @@ class TestDealsOf0002:
             assert await w.rows(query) == [("17", "https://crm.example/17")]
 
 
+class TestLabelsOf0004:
+    """What revision 0005 makes of letters to static addresses: they keep the label that is the address's then."""
+
+    @pytest.mark.parametrize(
+        ("change", "label"),
+        [
+            ("SELECT 1", "card"),
+            ("UPDATE routes SET label = 'fair' WHERE kind = 'static'", "fair"),
+            ("UPDATE routes SET retired_at = 1.0 WHERE kind = 'static'", "card"),
+            ("DELETE FROM routes WHERE kind = 'static'", None),
+            ("UPDATE routes SET kind = 'static', label = 'fair' WHERE kind <> 'static'", "card"),
+        ],
+    )
+    def test_a_letter_has_the_label_of_its_address_if_it_was_attributed_by_it(
+        self, tmp_path: Path, change: str, label: str | None
+    ) -> None:
+        path = unpacked(UPGRADE / "0004.db.gz", tmp_path)
+        with database(path) as connection:
+            connection.execute(change)
+        migrate.migrate(path)
+        found = {(row["attribution_method"] == "static/1", row["label"]) for row in contents(path)["deliveries"]}
+        assert found == {(True, label), (False, None)}
+
+
 def test_the_newest_database_has_something_in_every_column_of_the_visits(tmp_path: Path) -> None:
     """Else the next revision is not tried on it: python -m tests.upgrade.make --again"""
     found = contents(unpacked(OLD[-1], tmp_path))["visits"]

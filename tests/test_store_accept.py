@@ -399,9 +399,10 @@ class TestAttribution:
         assert job.visit == visit
         assert await attributions(w) == [("exact", "unique/1")]
 
-    async def test_a_static_substitute_is_exact_without_a_visit(self, w: World) -> None:
+    async def test_a_static_substitute_is_exact_by_its_label_without_a_visit(self, w: World) -> None:
         await w.accept(CARD)
-        assert await delivery_rows(w, "attribution", "attribution_method", "visit_id") == [("exact", "static/1", None)]
+        columns = ("attribution", "attribution_method", "visit_id", "label")
+        assert await delivery_rows(w, *columns) == [("exact", "static/1", None, "card")]
 
     async def test_a_retired_route_forwards_without_attribution(self, w: World) -> None:
         _, leased = await w.shown()

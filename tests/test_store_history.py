@@ -189,6 +189,28 @@ class TestFilters:
             later = (await w.accept(leased, body=b"later")).message_id
             assert await ids(w, source="fair") == [later]
 
+    @pytest.mark.parametrize("labels", [["fair"], []], ids=["relabelled", "deleted"])
+    async def test_a_letter_keeps_the_label_that_it_came_under(self, tmp_path: Path, labels: list[str]) -> None:
+        """Whoever tells its source: the list, the filter, the post and what is forwarded."""
+        card = f"card@{TRACK}"
+        async with world(tmp_path) as w:
+            before = (await w.accept(card, claim=None)).message_id
+            await w.extract(before)
+            await w.declare(replace(SHOP, statics=tuple(static(card, label=label) for label in labels)))
+            await w.sweep(routes=w.now + 1)
+            w.store.routes.forget_all()
+            assert [recipient.route.label for recipient in [await w.recipient(card)] if recipient.route] == labels
+            w.pass_time(1)
+            later = [(await w.accept(card, body=b"later", claim=None)).message_id for _ in labels]
+            assert await ids(w, source="card") == [before]
+            assert await ids(w, source="fair") == later
+            found = await history.one(w.store.reader, before, None)
+            assert found is not None
+            assert [delivery.source for delivery in found.deliveries] == ["card"]
+            assert [job.visit and job.visit.marker for job in await claim(w)] == ["card"]
+            jobs = await w.store.write(lambda tx: queue.claim_due(tx, {"example.com": 9}, "forwarder", w.now))
+            assert [job.source for job in jobs] == ["card", *labels]
+
     async def test_by_deal_as_far_as_one_sees_it(self, tmp_path: Path) -> None:
         async with world(tmp_path, SHOP, OTHER) as w:
             _, to_shop = await w.shown("help@example.com")

@@ -166,10 +166,10 @@ class TestFound:
             await withdraw(w, first)
             assert await again(w, message_id) == 1  # both are certain now: the first one wins
             assert await found(w, message_id) == [("exact", "pool/2", second)]
-            columns = (deliveries.c.recipient, deliveries.c.route_id)
+            columns = (deliveries.c.recipient, deliveries.c.route_id, deliveries.c.label)
             route = (await w.recipient(leased)).route
             assert route is not None
-            assert await w.rows(select(*columns)) == [(leased, route.id)]
+            assert await w.rows(select(*columns)) == [(leased, route.id, None)]
             (job,) = await claim(w)
             assert (job.message.email_to, job.visit and job.visit.number) == (leased, second)
 
@@ -254,6 +254,12 @@ class TestKept:
         assert await again(w, message_id) == 0
         assert await found(w, message_id) == [("exact", "static/1", None)]
 
+    async def test_of_an_address_that_has_another_label_now_the_one_that_it_came_under_stays(self, w: World) -> None:
+        message_id = await letter(w, CARD)
+        await sql(w, "UPDATE routes SET label = 'fair' WHERE local = 'card'")
+        assert await again(w, message_id) == 0
+        assert await w.rows(select(deliveries.c.label)) == [("card",)]
+
     async def test_an_address_that_was_retired_since_keeps_what_it_said(self, w: World) -> None:
         visit, plus = await w.shown("help@example.com")
         card, helped = await letter(w, CARD), await letter(w, plus)
@@ -319,6 +325,7 @@ class TestKept:
             await w.declare(replace(shop, targets=(left,), statics=(static(f"info1@{TRACK}"),)))
             assert await again(w, message_id) == 1
             assert await found(w, message_id) == [("exact", "static/1", None)]
+            assert await w.rows(select(deliveries.c.label)) == [("card",)]
 
     async def test_while_tracking_is_off_everything_stays(self, w: World) -> None:
         visit, leased = await w.shown()

@@ -18,9 +18,9 @@ from relay.store import deals, reports, retention
 from relay.store.engine import TooLong
 from relay.store.reader import Reader
 from relay.store.reports import By, Figures, Interval, Order, Wanted
-from relay.store.schema import deliveries, visits
+from relay.store.schema import deliveries, routes, visits
 from relay.store.store import DATABASE
-from tests.store_fixtures import DAY, LEASE, NOW, OTHER, SHOP, TRACK, World, world
+from tests.store_fixtures import DAY, LEASE, NOW, OTHER, SHOP, TRACK, World, static, world
 
 CARD, BASE = f"card@{TRACK}", f"help@{TRACK}"
 HOUR = 3600.0
@@ -127,6 +127,16 @@ class TestWhatCounts:
         await letter(w, CARD)
         assert await counted(w, "visits", "messages", "unknown", "timed") == {"card": (0, 1, 0, 0)}
         assert await counted(w, "messages", by=By.CAMPAIGN) == {None: (1,)}
+
+    async def test_a_letter_counts_under_the_label_that_it_came_under(self, w: World) -> None:
+        await letter(w, CARD)
+        await w.declare(dataclasses.replace(SHOP, statics=(static(CARD, label="fair"),)), OTHER)
+        await letter(w, CARD)
+        await w.declare(dataclasses.replace(SHOP, statics=()), OTHER)
+        await w.sweep(routes=w.now + 1)
+        assert await w.rows(select(routes.c.id).where(routes.c.kind == "static")) == []
+        assert await counted(w, "messages", "unknown") == {"card": (1, 0), "fair": (1, 0)}
+        assert await counted(w, "messages", source="fair") == {"fair": (1,)}
 
     @pytest.mark.parametrize("changes", [{"automatic": "auto-replied"}, {"bounce": True}, {"looped": True}])
     async def test_what_no_person_wrote_is_a_letter_and_no_enquiry(self, w: World, changes: dict[str, Any]) -> None:

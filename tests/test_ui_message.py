@@ -255,13 +255,19 @@ async def test_a_number_of_another_counter_is_not_called_ours(p: Pages) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["DELETE FROM routes WHERE kind = 'static'", "UPDATE routes SET kind = 'unique' WHERE kind = 'static'"]
+    "change",
+    [
+        "DELETE FROM routes WHERE kind = 'static'",
+        "UPDATE routes SET kind = 'unique', label = NULL WHERE kind = 'static'",
+        "UPDATE routes SET label = 'fair' WHERE kind = 'static'",
+    ],
 )
-async def test_a_fixed_address_whose_route_is_gone_had_no_visit_to_erase(p: Pages, change: str) -> None:
+async def test_a_letter_to_a_fixed_address_keeps_its_label_whatever_the_address_is_now(p: Pages, change: str) -> None:
     accepted = await letter(p.world)
     await p.world.store.write(lambda tx: tx.sql(change))
     text = await seen(p, f"/ui/messages/{accepted.message_id}")
-    assert f"Certain, without a visit. {CARD} is a fixed address" in text
+    assert f"Certain, without a visit. {CARD} is a fixed address, labelled “card”" in text
+    assert "Source card" in text
     assert "erased" not in text
 
 

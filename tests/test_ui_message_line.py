@@ -125,7 +125,7 @@ def visit(started_at: float) -> dict[str, Any]:
 
 def journey(shown_at: float | None, started_at: float = T - 100) -> dict[int, Journey]:
     seen = Seen(visit(started_at), shown_at, None if shown_at is None else shown_at + 900, None)
-    return {1: Journey(1, RouteKind.POOL, None, seen, (), 0.0)}
+    return {1: Journey(1, RouteKind.POOL, seen, (), 0.0)}
 
 
 def titles(entries: list[Entry]) -> list[str]:
@@ -152,7 +152,7 @@ def test_a_life_is_told_in_order_with_the_times_between() -> None:
 
 def test_what_is_no_fact_is_not_on_the_line() -> None:
     candidate = Seen(visit(T - 100), T - 100, T, 0.6)
-    entries = line(message(), lived(), {1: Journey(1, RouteKind.POOL, None, None, (candidate,), 0.4)})
+    entries = line(message(), lived(), {1: Journey(1, RouteKind.POOL, None, (candidate,), 0.4)})
     assert titles(entries) == ["Letter received", "Forwarded"]
 
 

@@ -446,14 +446,14 @@ class TestStatics:
         assert (await p.world.recipient("fair@t.garden.example")).forward_to == "help@garden.example"
         assert (await p.post(gone)).status == 404
 
-    async def test_letters_that_came_before_are_shown_under_the_new_label_as_it_says(self, p: Pages) -> None:
+    async def test_letters_that_came_before_keep_their_label_as_it_says(self, p: Pages) -> None:
         accepted = await p.world.accept("card@t.garden.example")
         own = f"{OWN}/statics/card%40t.garden.example"
         assert (await p.post(own, await current(p, label="fair"))).status == 303
         found = await history.one(p.world.store.reader, accepted.message_id, None)
         assert found is not None
-        assert [delivery.source for delivery in found.deliveries] == ["fair"]
-        assert "the letters that came before are shown under it, too" in said((await p.get(OWN)).text)
+        assert [delivery.source for delivery in found.deliveries] == ["card"]
+        assert "the letters that came before keep theirs" in said((await p.get(OWN)).text)
 
     async def test_errors_stand_beside_their_fields_and_the_form_is_open(self, p: Pages) -> None:
         form = {"address": "card", "label": "", "target": "help@garden.example"}

@@ -202,9 +202,9 @@ def attribute_unique(visit: int | None) -> Attribution:
     return Attribution(AttributionState.EXACT, UNIQUE_METHOD, visit=visit)
 
 
-def attribute_static() -> Attribution:
+def attribute_static(label: str | None) -> Attribution:
     """Attribute a mail to a static substitute: its label is certain, and there is no visit behind it."""
-    return Attribution(AttributionState.EXACT, STATIC_METHOD)
+    return Attribution(AttributionState.EXACT, STATIC_METHOD, label=label)
 
 
 def attribute_thread(visit: int) -> Attribution:

@@ -155,7 +155,8 @@ class Attribution:
     """Whose visit a delivery came from, frozen when the message is accepted.
 
     ``visit`` is the row id of the visit that is stated (exact, inferred), or None; ``number`` is set for a
-    claimed visit only: the digits of a plus tag that no known visit has. ``method`` names the rule and its version.
+    claimed visit only: the digits of a plus tag that no known visit has. ``label`` is a static substitute's, which
+    stands for a marker. ``method`` names the rule and its version.
     """
 
     state: AttributionState
@@ -163,3 +164,4 @@ class Attribution:
     visit: int | None = None
     number: str | None = None
     candidates: tuple[Candidate, ...] = ()
+    label: str | None = None

@@ -123,14 +123,15 @@ FIND_FIRST_VISIT = Statement(select(visits.c.first_visit).where(visits.c.id == b
 
 
 def read_attribution(columns: Row) -> Attribution:
-    """Of a delivery's attribution, attribution_method, visit_id, claimed_number and candidates."""
-    state, method, visit_id, number, candidates = columns
+    """Of a delivery's attribution, attribution_method, visit_id, claimed_number, candidates and label."""
+    state, method, visit_id, number, candidates, label = columns
     return Attribution(
         AttributionState(state),
         method,
         visit=visit_id,
         number=number,
         candidates=tuple(Candidate(*pair) for pair in json.loads(candidates)) if candidates else (),
+        label=label,
     )
 
 
@@ -138,7 +139,14 @@ def columns_of(attribution: Attribution) -> Row:
     """The same columns of an attribution that is to be stored."""
     candidates = [(one.visit, _written(one.probability)) for one in attribution.candidates]
     shares = json.dumps(candidates) if candidates else None
-    return attribution.state.value, attribution.method, attribution.visit, attribution.number, shares
+    return (
+        attribution.state.value,
+        attribution.method,
+        attribution.visit,
+        attribution.number,
+        shares,
+        attribution.label,
+    )
 
 
 def _written(probability: float) -> float:
@@ -204,7 +212,7 @@ def _by_address(
 ) -> Attribution:
     """What the substitute that the mail was sent to says of its visit."""
     if route.kind is RouteKind.STATIC:
-        return rules.attribute_static()
+        return rules.attribute_static(route.label)
     if route.kind is RouteKind.BASE:
         if tag is None or not is_number(tag):
             return Attribution(AttributionState.NONE, rules.PLUS_METHOD)

@@ -13,7 +13,6 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, FromClause, Select, case, literal_column, or_, select
 
-from relay.core.attribution import STATIC_METHOD
 from relay.core.hook import EventType
 from relay.core.mime import Part
 from relay.store import history_pages
@@ -26,7 +25,6 @@ from relay.store.schema import (
     deliveries,
     events,
     messages,
-    routes,
     sites,
     visits,
 )
@@ -148,7 +146,7 @@ _DELIVERY = (
     deliveries.c.site_id,
     case(
         (deliveries.c.visit_id.is_not(None), visits.c.marker),
-        (deliveries.c.attribution_method == STATIC_METHOD, routes.c.label),
+        else_=deliveries.c.label,
     ).label("source"),
 )
 
@@ -206,7 +204,6 @@ async def _with_deliveries(reader: Reader, rows: Sequence[Row], visible: frozens
         select(*_DELIVERY)
         .outerjoin(sites, sites.c.id == deliveries.c.site_id)
         .outerjoin(visits, visits.c.id == deliveries.c.visit_id)
-        .outerjoin(routes, routes.c.id == deliveries.c.route_id)
         .where(deliveries.c.message_id.in_([row[0] for row in rows]))
         .order_by(deliveries.c.id)
     )

@@ -19,11 +19,10 @@ from sqlalchemy import (
     union_all,
 )
 
-from relay.core.attribution import STATIC_METHOD
 from relay.core.hook import EventType
 from relay.core.model import WORST_FIRST, DeliveryState
 from relay.store.messages import COLLECTED
-from relay.store.schema import deliveries, events, messages, routes, sites, visits
+from relay.store.schema import deliveries, events, messages, sites, visits
 
 #: Sites whose letters are read side by side; who sees more sees a good part of all letters anyway.
 SITES_SIDE_BY_SIDE = 20
@@ -169,9 +168,7 @@ def _from_source(source: str, visible: frozenset[int] | None) -> Condition:
     """The marker of a stated visit, or the label of a static substitute, which stands for one."""
     scope = [_OWN] if visible is None else [_OWN, deliveries.c.site_id.in_(sorted(visible))]
     visit = select(visits.c.id).where(visits.c.id == deliveries.c.visit_id, _is_source(visits.c.marker, source))
-    label = select(routes.c.id).where(routes.c.id == deliveries.c.route_id, _is_source(routes.c.label, source))
-    is_static = deliveries.c.attribution_method == STATIC_METHOD  # its route may have become static since
-    found = or_(visit.correlate(deliveries).exists(), and_(is_static, label.correlate(deliveries).exists()))
+    found = or_(visit.correlate(deliveries).exists(), _is_source(deliveries.c.label, source))
     return select(deliveries.c.id).where(*scope, found).exists()
 
 

@@ -41,7 +41,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Journey:
-    """What came before one delivery. ``kind`` and ``label`` are its address's route's, None where that is gone.
+    """What came before one delivery. ``kind`` is its address's route's, None where that is gone.
 
     ``visit`` is the one that is stated; ``candidates`` are those of which one it was, the likeliest first; ``others``:
     the probability of those that are not listed or were erased since.
@@ -49,7 +49,6 @@ class Journey:
 
     delivery: int
     kind: RouteKind | None
-    label: str | None
     visit: Seen | None
     candidates: tuple[Seen, ...]
     others: float
@@ -64,7 +63,6 @@ async def journeys(reader: Reader, row: MessageRow) -> dict[int, Journey]:
             deliveries.c.visit_id,
             deliveries.c.candidates,
             routes.c.kind,
-            routes.c.label,
         )
         .outerjoin(routes, routes.c.id == deliveries.c.route_id)
         .where(deliveries.c.id.in_([delivery.id for delivery in row.deliveries]))
@@ -87,7 +85,6 @@ async def journeys(reader: Reader, row: MessageRow) -> dict[int, Journey]:
         made[one["id"]] = Journey(
             delivery=one["id"],
             kind=RouteKind(one["kind"]) if one["kind"] else None,
-            label=one["label"],
             visit=None if stated is None else _seen(stated, held.get((one["route_id"], one["visit_id"])), None),
             candidates=listed,
             others=max(0.0, 1.0 - sum(seen.share or 0.0 for seen in listed)) if ranked[one["id"]] else 0.0,

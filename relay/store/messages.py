@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, or_, select
 from sqlalchemy import insert as insert_into
 
 from relay.core import attribution as rules
-from relay.core.model import Attribution, AttributionState, DeliveryState
+from relay.core.model import Attribution, DeliveryState
 from relay.store.attribution import FIND_VISIT, attribute_all, columns_of
 from relay.store.attribution import Evidence as Evidence
 from relay.store.engine import Statement, Tx
@@ -82,7 +82,8 @@ INSERT_BODY = Statement(insert_into(bodies), "message_id data")
 INSERT_DELIVERY = Statement(
     insert_into(deliveries),
     "message_id site_id target_id route_id recipient forward_to destination state attempts next_at "
-    "expires_at claim claimed_until joined_id attribution attribution_method visit_id claimed_number candidates",
+    "expires_at claim claimed_until joined_id attribution attribution_method visit_id claimed_number candidates "
+    "label",
 )
 INSERT_PATH = Statement(insert_into(paths), "message_id delivery_id recipient kind received_at ip")
 INSERT_EVENT = Statement(insert_into(events), "uid message_id site_id delivery_id type state reason created_at data")
@@ -236,7 +237,7 @@ class _Shipment:
         route, received_at = recipient.route, self.incoming.received_at
         carrier = self.carriers.get(recipient.forward_to)
         claim = self.claim if carrier is None else None
-        state, method, visit, number, candidates = columns_of(attribution)
+        state, method, visit, number, candidates, label = columns_of(attribution)
         delivery_id = self.tx.insert(
             INSERT_DELIVERY,
             message_id=self.message_id,
@@ -258,6 +259,7 @@ class _Shipment:
             visit_id=visit,
             claimed_number=number,
             candidates=candidates,
+            label=label,
         )
         if carrier is not None:
             self.jobs = [replace(job, joined=True) if job.delivery_id == carrier else job for job in self.jobs]
@@ -268,10 +270,8 @@ class _Shipment:
         return delivery_id
 
     def _job(self, delivery_id: int, claim: str, recipient: Recipient, attribution: Attribution) -> Job:
-        incoming, route = self.incoming, recipient.route
-        visit, source = attribution.number, None
-        if attribution.state is AttributionState.EXACT and route is not None:
-            source = route.label
+        incoming = self.incoming
+        visit, source = attribution.number, attribution.label
         if attribution.visit is not None and (row := self.tx.one(FIND_VISIT, visit=attribution.visit)):
             visit, source = row
         return Job(

@@ -14,7 +14,7 @@ from relay.durable import sync_directory
 from relay.store.connection import connect
 
 #: The revision that this program works with; a test compares it with the scripts in migrations/.
-HEAD = "0004"
+HEAD = "0005"
 
 Progress = Callable[[str], None]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import bindparam, select
 
-from relay.core.attribution import STATIC_METHOD, Fill, stated_visit
+from relay.core.attribution import Fill, stated_visit
 from relay.core.extras import PayloadExtras
 from relay.core.hook import EventType, HookSettings
 from relay.core.mime import Part
@@ -20,7 +20,7 @@ from relay.core.source import Params
 from relay.store.attribution import read_attribution
 from relay.store.engine import Row, Statement, Tx
 from relay.store.post import Hook, PostJob
-from relay.store.schema import deliveries, events, messages, posts, routes, sites, texts, visits, webhooks
+from relay.store.schema import deliveries, events, messages, posts, sites, texts, visits, webhooks
 
 #: The columns of a webhook that make a Hook.
 HOOK_COLUMNS = (
@@ -52,8 +52,9 @@ _ATTRIBUTION_COLUMNS = (
     deliveries.c.visit_id,
     deliveries.c.claimed_number,
     deliveries.c.candidates,
+    deliveries.c.label,
 )
-_REST = (routes.c.label, sites.c.id, sites.c.settings, events.c.id, events.c.type)
+_REST = (sites.c.id, sites.c.settings, events.c.id, events.c.type)
 _POST = Statement(
     select(*HOOK_COLUMNS, *_MESSAGE_COLUMNS, *_ATTRIBUTION_COLUMNS, *_REST)
     .join(events, events.c.id == posts.c.event_id)
@@ -62,7 +63,6 @@ _POST = Statement(
     .join(messages, messages.c.id == events.c.message_id)
     .join(deliveries, deliveries.c.id == events.c.delivery_id)
     .outerjoin(texts, texts.c.message_id == messages.c.id)
-    .outerjoin(routes, routes.c.id == deliveries.c.route_id)
     .where(posts.c.id == bindparam("post"))
 )
 _A = len(HOOK_COLUMNS)
@@ -133,7 +133,7 @@ def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:
     hook = read_hook(row[:_A])
     attempts, due, uid, fill, message_id, created_at, sender, recipient, subject, head, rest, attachments = row[_A:_B]
     attribution = read_attribution(row[_B:_C])
-    label, site_id, settings, event_id, event_type = row[_C:]
+    site_id, settings, event_id, event_type = row[_C:]
     extended = hook.settings.extended or event_type != EventType.RECEIVED.value
     touch = SiteSettings.from_json(settings).touch
     return PostJob(
@@ -154,7 +154,7 @@ def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:
             email_to=recipient,
         ),
         parts=tuple(Part(**part) for part in json.loads(attachments)) if attachments else (),
-        visit=_stated(tx, attribution, fill, label, touch),
+        visit=_stated(tx, attribution, fill, touch),
         attribution=attribution,
         extras=_extras(tx, event_id, attribution, fill, touch) if extended else None,
         due=due,
@@ -168,12 +168,11 @@ def read_hook(columns: Row) -> Hook:
     return Hook(webhook_id, url, secret, HookSettings.from_json(settings), previous_secret, previous_until, access)
 
 
-def _stated(tx: Tx, attribution: Attribution, fill: Fill, label: str | None, touch: Touch) -> PayloadVisit | None:
+def _stated(tx: Tx, attribution: Attribution, fill: Fill, touch: Touch) -> PayloadVisit | None:
     """The visit that may be stated as fact; a static substitute states its label as the marker, without a visit."""
     visit_id = stated_visit(attribution, fill)
     if visit_id is None:
-        static = attribution.method == STATIC_METHOD  # its route may have become static since, or be retired
-        return PayloadVisit(number="", marker=label) if static and label is not None else None
+        return None if attribution.label is None else PayloadVisit(number="", marker=attribution.label)
     row = tx.one(_VISIT, visit=visit_id)
     if row is None:
         return None  # erased since

@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from sqlalchemy import CTE, Select, bindparam, case, func, select, update
 from sqlalchemy import insert as insert_into
 
-from relay.core.attribution import STATIC_METHOD
 from relay.core.model import WORST_FIRST, DeliveryState, Outcome, OutcomeKind
 from relay.store import events
 from relay.store.engine import Row, Statement, Tx
 from relay.store.messages import Job
 from relay.store.post import CLAIM
-from relay.store.schema import attempts, bodies, deliveries, messages, routes, targets, visits
+from relay.store.schema import attempts, bodies, deliveries, messages, targets, visits
 
 #: Of so many that are due for a destination that is down, the one tried least goes first.
 PROBES = 1000
@@ -79,13 +78,12 @@ _JOBS = (
         deliveries.c.claimed_number,
         visits.c.number,
         visits.c.marker,
-        case((deliveries.c.attribution_method == STATIC_METHOD, routes.c.label)),
+        deliveries.c.label,
     )
     .join(messages, messages.c.id == deliveries.c.message_id)
     .outerjoin(bodies, bodies.c.message_id == messages.c.id)
     .outerjoin(targets, targets.c.id == deliveries.c.target_id)
     .outerjoin(visits, visits.c.id == deliveries.c.visit_id)
-    .outerjoin(routes, routes.c.id == deliveries.c.route_id)
 )
 _OF_DESTINATION = (deliveries.c.destination == bindparam("destination"), *_DUE)
 _DUE_AT = Statement(_JOBS.where(*_OF_DESTINATION).order_by(deliveries.c.next_at).limit(bindparam("most")))

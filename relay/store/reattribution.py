@@ -40,6 +40,7 @@ _DELIVERIES = Statement(
         deliveries.c.visit_id,
         deliveries.c.claimed_number,
         deliveries.c.candidates,
+        deliveries.c.label,
     )
     .where(deliveries.c.message_id == bindparam("message"), deliveries.c.site_id.is_not(None))
     .order_by(deliveries.c.id)
@@ -66,7 +67,7 @@ _MESSAGE = Statement(
 )
 _CHANGE = Statement(
     update(deliveries).where(deliveries.c.id == bindparam("delivery")),
-    "recipient route_id attribution attribution_method visit_id claimed_number candidates",
+    "recipient route_id attribution attribution_method visit_id claimed_number candidates label",
 )
 _RECEIVED = Statement(
     select(events.c.id, events.c.delivery_id, events.c.reason).where(
@@ -151,8 +152,9 @@ class _Look:
 def _may_say(route: Route, address: str, delivery: _Delivery) -> bool:
     """Whether a look at what the address is now says more of the letter than what was found when it came.
 
-    Not where it was given a label since: the label is of later letters. Nor, of the address that was stated, where it
-    has lost its label or went to another site and came back: its new route knows nothing of the old one's visits.
+    Not where it was given a label since: the label is of later letters. Nor, of the address that was stated, where that
+    had one, which may be another now or none, or where it went to another site and came back: its new route knows
+    nothing of the old one's visits.
     """
     if not route.attributed or route.site_id != delivery.site_id:
         return False
@@ -160,7 +162,7 @@ def _may_say(route: Route, address: str, delivery: _Delivery) -> bool:
     is_static, was_static = route.kind is RouteKind.STATIC, said.method == rules.STATIC_METHOD
     if is_static and not was_static and said.state is not AttributionState.NONE:
         return False
-    return address != delivery.recipient or (route.id == delivery.route_id and (is_static or not was_static))
+    return address != delivery.recipient or (route.id == delivery.route_id and not was_static)
 
 
 def _renewed(tx: Tx, own: Sequence[_Delivery], options: Sequence[Sequence[_Delivery]]) -> list[_Delivery]:
@@ -198,7 +200,7 @@ def _as_stored(attribution: Attribution) -> Attribution:
 
 
 def _write(tx: Tx, delivery: _Delivery) -> None:
-    state, method, visit, number, candidates = columns_of(delivery.attribution)
+    state, method, visit, number, candidates, label = columns_of(delivery.attribution)
     tx.run(
         _CHANGE,
         delivery=delivery.id,
@@ -209,6 +211,7 @@ def _write(tx: Tx, delivery: _Delivery) -> None:
         visit_id=visit,
         claimed_number=number,
         candidates=candidates,
+        label=label,
     )
 
 

@@ -37,11 +37,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import Join
 
-from relay.core.attribution import STATIC_METHOD
 from relay.core.hook import EventType
 from relay.core.model import AttributionState, DeliveryState
 from relay.core.site import Touch
-from relay.store.schema import deliveries, events, messages, routes, targets, visits
+from relay.store.schema import deliveries, events, messages, targets, visits
 
 DAY = 86_400
 
@@ -144,11 +143,9 @@ _HAS_DEAL = case((events.c.deal_id.is_(None), 0), (events.c.message_id == _FIRST
 def stated(shape: Shape) -> Select[Any]:
     found, conditions = _letters(shape)
     conditions.append(_BEST.c.attribution != AttributionState.LIKELY.value)
-    found = _with_visit(found, _BEST.c.visit_id, shape.touch).outerjoin(
-        routes, and_(routes.c.id == _BEST.c.route_id, _BEST.c.attribution_method == STATIC_METHOD)
-    )
-    marker = case((_VISIT.c.id.is_(None), routes.c.label), else_=_of_source("marker", shape.touch))
-    known = _flag(_VISIT.c.id.is_not(None) | routes.c.label.is_not(None))
+    found = _with_visit(found, _BEST.c.visit_id, shape.touch)
+    marker = case((_VISIT.c.id.is_(None), _BEST.c.label), else_=_of_source("marker", shape.touch))
+    known = _flag(_VISIT.c.id.is_not(None) | _BEST.c.label.is_not(None))
     exact = and_(_IS_ENQUIRY == 1, _BEST.c.attribution == AttributionState.EXACT.value, _VISIT.c.id.is_not(None))
     # A sender's clock that is behind may have written before the visit began.
     delay = case((exact, func.max(_LETTER.c.written_at - _VISIT.c.started_at, 0.0)))

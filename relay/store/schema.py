@@ -263,6 +263,7 @@ deliveries = Table(
     _ref("visit_id", "visits.id", nullable=True, cascade=False),
     Column("claimed_number", Text),
     Column("candidates", Text),  # JSON [[visit id, probability], …]
+    Column("label", Text),  # of a static substitute, as it was then: its route may get another, and ends
     Column("finished_at", Float),
     sqlite_autoincrement=True,
 )
