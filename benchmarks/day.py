@@ -251,6 +251,7 @@ def _incoming(index: int, letter: Letter) -> Incoming:
         ip="192.0.2.9",
         helo="mail.test",
         tls=None,
+        esmtp=True,
         automatic=None,
         bounce=False,
         bare_lf=0,

@@ -119,6 +119,7 @@ def _letter(number: int, now: float) -> Incoming:
         ip="192.0.2.1",
         helo="customer.test",
         tls=None,
+        esmtp=True,
         automatic=None,
         bounce=False,
         bare_lf=0,

@@ -26,7 +26,7 @@ from relay.bodies import INLINE, Bodies
 from relay.core.address import parse
 from relay.core.backoff import delay
 from relay.core.destinations import Destinations
-from relay.core.message import loop_token, received_field, visit_fields, without
+from relay.core.message import loop_token, received_field, transmission_type, visit_fields, without
 from relay.core.metrics import LONG_SECONDS, Histogram
 from relay.core.model import DeliveryState, Outcome, OutcomeKind
 from relay.destination import NextHops
@@ -352,7 +352,7 @@ class Forwarder:
             ip=job.ip,
             name=None,
             host=self._hostname,
-            protocol="ESMTPS" if job.tls else "ESMTP",
+            protocol=transmission_type(esmtp=job.esmtp, encrypted=job.tls is not None),
             message_id=message_id,
             now=job.received_at,
             recipient=job.recipient,

@@ -258,6 +258,7 @@ def _incoming(transaction: Transaction, headers: message.Headers, now: float) ->
         ip=transaction.client.ip,
         helo=transaction.client.helo,
         tls=transaction.client.tls,
+        esmtp=transaction.client.esmtp,
         automatic=headers.auto,
         bounce=headers.bounce,
         bare_lf=transaction.bare_lf,

@@ -71,6 +71,7 @@ class Session(Stream):
         self._ip = ""
         self._exempt = False
         self._helo = ""
+        self._esmtp = False
         self._messages = 0
         self._refused = 0
         self._commands = 0
@@ -165,11 +166,11 @@ class Session(Stream):
     # The session
 
     async def smtp_HELO(self, argument: str) -> None:
-        if self._hello(argument):
+        if self._hello(argument, esmtp=False):
             self._answer(self._terms.helo)
 
     async def smtp_EHLO(self, argument: str) -> None:
-        if self._hello(argument):
+        if self._hello(argument, esmtp=True):
             self.send(self._terms.ehlo if self.tls else self._terms.ehlo_starttls)
 
     async def smtp_STARTTLS(self, argument: str) -> None:
@@ -345,7 +346,7 @@ class Session(Stream):
         if isinstance(body, Reply):
             return body
         transaction = Transaction(
-            Client(self._ip, self._helo, self.tls, self._name),
+            Client(self._ip, self._helo, self.tls, self._esmtp, self._name),
             self._sender,
             list(self._recipients.values()),
             body,
@@ -388,13 +389,14 @@ class Session(Stream):
             raise Over("BDAT without a size", answer)
         self._answer(answer)
 
-    def _hello(self, argument: str) -> bool:
+    def _hello(self, argument: str, *, esmtp: bool) -> bool:
         if not argument or len(argument) > 255:
             self._answer(reply.HELLO_NEEDS_NAME)
             return False
         if self._helo:  # once more
             self._count_idle()
         self._helo = _not_in_a_name.sub("?", argument)
+        self._esmtp = esmtp
         self._forget()
         return True
 

@@ -16,12 +16,14 @@ Recipient = Address | Literal["postmaster"]
 class Client:
     """Who is at the other end. ``helo``: the name it gave, safe to print in a header field or a log ("?" for the rest).
 
-    ``tls``: version and cipher ("TLSv1.3 TLS_AES_256_GCM_SHA384") or None. ``session``: its name in the log.
+    ``tls``: version and cipher ("TLSv1.3 TLS_AES_256_GCM_SHA384") or None. ``esmtp``: it greeted with EHLO, not HELO.
+    ``session``: its name in the log.
     """
 
     ip: str
     helo: str
     tls: str | None
+    esmtp: bool
     session: str = field(default="", compare=False)
 
 

@@ -299,6 +299,7 @@ def incoming(received_at: float = NOW, body: bytes = BODY, **changes: Any) -> In
         ip="192.0.2.9",
         helo="mail.example.org",
         tls=None,
+        esmtp=True,
         automatic=None,
         bounce=False,
         bare_lf=0,

@@ -11,12 +11,15 @@ from sqlalchemy import select
 
 from relay.core.model import DeliveryState, Outcome, OutcomeKind
 from relay.forward import settle
+from relay.smtp_limits import Settings
 from relay.store import queue_by_hand
 from relay.store.messages import Job
 from relay.store.schema import messages, paths
+from relay.tls import TlsFiles
+from tests.certificates import Certificate
 from tests.dns_server import DnsServer
 from tests.parts import MAIL, PATIENCE, running_parts
-from tests.smtp_client import LONG_SENDER
+from tests.smtp_client import LONG_SENDER, SmtpClient
 from tests.smtp_sink import Close, Received, SmtpSink
 
 
@@ -49,6 +52,25 @@ async def test_the_bytes_received_follow_our_fields_unchanged(tmp_path: Path, si
         assert received.mail_from.startswith("SRS0=")
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
         assert (row["attribution"], row["claimed_number"], row["attempts"]) == ("claimed", "77", 1)
+
+
+@pytest.mark.parametrize(("greeting", "kind"), [("HELO", "SMTP"), ("EHLO", "ESMTP")])
+async def test_the_trace_says_how_the_client_greeted(tmp_path: Path, sink: SmtpSink, greeting: str, kind: str) -> None:
+    """In clear, and once more behind STARTTLS."""
+    certificate = Certificate.make(tmp_path, "mx.test")
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        tls = TlsFiles(certificate.cert, certificate.key)
+        parts.smtp.configure(Settings("mx.track.example.com", tls=tls))
+        async with await SmtpClient.connect(parts.port) as client:
+            await client.answer()
+            await client.command(f"{greeting} client.test")
+            assert (await client.mail(MAIL + b".\r\n", "<sales@track.example.com>")).code == 250
+            await client.starttls(certificate.client_context())
+            await client.command(f"{greeting} client.test")
+            assert (await client.mail(b"X: 2\r\n" + MAIL + b".\r\n", "<sales@track.example.com>")).code == 250
+        traces = [split(received)[0] for received in await sink.wait_for_messages(2)]
+        said = {trace.replace(b"\r\n\t", b" ").partition(b" with ")[2].partition(b" ")[0] for trace in traces}
+        assert said == {kind.encode(), b"ESMTPS"}
 
 
 async def test_our_fields_go_behind_an_mbox_line(tmp_path: Path, sink: SmtpSink) -> None:
@@ -231,6 +253,7 @@ JOB = Job(
     ip="::1",
     helo="h",
     tls=None,
+    esmtp=True,
     visit=None,
     source=None,
     joined=False,

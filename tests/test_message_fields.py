@@ -20,6 +20,7 @@ from relay.core.message import (
     loop_token,
     received_field,
     scan,
+    transmission_type,
     visit_fields,
 )
 from tests.corpora import corpus
@@ -314,6 +315,14 @@ def test_received_field_names_the_parties_and_is_folded() -> None:
         b"\tby mx.track.example.com with ESMTPS id 4711 for <info1@track.example.com>;\r\n"
         b"\tMon, 23 Nov 2026 12:00:00 +0000\r\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("esmtp", "encrypted", "expected"),
+    [(False, False, "SMTP"), (True, False, "ESMTP"), (True, True, "ESMTPS"), (False, True, "ESMTPS")],
+)
+def test_transmission_type_is_smtp_after_helo_alone(esmtp: bool, encrypted: bool, expected: str) -> None:
+    assert transmission_type(esmtp=esmtp, encrypted=encrypted) == expected
 
 
 def test_received_field_without_name_and_recipient_has_the_address_alone() -> None:

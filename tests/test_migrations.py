@@ -295,8 +295,8 @@ class TestDealsOf0002:
             assert await w.rows(query) == [("17", "https://crm.example/17")]
 
 
-class TestLabelsOf0004:
-    """What revision 0005 makes of letters to static addresses: they keep the label that is the address's then."""
+class TestLettersOf0004:
+    """What revision 0005 makes of letters; those to static addresses keep the label that is the address's then."""
 
     @pytest.mark.parametrize(
         ("change", "label"),
@@ -317,6 +317,11 @@ class TestLabelsOf0004:
         migrate.migrate(path)
         found = {(row["attribution_method"] == "static/1", row["label"]) for row in contents(path)["deliveries"]}
         assert found == {(True, label), (False, None)}
+
+    def test_their_sessions_go_on_being_called_esmtp(self, tmp_path: Path) -> None:
+        path = unpacked(UPGRADE / "0004.db.gz", tmp_path)
+        migrate.migrate(path)
+        assert {row["esmtp"] for row in contents(path)["messages"]} == {1}
 
 
 def test_the_newest_database_has_something_in_every_column_of_the_visits(tmp_path: Path) -> None:

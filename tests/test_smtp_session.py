@@ -51,7 +51,7 @@ async def test_a_transaction_reaches_the_intake_with_its_whole_envelope(tmp_path
         answer = await client.mail(BODY, "<U1@Track.test>", "<u2@track.test>")
         assert answer.text == "2.0.0 Queued as m1"
         (transaction,) = served.recorder.transactions
-        assert transaction.client == Client("127.0.0.1", "c.test", None)
+        assert transaction.client == Client("127.0.0.1", "c.test", None, esmtp=True)
         assert transaction.mail_from == ANN
         assert transaction.recipients == [
             (Address("U1", "track.test"), "route of U1@track.test"),
@@ -66,7 +66,10 @@ async def test_mail_is_taken_after_helo_as_well(tmp_path: Path) -> None:
         await client.answer()
         await client.command("HELO c.test")
         assert (await client.mail(BODY)).code == 250
-        assert served.recorder.transactions[0].client.helo == "c.test"
+        await client.command("EHLO c.test")
+        assert (await client.mail(BODY)).code == 250
+        greeted = [transaction.client for transaction in served.recorder.transactions]
+        assert greeted == [Client("127.0.0.1", "c.test", None, esmtp=esmtp) for esmtp in (False, True)]
 
 
 async def test_the_null_sender_is_none(tmp_path: Path) -> None:

@@ -356,6 +356,16 @@ def received_field(
     return ("\r\n".join(lines) + "\r\n").encode("ascii", "replace")
 
 
+def transmission_type(*, esmtp: bool, encrypted: bool) -> str:
+    """The ``protocol`` of a trace field (RFC 3848): SMTP of a client that greeted with HELO (RFC 5321 §4.4).
+
+    STARTTLS is an extension itself: a session that it has encrypted is ESMTPS, whichever greeting came behind it.
+    """
+    if encrypted:
+        return "ESMTPS"
+    return "ESMTP" if esmtp else "SMTP"
+
+
 def visit_fields(visit: str | None, source: str | None) -> bytes:
     """X-Visit-Id and X-Visit-Source, each with its line end and only when there is something to say.
 

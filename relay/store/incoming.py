@@ -31,6 +31,7 @@ class Incoming:
     ip: str
     helo: str
     tls: str | None
+    esmtp: bool
     automatic: str | None
     bounce: bool
     bare_lf: int

@@ -59,6 +59,7 @@ class Job:
     ip: str
     helo: str
     tls: str | None
+    esmtp: bool
     visit: str | None
     source: str | None
     joined: bool
@@ -76,7 +77,7 @@ class Accepted:
 INSERT_MESSAGE = Statement(
     insert_into(messages),
     "received_at written_at mail_from sender subject message_id in_reply_to references size stored_size body_file "
-    "cut digest ip helo tls automatic bounce bare_lf state extraction",
+    "cut digest ip helo tls esmtp automatic bounce bare_lf state extraction",
 )
 INSERT_BODY = Statement(insert_into(bodies), "message_id data")
 INSERT_DELIVERY = Statement(
@@ -187,6 +188,7 @@ def _message(tx: Tx, incoming: Incoming, state: str) -> int:
         ip=incoming.ip,
         helo=incoming.helo,
         tls=incoming.tls,
+        esmtp=int(incoming.esmtp),
         automatic=incoming.automatic,
         bounce=int(incoming.bounce),
         bare_lf=incoming.bare_lf,
@@ -294,6 +296,7 @@ class _Shipment:
             ip=incoming.ip,
             helo=incoming.helo,
             tls=incoming.tls,
+            esmtp=incoming.esmtp,
             visit=visit,
             source=source,
             joined=False,

@@ -75,6 +75,7 @@ _JOBS = (
         messages.c.ip,
         messages.c.helo,
         messages.c.tls,
+        messages.c.esmtp,
         deliveries.c.claimed_number,
         visits.c.number,
         visits.c.marker,
@@ -239,7 +240,7 @@ def _job(row: Row, claim: str) -> Job:
         due_at,
         expires_at,
     ) = row[:11]
-    stored_size, data, file, cut, ip, helo, tls, claimed_number, number, marker, label = row[11:]
+    stored_size, data, file, cut, ip, helo, tls, esmtp, claimed_number, number, marker, label = row[11:]
     return Job(
         delivery_id=delivery_id,
         message_id=message_id,
@@ -260,6 +261,7 @@ def _job(row: Row, claim: str) -> Job:
         ip=ip,
         helo=helo,
         tls=tls,
+        esmtp=bool(esmtp),
         visit=number or claimed_number,
         source=marker or label,
         joined=True,

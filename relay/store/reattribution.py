@@ -259,6 +259,7 @@ def _incoming(columns: Row) -> Incoming:
         ip="",
         helo="",
         tls=None,
+        esmtp=True,
         automatic=automatic,
         bounce=bool(bounce),
         bare_lf=0,

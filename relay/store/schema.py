@@ -197,6 +197,7 @@ messages = Table(
     Column("ip", Text, nullable=False),
     Column("helo", Text, nullable=False),
     Column("tls", Text),
+    _flag("esmtp", 1),  # its client greeted with EHLO, not HELO; 1 where that was not noted yet
     Column("automatic", Text),  # why it is automatic mail, or NULL
     _flag("bounce"),
     Column("bare_lf", Integer, nullable=False, server_default=text("0")),

@@ -1,4 +1,4 @@
-"""The label under which a letter to a static substitute came, which its route no longer tells once it has another."""
+"""Of a letter: the label of the static substitute to which it came, and whether its session was ESMTP."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,5 +14,6 @@ WHERE attribution_method = 'static/1'
 
 
 def upgrade() -> None:
+    op.add_column("messages", sa.Column("esmtp", sa.Integer(), server_default=sa.text("1"), nullable=False))
     op.add_column("deliveries", sa.Column("label", sa.Text(), nullable=True))
     op.execute(_LABELS)
