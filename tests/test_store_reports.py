@@ -457,7 +457,9 @@ class TestReading:
         steps = [row[3] for row in found]
         tables = {"messages", "letter", "deliveries", "best", "events", "visits", "visit", "touched"}
         assert not [step for step in steps if step.startswith("SCAN") and step.split()[1] in tables], steps
-        assert sum("ix_deliveries_site_id_message_id" in step for step in steps) == 2
+        period = "ix_deliveries_site_id_message_id (site_id=? AND message_id>? AND message_id<?)"
+        assert sum("ix_deliveries_site_id_message_id" in step for step in steps) == 2, steps
+        assert sum(period in step for step in steps) == 2, steps
         assert sum("COVERING INDEX ix_events_deal (site_id=? AND deal_id=?)" in step for step in steps) == 2, steps
 
     async def test_a_report_that_takes_too_long_is_broken_off_and_the_next_one_works(self, tmp_path: Path) -> None:

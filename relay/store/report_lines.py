@@ -111,7 +111,8 @@ def _letters(shape: Shape) -> tuple[Join, list[ColumnElement[bool]]]:
     received = _LETTER.c.received_at + 0.0
     return found, [
         _BEST.c.site_id.in_(_SITES),
-        _BEST.c.message_id.between(first, last),
+        _BEST.c.message_id >= first,  # not BETWEEN: SQLite 3.46 would use its lower bound alone
+        _BEST.c.message_id <= last,
         received >= _SINCE,
         received < _UNTIL,
     ]
