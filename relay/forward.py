@@ -298,7 +298,7 @@ class Forwarder:
                 await self._hold_expired(job.destination, outcome)
         finally:
             self._flights.pop(job.delivery_id, None)
-            if self._destinations.end(job.destination, job.stored_size):
+            if self._destinations.end(job.destination, job.stored_size, flight.turn):
                 self._work.set()
 
     def _expires_at(self, flight: _Flight) -> float:

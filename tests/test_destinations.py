@@ -59,14 +59,14 @@ def test_nothing_more_begins_when_nothing_is_free(accounts: Destinations, monkey
     accounts.begin("a", LARGEST)
     assert not accounts.takes("b", 1)
     assert accounts.capacity(["b"], NOW) == {}
-    accounts.end("a", LARGEST)
+    accounts.end("a", LARGEST, 0)
     assert accounts.capacity(["b", "c"], NOW) == {"b": 1}
 
 
 def test_one_that_is_down_is_left_alone_and_then_tried_by_one(accounts: Destinations) -> None:
     turn = accounts.begin("a", 1)
     assert accounts.note("a", False, turn, NOW, 0.0) == 1
-    accounts.end("a", 1)
+    accounts.end("a", 1, turn)
     assert not accounts.takes("a", 1)
     assert accounts.capacity(["a"], NOW + 59) == {}
     assert accounts.next_tries(["a", "b"]) == [NOW + 60]
@@ -75,7 +75,7 @@ def test_one_that_is_down_is_left_alone_and_then_tried_by_one(accounts: Destinat
     assert accounts.capacity(["a"], NOW + 60) == {}
     assert accounts.note("a", False, turn, NOW + 60, 0.0) == 2
     assert accounts.next_tries(["a"]) == [NOW + 60 + 120]
-    accounts.end("a", 1)
+    accounts.end("a", 1, turn)
     accounts.retry(NOW + 61)
     assert accounts.capacity(["a"], NOW + 61) == {"a": 1}
     turn = accounts.begin("a", 1)
@@ -92,13 +92,14 @@ def test_all_that_fail_together_are_one_failure(accounts: Destinations) -> None:
 
 def test_a_probe_that_began_before_a_retry_does_not_undo_it(accounts: Destinations) -> None:
     for _ in range(3):
-        accounts.note("a", False, accounts.begin("a", 1), NOW - 10, 0.0)
-        accounts.end("a", 1)
+        turn = accounts.begin("a", 1)
+        accounts.note("a", False, turn, NOW - 10, 0.0)
+        accounts.end("a", 1, turn)
     turn = accounts.begin("a", 1)
     accounts.retry(NOW)
     assert accounts.capacity(["a"], NOW) == {}  # one at a time
     assert not accounts.note("a", False, turn, NOW, 0.0)
-    assert accounts.end("a", 1)
+    assert accounts.end("a", 1, turn)
     assert accounts.capacity(["a"], NOW) == {"a": 1}
     assert accounts.note("a", False, accounts.begin("a", 1), NOW, 0.0) == 4
     assert accounts.next_tries(["a"]) == [NOW + 600]
@@ -112,6 +113,39 @@ def test_nor_do_those_that_were_under_way_when_it_went_down(accounts: Destinatio
     assert accounts.next_tries(["a"]) == [NOW + 1]
     accounts.note("a", True, before[2], NOW + 3, 0.0)
     assert accounts.takes("a", 1)
+
+
+def test_what_hangs_from_before_it_went_down_keeps_no_probe_back(accounts: Destinations) -> None:
+    hangs, refused = accounts.begin("a", 1), accounts.begin("a", 1)
+    accounts.note("a", False, refused, NOW, 0.0)
+    assert accounts.capacity(["a"], NOW + 59) == {}
+    accounts.end("a", 1, refused)
+    assert accounts.capacity(["a"], NOW + 60) == {"a": 1}
+    probe = accounts.begin("a", 1)
+    assert accounts.capacity(["a"], NOW + 60) == {}  # one at a time
+    accounts.end("a", 1, hangs)
+    assert accounts.capacity(["a"], NOW + 60) == {}
+    assert accounts.note("a", False, probe, NOW + 60, 0.0) == 2
+    accounts.end("a", 1, probe)
+    assert accounts.capacity(["a"], NOW + 60 + 120) == {"a": 1}
+
+
+def test_nor_does_it_when_it_goes_down_a_second_time(accounts: Destinations) -> None:
+    hang = []
+    for _ in range(2):
+        hang.append(accounts.begin("a", 1))
+        refused = accounts.begin("a", 1)
+        accounts.note("a", False, refused, NOW, 0.0)
+        accounts.end("a", 1, refused)
+        probe = accounts.begin("a", 1)
+        accounts.note("a", True, probe, NOW + 60, 0.0)
+        accounts.end("a", 1, probe)
+    accounts.note("a", False, accounts.begin("a", 1), NOW + 61, 0.0)
+    assert accounts.capacity(["a"], NOW + 121) == {"a": 1}
+    for turn in hang:
+        accounts.end("a", 1, turn)
+    probe = accounts.begin("a", 1)
+    assert accounts.capacity(["a"], NOW + 121) == {}
 
 
 def test_one_that_is_reached_again_does_not_go_down_by_what_began_before(accounts: Destinations) -> None:
@@ -129,8 +163,9 @@ def test_the_back_off_has_jitter(accounts: Destinations) -> None:
 
 
 def test_what_says_nothing_of_the_destination_changes_nothing(accounts: Destinations) -> None:
-    accounts.note("a", False, accounts.begin("a", 1), NOW, 0.0)
-    accounts.end("a", 1)
+    turn = accounts.begin("a", 1)
+    accounts.note("a", False, turn, NOW, 0.0)
+    accounts.end("a", 1, turn)
     turn = accounts.begin("a", 1)
     assert not accounts.note("a", None, turn, NOW + 60, 0.0)
     assert accounts.next_tries(["a"]) == [NOW + 60]
@@ -140,7 +175,7 @@ def test_there_is_room_again_at_half_and_in_the_end(accounts: Destinations) -> N
     for _ in range(10):
         accounts.begin("a", 1)
     accounts.filled(["a"])
-    assert [accounts.end("a", 1) for _ in range(10)] == [False] * 4 + [True] + [False] * 4 + [True]
+    assert [accounts.end("a", 1, 0) for _ in range(10)] == [False] * 4 + [True] + [False] * 4 + [True]
     assert len(accounts) == 0
 
 

@@ -25,7 +25,7 @@ from relay.store.schema import deliveries
 from relay.store.sites import SiteDefinition, declare_all
 from tests.certificates import Certificate
 from tests.parts import DOMAIN, MAIL, SITE, running_parts
-from tests.smtp_sink import Later, SmtpSink
+from tests.smtp_sink import Later, Script, SmtpSink
 from tests.store_fixtures import fresh_keys, target_of
 
 WHO = ("sales@example.com", "dead@example.com")
@@ -133,6 +133,22 @@ async def test_a_retry_by_hand_does_not_wait_for_the_back_off_of_the_destination
             await parts.store.write(lambda tx: queue_by_hand.retry(tx, [row["id"]], now, now + 60))
             parts.forwarder.retry_now()
             await back.wait_for_messages(1)
+
+
+async def test_a_letter_that_hangs_from_before_its_destination_went_down_keeps_no_other_waiting(tmp_path: Path) -> None:
+    answered = asyncio.Event()
+    script: dict[str, Script] = {"connect": [None, "554 5.3.2 away"], "dot": [Later(answered, "250 2.0.0 taken")]}
+    async with SmtpSink(script=script) as sink, running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        await parts.send()
+        await sink.wait(lambda sink: len(sink.messages) == 1)
+        await parts.send(mail=MAIL + b"2\r\n")
+        await parts.until(lambda rows: rows[1]["state"] == "deferred")
+        await parts.send(mail=MAIL + b"3\r\n")
+        parts.forwarder.retry_now()
+        await parts.until(lambda rows: rows[2]["state"] == "forwarded")
+        assert not answered.is_set()
+        answered.set()
+        await parts.until(lambda rows: rows[0]["state"] == "forwarded")
 
 
 @pytest.mark.parametrize("ahead", [0.0, 3600.0], ids=["in time", "while the clock is set back"])

@@ -1,7 +1,8 @@
 """The accounts of forwarding: what each destination has under way, how much more it may have, and which is down.
 
     reached          failures = 0, all may go
-    not reached      failures + 1, nothing before the back-off is over, then one message alone
+    not reached      failures + 1, nothing before the back-off is over, then one message alone. What began before it
+                     went down may hang for minutes and keeps nobody waiting
     to be retried    one message alone at once if it was down; what began before says no more that it is
 
 A destination is a domain, or a next hop with its login and kind of TLS (core/nexthop.py): a password that is refused
@@ -30,7 +31,8 @@ SPARE = 8
 class _Destination:
     """``down_until`` > 0: not reached lately. ``refill``: with so few under way, it is time to look what waits.
 
-    ``turn``: how often it went down, came back or was to be retried.
+    ``turn``: how often it went down, came back or was to be retried. ``fell``: the turn with which it went down when it
+    was reached until then; ``before``: how many under way began before that.
     """
 
     in_flight: int = 0
@@ -38,6 +40,8 @@ class _Destination:
     refill: int = 0
     failures: int = 0
     turn: int = 0
+    fell: int = 0
+    before: int = 0
     down_until: float = 0.0
 
 
@@ -76,7 +80,7 @@ class Destinations:
         for name in due:
             known = self._known.get(name) or _UNKNOWN
             if known.down_until:
-                most = 1 if now >= known.down_until and not known.in_flight else 0
+                most = 1 if now >= known.down_until and known.in_flight <= known.before else 0
                 room = min(most, self._room(known, flights, memory, self._largest))
             else:
                 room = self._room(known, flights, memory, self._largest)
@@ -110,13 +114,15 @@ class Destinations:
         self._memory += min(size, self._largest)
         return known.turn
 
-    def end(self, name: str, size: int) -> bool:
-        """A delivery that began is over. True when there is room again for what may wait in the store."""
+    def end(self, name: str, size: int, turn: int) -> bool:
+        """A delivery that began at this ``turn`` is over. True when there is room again for what may wait."""
         known = self._known[name]
         known.in_flight -= 1
         known.memory -= min(size, self._largest)
         self._in_flight -= 1
         self._memory -= min(size, self._largest)
+        if turn < known.fell:
+            known.before -= 1
         if not known.in_flight and not known.down_until:
             del self._known[name]
         return known.in_flight in (0, known.refill, self._ahead // 2)
@@ -142,6 +148,8 @@ class Destinations:
             return 0
         known.failures += 1
         known.turn += 1
+        if not known.down_until:
+            known.fell, known.before = known.turn, known.in_flight
         known.down_until = now + delay(known.failures, jitter)
         return known.failures
 
