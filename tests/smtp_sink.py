@@ -10,6 +10,7 @@
     Close("421 bye")         this reply, or none, and the connection is closed
     Hang()                   nothing more is said until the client leaves
     Stall()                  nothing more is said or read until the sink is closed
+    Vanish()                 the connection is gone and the client is told nothing, as by a power cut (`can_vanish`)
     Slow(0.1, "250 ok")      the reply after some seconds
     Later(event, "250 ok")   the reply when the event is set
     None                     the usual behaviour
@@ -22,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -31,6 +33,8 @@ from tests.certificates import Certificate
 
 _USUAL_EXTENSIONS = ("PIPELINING", "SIZE 104857600", "8BITMIME", "ENHANCEDSTATUSCODES")
 _READ_SIZE = 65536
+#: linux/tcp.h. Such a socket is closed without FIN and RST.
+_TCP_REPAIR = 19
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,11 @@ class Stall:
 
 
 @dataclass(frozen=True)
+class Vanish:
+    pass
+
+
+@dataclass(frozen=True)
 class Slow:
     seconds: float
     reply: str
@@ -60,7 +69,7 @@ class Later:
     reply: str
 
 
-Step = str | bytes | Close | Hang | Stall | Slow | Later | None
+Step = str | bytes | Close | Hang | Stall | Vanish | Slow | Later | None
 Script = Step | list[Step] | Callable[["SinkSession", str], Step]
 
 
@@ -195,6 +204,18 @@ class SmtpSink:
             self.live -= 1
             writer.close()
             await self.changed()
+
+
+def can_vanish() -> bool:
+    """Whether this process may have connections that :class:`Vanish`."""
+    if sys.platform != "linux":
+        return False
+    with socket.socket() as tried:
+        try:
+            tried.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+        except PermissionError:
+            return False
+        return True
 
 
 class _Gone(Exception):
@@ -377,6 +398,11 @@ class SinkSession:
             case Stall():
                 cast(asyncio.Transport, self._writer.transport).pause_reading()
                 await asyncio.Event().wait()
+            case Vanish():
+                plain = self._writer.get_extra_info("socket")
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # what it read is acknowledged
+                plain.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+                self._writer.transport.abort()
         raise _Gone
 
     async def _reply(self, reply: str) -> None:

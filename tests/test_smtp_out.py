@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 import time
 
@@ -10,10 +11,10 @@ import pytest
 
 from relay.core.model import Outcome, OutcomeKind
 from relay.core.nexthop import NextHop
-from relay.smtp_out import Content, Timeouts
+from relay.smtp_out import Content, Timeouts, connection
 from relay.smtp_out.connection import Connection
 from tests.sending import BODY, PREFIX, send, sending
-from tests.smtp_sink import Close, Hang, Script, Slow, SmtpSink, Step
+from tests.smtp_sink import Close, Hang, Script, Slow, SmtpSink, Step, Vanish, can_vanish
 
 DELIVERED, TEMPORARY = OutcomeKind.DELIVERED, OutcomeKind.TEMPORARY
 PERMANENT, AMBIGUOUS = OutcomeKind.PERMANENT, OutcomeKind.AMBIGUOUS
@@ -220,6 +221,21 @@ async def test_a_connection_lost_after_the_dot(answer: Close, kind: OutcomeKind)
         assert len(sink.messages) == 1
         if kind is AMBIGUOUS:
             assert outcome.text == "end of data: the next hop closed the connection"
+
+
+@pytest.mark.skipif(not can_vanish(), reason="needs TCP_REPAIR (Linux, CAP_NET_ADMIN)")
+async def test_a_next_hop_cut_off_from_power_after_the_dot_is_not_waited_for_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("relay.smtp_out.connection.KEEPALIVE_AFTER", 1)
+    async with SmtpSink(script={"dot": Vanish()}) as sink, sending(timeouts=Timeouts(final=10.0)) as sender:
+        outcome = await send(sender, sink)
+    assert (outcome.kind, outcome.text) == (AMBIGUOUS, "end of data: Connection reset by peer")
+
+
+def test_silence_ends_no_connection_before_its_time_limit() -> None:
+    longest = max(dataclasses.asdict(Timeouts()).values())
+    assert longest < connection.KEEPALIVE_AFTER + connection.KEEPALIVE_EVERY * connection.KEEPALIVE_UNANSWERED
 
 
 async def test_an_answer_too_many_before_the_content_stops_the_attempt() -> None:

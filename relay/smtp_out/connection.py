@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +17,12 @@ from relay.smtp_out.replies import Reply, ReplyError, ReplyParser, printable
 MAX_REPLIES = 16
 #: Seconds that a next hop gets to answer QUIT before the connection is cut.
 QUIT_TIME = 2.0
+#: Seconds of silence after which the system asks the next hop's whether there still is this connection, and between two
+#: such questions. One that was cut off from power and is back says no: without them its answer would be waited for to
+#: the end of the time limit. So many may stay unanswered that no limit of RFC 5321 §4.5.3.2 is cut short.
+KEEPALIVE_AFTER = 60
+KEEPALIVE_EVERY = 30
+KEEPALIVE_UNANSWERED = 20
 
 
 class NoReply(Exception):
@@ -60,6 +68,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._registry.add(self)
+        plain = transport.get_extra_info("socket")
+        if plain is not None and hasattr(socket, "TCP_KEEPIDLE"):  # else its questions would begin after two hours
+            with contextlib.suppress(OSError):  # it is lost already, as we are told in a moment
+                _keep_alive(plain)
 
     def data_received(self, data: bytes) -> None:
         if self._quitting:  # 221, or whatever else: we are done
@@ -217,6 +229,13 @@ class Connection(asyncio.Protocol):
         self.on_idle_event = None  # breaks the circle with the session
         if not self.closed.done():
             self.closed.set_result(None)
+
+
+def _keep_alive(plain: socket.socket) -> None:
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_AFTER)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_EVERY)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_UNANSWERED)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def reason(error: BaseException) -> str:
