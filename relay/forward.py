@@ -15,7 +15,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -26,13 +26,13 @@ from relay.bodies import INLINE, Bodies
 from relay.core.address import parse
 from relay.core.backoff import delay
 from relay.core.destinations import Destinations
-from relay.core.message import loop_token, received_field, transmission_type, visit_fields, without
 from relay.core.metrics import LONG_SECONDS, Histogram
 from relay.core.model import DeliveryState, Outcome, OutcomeKind
 from relay.destination import NextHops
 from relay.envelope import return_path
+from relay.outgoing import content_of
 from relay.secrets import Keys, SealError
-from relay.smtp_out import Content, Sender
+from relay.smtp_out import Sender
 from relay.store import moves, queue
 from relay.store.engine import StoreUnavailable
 from relay.store.messages import Job
@@ -73,23 +73,6 @@ def settle(job: Job, outcome: Outcome, started_at: float, now: float, jitter: fl
         finished_at=now,
         possibly_repeated=outcome.kind is OutcomeKind.AMBIGUOUS,
     )
-
-
-def _mbox_line(head: bytes, job: Job) -> bytes:
-    """The mbox "From " line that was cut from the beginning, to go before our fields.
-
-    Behind them it would be no field and no fold, and the next hop would take everything from it on as the body.
-    """
-    start, end = job.cut[0]
-    return head[:end] if start == 0 and head[:end].lstrip(b">").startswith(b"From ") else b""
-
-
-def _before(prefix: bytes, content: bytes) -> bytes:
-    """Our fields as they stand before ``content``. One that begins with white space has no header block: it is body.
-
-    Without the empty line its first line would be read as the continuation of our last field.
-    """
-    return prefix + b"\r\n" if content[:1] in (b" ", b"\t") else prefix
 
 
 @dataclass(slots=True)
@@ -312,7 +295,7 @@ class Forwarder:
         try:
             next_hop = self._next_hops.of(job.next_hop)
             address = parse(job.forward_to)
-            content = await self._content(job)
+            content = await content_of(job, self._bodies, self._hostname, self._keys.current("loop"))
         except (SealError, ValueError, OSError, StoreUnavailable, LookupError) as error:
             return _not_sent(job, str(error))
         domain = parse(job.recipient).domain if "@" in job.recipient else self._hostname
@@ -322,43 +305,6 @@ class Forwarder:
             flight.past_dot = True
 
         return await self._sender.send(next_hop, address.domain, mail_from, str(address), content, on_final_dot)
-
-    async def _content(self, job: Job) -> Content:
-        prefix = self._prefix(job)
-        if job.data is not None:
-            if not job.cut:
-                return Content(_before(prefix, job.data), job.stored_size, job.data)
-            rest = without(job.data, job.cut)
-            return Content(_mbox_line(job.data, job) + _before(prefix, rest), job.stored_size, rest)
-        if job.file is None:
-            raise LookupError("the message's bytes were removed by retention")
-        file = job.file
-        if not job.cut:
-            first = await asyncio.to_thread(self._bodies.read, file, 1)
-            return Content(_before(prefix, first), job.stored_size, lambda: self._bodies.chunks(file))
-        head = await asyncio.to_thread(self._bodies.read, file, INLINE)
-
-        async def chunks() -> AsyncIterator[bytes]:
-            yield without(head, job.cut)
-            async for chunk in self._bodies.chunks(file, INLINE):
-                yield chunk
-
-        return Content(_mbox_line(head, job) + _before(prefix, without(head, job.cut)), job.stored_size, chunks)
-
-    def _prefix(self, job: Job) -> bytes:
-        message_id = str(job.message_id)
-        received = received_field(
-            helo=job.helo,
-            ip=job.ip,
-            name=None,
-            host=self._hostname,
-            protocol=transmission_type(esmtp=job.esmtp, encrypted=job.tls is not None),
-            message_id=message_id,
-            now=job.received_at,
-            recipient=job.recipient,
-        )
-        token = loop_token(message_id, self._keys.current("loop"))
-        return received + f"X-Visit-Relay: {token}\r\n".encode() + visit_fields(job.visit, job.source)
 
     async def _hold_expired(self, destination: str, outcome: Outcome) -> None:
         """One message tries a destination that is down for all that wait: whose time is over is held by its answer."""
