@@ -122,7 +122,7 @@ class Forwarder:
         self._keys = keys
         self._hostname = hostname
         self._next_hops = NextHops(keys, next_hop)
-        self._defined: object = None  # the sites as they were when what waits was last named
+        self._defined: object = None  # the sites as they were when what waits was last named; None: it is to be
         self._clock = clock
         self._clock_is_doubtful = clock_is_doubtful
         self.claim = secrets.token_hex(8)
@@ -160,8 +160,12 @@ class Forwarder:
         self._work.set()
 
     def retry_now(self) -> None:
-        """Somebody wants deliveries tried now: destinations that are down get their next attempt at once."""
+        """Somebody wants deliveries tried now: destinations that are down get their next attempt at once.
+
+        What was held goes the way that its target has now, too.
+        """
         self._destinations.retry(self._clock())
+        self._defined = None
         self._work.set()
 
     def clock_set_back(self, by: float) -> None:
@@ -241,6 +245,14 @@ class Forwarder:
         defined = self._store.sites.by_id
         if defined is self._defined:
             return
+        self._defined = defined  # first: who retries what was held during this look wants another
+        try:
+            await self._move_all()
+        except BaseException:
+            self._defined = None
+            raise
+
+    async def _move_all(self) -> None:
         for before, target, forward_to, sealed in await self._store.reader.run(moves.WAYS):
             try:
                 after = self._next_hops.name(sealed, forward_to)
@@ -251,7 +263,6 @@ class Forwarder:
                 log.info("what waits goes another way", to=forward_to, destination=after)
                 while await self._store.write(partial(moves.move, wanted=move, now=self._clock())):
                     pass
-        self._defined = defined
 
     async def _renew(self) -> None:
         claims = [(flight.job.delivery_id, flight.job.claim) for flight in self._flights.values()]

@@ -204,21 +204,26 @@ class Intake:
     def _recipient(self, addressee: Addressee, route: object) -> Recipient:
         address = addressee if isinstance(addressee, str) else str(addressee)
         if isinstance(route, ToTarget):
-            target = route.route
-            return Recipient(
-                address, target, route.tag, target.real_address, target.next_hop, self._destination(target)
-            )
+            target, next_hop = route.route, self._next_hop(route.route)
+            destination = self._destination(next_hop, target.real_address)
+            return Recipient(address, target, route.tag, target.real_address, next_hop, destination)
         if isinstance(route, ToOperator):
             return Recipient(address, None, None, route.address, None, self._next_hops.name(None, route.address))
         return Recipient(address, None, None, "", None, "")
 
-    def _destination(self, target: Route) -> str:
+    def _next_hop(self, route: Route) -> str | None:
+        """The target's own, sealed, as it is now: since RCPT it may have got another, and what waits has gone there."""
+        site = self._store.sites.by_id.get(route.site_id)
+        targets = site.targets if site else ()
+        return next((target.next_hop for target in targets if target.id == route.target_id), route.next_hop)
+
+    def _destination(self, next_hop: str | None, real_address: str) -> str:
         try:
-            return self._next_hops.name(target.next_hop, target.real_address)
+            return self._next_hops.name(next_hop, real_address)
         except (SealError, ValueError):
             # Mail is taken all the same. Its attempts say what is wrong, and once the target has another next hop it
             # goes there (relay/forward.py).
-            return target.real_address.rpartition("@")[2]
+            return real_address.rpartition("@")[2]
 
     def _log(self, transaction: Transaction, accepted: messages.Accepted, looped: bool) -> None:
         if looped:

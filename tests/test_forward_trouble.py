@@ -9,28 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import bindparam, update
 from structlog.testing import capture_logs
 
 from relay import background
 from relay.clockwatch import ClockWatch
 from relay.core.model import Method
 from relay.forward import AHEAD, POLL
-from relay.secrets import Keys
 from relay.store import queue, queue_by_hand
 from relay.store.clock import TOLERANCE
-from relay.store.engine import Statement, StoreUnavailable, Verb
+from relay.store.engine import StoreUnavailable, Verb
 from relay.store.post import CLAIM
-from relay.store.schema import deliveries
-from relay.store.sites import SiteDefinition, declare_all
-from tests.certificates import Certificate
 from tests.parts import DOMAIN, MAIL, SITE, running_parts
 from tests.smtp_sink import Later, Script, SmtpSink
 from tests.store_fixtures import fresh_keys, target_of
 
 WHO = ("sales@example.com", "dead@example.com")
 YEAR = 365 * 86_400.0
-_RENAME = Statement(update(deliveries).values(destination=bindparam("name")))
 
 
 @pytest.fixture
@@ -269,101 +263,6 @@ async def test_a_dead_destination_with_a_long_queue_costs_the_others_no_attempt_
         assert set(made["dead@example.com"]) == {0, 1}
         assert parts.forwarder._flights == {}
         assert await parts.forwarder._claim() == POLL
-
-
-#: What does not get in at a next hop, and what does at the same one, for "info:secret".
-WAYS = {
-    "password": ("smtp://info:wrong@", "smtp://info:secret@"),
-    "user": ("smtp://nobody:wrong@", "smtp://info:secret@"),
-    "certificate": ("smtp+starttls://info:secret@", "smtp://info:secret@"),
-}
-
-
-@pytest.mark.parametrize(("bad", "good"), WAYS.values(), ids=list(WAYS))
-async def test_a_target_that_is_not_let_in_stops_no_mail_of_another_to_the_same_host(
-    bad: str, good: str, tmp_path: Path
-) -> None:
-    keys = fresh_keys(tmp_path / "keys")
-    certificate = Certificate.make(tmp_path, "127.0.0.1")  # of an authority that nobody knows
-    async with SmtpSink(logins={"info": "secret"}, tls=certificate) as sink:
-        hops = {f"{name}@example.com": keys.seal(way + sink.address) for name, way in (("bad", bad), ("good", good))}
-        targets = tuple(target_of(Method.PLUS, address, DOMAIN, next_hop=hop) for address, hop in hops.items())
-        async with running_parts(tmp_path, None, sites=(replace(SITE, targets=targets),)) as parts:
-            await parts.send(f"bad@{DOMAIN}")
-            (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
-            assert row["answer"].startswith(("AUTH: 535", "TLS: "))
-            assert not parts.forwarder.takes(row["destination"], len(MAIL))
-            await parts.send(f"good@{DOMAIN}")
-            _, row = await parts.until(lambda rows: rows[-1]["attempts"] == 1 and rows[-1]["claim"] is None)
-            assert (row["state"], row["forward_to"]) == ("forwarded", "good@example.com")
-
-
-async def test_a_next_hop_that_is_redefined_takes_what_waits_along_at_once(tmp_path: Path) -> None:
-    keys = fresh_keys(tmp_path / "keys")
-    async with SmtpSink(logins={"info": "secret"}) as sink:
-
-        def by(password: str) -> SiteDefinition:
-            hop = keys.seal(f"smtp://info:{password}@{sink.address}")
-            return replace(
-                SITE, targets=(target_of(Method.PLUS, "sales@example.com", DOMAIN, next_hop=hop),), statics=()
-            )
-
-        async with running_parts(tmp_path, None, sites=(by("wrong"),)) as parts:
-            await parts.send()
-            (waits,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
-            await parts.store.redefine(lambda tx: declare_all(tx, [by("secret")], parts.clock()))
-            parts.forwarder.wake()
-            (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
-            assert row["destination"] != waits["destination"]
-
-
-@pytest.mark.parametrize(
-    ("url", "why"),
-    [
-        (None, "sealed with a key that is not in data_dir/keys, or altered"),
-        ("lmtp://mail.example.com", "the next hop must start with smtp://, smtps:// or smtp+starttls://"),
-    ],
-    ids=["keys lost", "no longer taken"],
-)
-async def test_mail_for_a_next_hop_that_cannot_be_read_is_taken_and_waits_until_it_is_redefined(
-    tmp_path: Path, url: str | None, why: str
-) -> None:
-    keys, lost = fresh_keys(tmp_path / "keys"), Keys.load(tmp_path / "lost")
-
-    def by(sealed: str) -> SiteDefinition:
-        target = target_of(Method.PLUS, "sales@example.com", DOMAIN, next_hop=sealed)
-        return replace(SITE, targets=(target,), statics=())
-
-    async with SmtpSink() as sink:
-        unreadable = by(lost.seal(f"smtp://{sink.address}") if url is None else keys.seal(url))
-        async with running_parts(tmp_path, None, sites=(unreadable,)) as parts:
-            assert (await parts.send()).startswith("250 ")
-            (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
-            assert row["answer"] == f"not sent: {why}"
-            parts.forwarder._defined = None
-            await parts.forwarder._move()  # raises nothing, which would keep all the others waiting
-            await parts.store.redefine(
-                lambda tx: declare_all(tx, [by(keys.seal(f"smtp://{sink.address}"))], parts.clock())
-            )
-            parts.forwarder.wake()
-            await sink.wait_for_messages(1)
-
-
-async def test_what_was_named_otherwise_by_an_older_version_goes_the_way_of_its_target(tmp_path: Path) -> None:
-    keys = fresh_keys(tmp_path / "keys")
-    async with SmtpSink(logins={"info": "secret"}) as sink:
-        hop = keys.seal(f"smtp://info:secret@{sink.address}")
-        targets = (target_of(Method.PLUS, "sales@example.com", DOMAIN, next_hop=hop),)
-        shop = replace(SITE, targets=targets, statics=())
-        async with running_parts(tmp_path, None, sites=(shop,), start_forwarding=False) as parts:
-            parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
-            await parts.send()
-            await parts.store.write(lambda tx: tx.run(_RENAME, name=sink.address))
-            del parts.forwarder.submit
-            await parts.store.write(queue.void_claims)
-            await parts.forwarder.start()
-            (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
-            assert row["destination"].startswith("smtp://info@")
 
 
 async def test_a_leap_of_the_clock_begins_nothing_a_second_time_that_is_under_way(tmp_path: Path) -> None:
