@@ -77,11 +77,14 @@ def settle(job: Job, outcome: Outcome, started_at: float, now: float, jitter: fl
 
 @dataclass(slots=True)
 class _Flight:
-    """``turn``: its destination's when it began (core/destinations.py)."""
+    """``turn``: its destination's when it began (core/destinations.py). ``is_over``: its outcome is recorded, so that a
+    claim of its delivery is for another.
+    """
 
     job: Job
     turn: int
     past_dot: bool = False
+    is_over: bool = False
     more_time: float = 0.0  # seconds: the clock was set ahead meanwhile
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
@@ -144,16 +147,19 @@ class Forwarder:
         return not self._closing and self._destinations.takes(destination, size)
 
     def submit(self, jobs: tuple[Job, ...] | list[Job]) -> None:
-        """Attempt these deliveries, claimed by :attr:`claim`.
-
-        One that is under way is not begun again: its claim seems to have ended when the clock leaps ahead.
-        """
+        """Attempt these deliveries, claimed by :attr:`claim`."""
         for job in jobs:
-            if job.delivery_id in self._flights:
-                continue
-            flight = _Flight(job, self._destinations.begin(job.destination, job.stored_size))
-            self._flights[job.delivery_id] = flight
-            flight.task = asyncio.create_task(self._fly(flight))
+            self._begin(job)
+
+    def _begin(self, job: Job) -> bool:
+        """False for one that is under way: its claim seems to have ended when the clock leaps ahead."""
+        under_way = self._flights.get(job.delivery_id)
+        if under_way is not None and not under_way.is_over:
+            return False
+        flight = _Flight(job, self._destinations.begin(job.destination, job.stored_size))
+        self._flights[job.delivery_id] = flight
+        flight.task = asyncio.create_task(self._fly(flight))
+        return True
 
     def wake(self) -> None:
         """Something may be due in the store."""
@@ -231,8 +237,8 @@ class Forwarder:
             _, memory = self._destinations.free
             down = {name for name in capacity if self._destinations.is_down(name)}
             jobs = await self._store.write(lambda tx: queue.claim_due(tx, capacity, self.claim, now, memory, down))
-            self.submit(jobs)
-            self._destinations.filled({job.destination for job in jobs})
+            begun = [job for job in jobs if self._begin(job)]
+            self._destinations.filled({job.destination for job in begun})
             if jobs:
                 return PAUSE  # more may be due than there was room for
         # What is due and has no room is no reason to look soon: whoever makes room wakes us, or a back-off ends.
@@ -287,11 +293,13 @@ class Forwarder:
                 self.delays.observe(end.finished_at - job.received_at)
             failures = self._destinations.note(job.destination, outcome.reached, flight.turn, self._clock(), _jitter())
             await self._record(end)
+            flight.is_over = True
             # Not by the first failure: after a long standstill the network may be a minute later than we are.
             if failures > 1 and not self._clock_is_doubtful():
                 await self._hold_expired(job.destination, outcome)
         finally:
-            self._flights.pop(job.delivery_id, None)
+            if self._flights.get(job.delivery_id) is flight:
+                del self._flights[job.delivery_id]
             if self._destinations.end(job.destination, job.stored_size, flight.turn):
                 self._work.set()
 

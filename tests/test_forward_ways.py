@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import bindparam, update
 
+from relay.core.backoff import JITTER, MAIL_DELAYS
 from relay.core.model import Method
 from relay.secrets import Keys
 from relay.store import queue, queue_by_hand
@@ -21,6 +24,8 @@ from tests.smtp_sink import SmtpSink
 from tests.store_fixtures import fresh_keys, target_of
 
 _RENAME = Statement(update(deliveries).values(destination=bindparam("name")))
+#: Past the first back-off, of a delivery as of a destination.
+LATER = MAIL_DELAYS[0] * (1 + JITTER) + 1
 
 
 def by(**next_hops: str) -> SiteDefinition:
@@ -88,6 +93,34 @@ async def test_what_was_held_goes_the_way_that_its_target_has_when_it_is_retried
         await parts.store.write(lambda tx: queue_by_hand.retry(tx, [1], now, now + 60))
         parts.forwarder.retry_now()
         await sink.wait_for_messages(1)
+
+
+async def test_a_retry_is_taken_while_others_are_held_by_what_the_last_try_came_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slow(*_: Any) -> None:
+        holding.set()
+        await may_end.wait()
+
+    keys = fresh_keys(tmp_path / "keys")
+    async with SmtpSink() as gone:
+        nobody = by(sales=keys.seal(f"smtp://{gone.address}"))
+    async with SmtpSink() as sink, running_parts(tmp_path, None, sites=(nobody,)) as parts:
+        monkeypatch.setattr(parts.forwarder, "_hold_expired", slow)
+        await parts.send()
+        await parts.until(lambda rows: rows[0]["state"] == "deferred")
+        parts.clock.ahead = LATER
+        parts.forwarder.wake()
+        await holding.wait()
+        mended = by(sales=keys.seal(f"smtp://{sink.address}"))
+        await parts.store.redefine(lambda tx: declare_all(tx, [mended], parts.clock()))
+        parts.forwarder.wake()
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "forwarded")
+        assert (row["attempts"], row["possibly_repeated"]) == (3, 0)
+        may_end.set()
+        await parts.until(lambda _: not parts.forwarder._flights)
 
 
 async def test_a_letter_goes_the_way_that_its_target_has_at_the_dot(tmp_path: Path) -> None:
