@@ -53,7 +53,7 @@ PAUSE = 0.05
 RECORD_AGAIN = 1.0
 
 
-def settle(job: Job, outcome: Outcome, started_at: float, now: float, jitter: float) -> Finish:
+def settle(job: Job, outcome: Outcome, started_at: float, now: float, jitter: float, expires_at: float) -> Finish:
     """What an outcome makes of a delivery. Pure.
 
     What would be tried again after its time is over is held, as is what was refused for good.
@@ -63,7 +63,7 @@ def settle(job: Job, outcome: Outcome, started_at: float, now: float, jitter: fl
         state = DeliveryState.FAILED
     elif outcome.kind in (OutcomeKind.TEMPORARY, OutcomeKind.AMBIGUOUS):
         next_at = now + delay(job.attempts, jitter)
-        state = DeliveryState.DEFERRED if next_at < job.expires_at else DeliveryState.FAILED
+        state = DeliveryState.DEFERRED if next_at < expires_at else DeliveryState.FAILED
     return Finish(
         job=job,
         outcome=outcome,
@@ -285,16 +285,15 @@ class Forwarder:
             except Exception as error:
                 log.exception("attempt failed unexpectedly", delivery=job.delivery_id, message=job.message_id)
                 outcome = _not_sent(job, type(error).__name__)
-            lasting = replace(flight.job, expires_at=self._expires_at(flight))
-            end = settle(lasting, outcome, started_at, self._clock(), _jitter())
+            failures = self._destinations.note(job.destination, outcome.reached, flight.turn, self._clock(), _jitter())
+            expires_at = self._expires_at(flight, is_first=outcome.reached is False and failures <= 1)
+            end = settle(flight.job, outcome, started_at, self._clock(), _jitter(), expires_at)
             self.outcomes[outcome.kind.value] += 1
             self.durations.observe(end.finished_at - started_at)
             if end.state is DeliveryState.FORWARDED:
                 self.delays.observe(end.finished_at - job.received_at)
-            failures = self._destinations.note(job.destination, outcome.reached, flight.turn, self._clock(), _jitter())
             await self._record(end)
             flight.is_over = True
-            # Not by the first failure: after a long standstill the network may be a minute later than we are.
             if failures > 1 and not self._clock_is_doubtful():
                 await self._hold_expired(job.destination, outcome)
         finally:
@@ -303,9 +302,13 @@ class Forwarder:
             if self._destinations.end(job.destination, job.stored_size, flight.turn):
                 self._work.set()
 
-    def _expires_at(self, flight: _Flight) -> float:
-        """When the delivery is given up. Never by a clock that was set and has not been looked at yet (ClockWatch)."""
-        if self._clock_is_doubtful():
+    def _expires_at(self, flight: _Flight, *, is_first: bool) -> float:
+        """When the delivery is given up. Never by a clock that was set and has not been looked at yet (ClockWatch).
+
+        Nor by the first failure to reach its destination, or one that says no more than that: after a long standstill
+        the network may be a minute later than we are.
+        """
+        if is_first or self._clock_is_doubtful():
             return math.inf
         return flight.job.expires_at + flight.more_time
 

@@ -579,14 +579,13 @@ class TestControlSocket:
         assert caught.value.field == field
 
 
-async def test_held_mail_is_forwarded_once_the_next_hop_is_back(tmp_path: Path) -> None:
-    port = dead_port()
-    settings = {"forward": {"next_hop": f"smtp://127.0.0.1:{port}", "retry_for": "0s"}, "site": [declared()]}
-    async with Daemon(tmp_path, settings) as daemon:
-        await mail(daemon, letter(1))
-        await daemon.logged("delivery", state="failed")
-        daemon.stop()
-        async with SmtpSink(port=port) as sink:
+async def test_held_mail_is_forwarded_once_the_next_hop_takes_it(tmp_path: Path) -> None:
+    async with SmtpSink(script={"rcpt": ["450 4.2.1 full"]}) as sink:
+        forward = {"next_hop": f"smtp://{sink.address}", "retry_for": "0s"}
+        async with Daemon(tmp_path, {"forward": forward, "site": [declared()]}) as daemon:
+            await mail(daemon, letter(1))
+            await daemon.logged("delivery", state="failed")
+            daemon.stop()
             retried = await asyncio.to_thread(Place(daemon, ALONE, ()).done, "queue", "retry", "--all")
             assert retried == "1 delivery tried now\n"
             daemon.start()

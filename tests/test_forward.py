@@ -274,7 +274,7 @@ JOB = Job(
 def test_an_outcome_settles_what_becomes_of_the_delivery(
     kind: OutcomeKind, now: float, state: DeliveryState, repeated: bool
 ) -> None:
-    end = settle(JOB, Outcome(kind, 250, "text", "host"), 5.0, now, 0.0)
+    end = settle(JOB, Outcome(kind, 250, "text", "host"), 5.0, now, 0.0, JOB.expires_at)
     assert (end.state, end.possibly_repeated, end.started_at, end.finished_at) == (state, repeated, 5.0, now)
     if state is DeliveryState.DEFERRED:
         assert end.next_at == now + 60

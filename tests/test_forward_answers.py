@@ -163,6 +163,24 @@ async def test_mail_for_a_destination_that_stays_dead_is_held_when_its_time_is_o
             await back.wait_for_messages(7)
 
 
+async def test_after_a_standstill_the_first_failure_gives_nothing_up_whose_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SmtpSink() as gone:
+        address = gone.address
+    policy = {"retry_for": 3600.0}
+    async with running_parts(tmp_path, f"smtp://{address}", policy=policy, start_forwarding=False) as parts:
+        monkeypatch.setattr(parts.forwarder, "takes", lambda *_: False)
+        for number in range(3):
+            await parts.send(mail=MAIL + b"%d\r\n" % number)
+        parts.clock.ahead = 86_400.0
+        await parts.forwarder.start()
+        await parts.until(lambda rows: all(row["attempts"] == 1 and row["claim"] is None for row in rows))
+        assert [row["state"] for row in await parts.delivery_rows()] == ["deferred"] * 3
+        await tried_again(parts)
+        await parts.until(lambda rows: all(row["state"] == "failed" for row in rows))
+
+
 SOUND: Table = {("example.com", "MX"): ["10 mx.example.com."], ("mx.example.com", "A"): ["127.0.0.1"]}
 BROKEN: dict[str, tuple[Table, str]] = {
     "nxdomain": ({}, "does not exist (NXDOMAIN)"),
