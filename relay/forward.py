@@ -37,7 +37,7 @@ from relay.store import moves, queue
 from relay.store.engine import StoreUnavailable
 from relay.store.messages import Job
 from relay.store.post import CLAIM
-from relay.store.queue import Finish
+from relay.store.queue import Expired, Finish
 from relay.store.store import Store
 
 log = structlog.get_logger()
@@ -330,19 +330,31 @@ class Forwarder:
 
     async def _hold_expired(self, destination: str, outcome: Outcome) -> None:
         """One message tries a destination that is down for all that wait: whose time is over is held by its answer."""
-        now, held = self._clock(), False
+        now, any_held = self._clock(), False
         try:
-            while ids := await self._expired(destination, now):
-                await self._store.write(partial(queue.hold_expired, delivery_ids=ids, outcome=outcome, now=now))
-                held = True
+            while expired := await self._expired(destination, now):
+                hold = partial(queue.hold_expired, expired=expired, outcome=outcome, now=now)
+                for held in await self._store.write(hold):
+                    any_held = True
+                    log.warning(
+                        "delivery",
+                        id=held.delivery_id,
+                        message=held.message_id,
+                        to=held.forward_to,
+                        host=outcome.host,
+                        state=DeliveryState.FAILED.value,
+                        code=outcome.code,
+                        answer=outcome.text,
+                        attempt=held.attempts,
+                    )
         except StoreUnavailable as error:
             log.error("mail whose time is over is not held yet", destination=destination, error=str(error))
-        if held:
+        if any_held:
             self._on_held()
 
-    async def _expired(self, destination: str, now: float) -> list[int]:
+    async def _expired(self, destination: str, now: float) -> list[Expired]:
         rows = await self._store.reader.run(queue.EXPIRED, destination=destination, now=now, most=HELD_AT_ONCE)
-        return [row[0] for row in rows]
+        return [Expired(*row) for row in rows]
 
     async def _record(self, end: Finish) -> None:
         """Until it is written the delivery stays under way, its claim renewed: what arrived is not sent again."""

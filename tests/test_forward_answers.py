@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from structlog.testing import capture_logs
 
 from relay.core.backoff import JITTER, MAIL_DELAYS
 from relay.store import queue_by_hand
@@ -150,8 +151,16 @@ async def test_mail_for_a_destination_that_stays_dead_is_held_when_its_time_is_o
         await parts.until(lambda rows: sum(row["attempts"] for row in rows) == 2)
         await parts.send(mail=MAIL + b"late\r\n")
         parts.clock.ahead = 3700.0
-        parts.forwarder.wake()
-        rows = await parts.until(lambda rows: [row["state"] for row in rows].count("failed") == 6)
+        with capture_logs() as entries:
+            parts.forwarder.wake()
+            await parts.until(lambda rows: [row["state"] for row in rows].count("failed") == 6)
+            rows = await parts.until(lambda _: not parts.forwarder._flights)
+        told = [entry for entry in entries if entry["event"] == "delivery" and entry["state"] == "failed"]
+        columns = ("id", "message_id", "forward_to", "host", "code", "answer", "attempts")
+        names = ("id", "message", "to", "host", "code", "answer", "attempt")
+        assert {tuple(entry[name] for name in names) for entry in told} == {
+            tuple(row[column] for column in columns) for row in rows[:6]
+        }
         assert [row["state"] for row in rows] == ["failed"] * 6 + ["queued"]
         assert sum(row["attempts"] for row in rows) == 3
         assert {row["answer"] for row in rows[:6]} == {"connect: Connection refused"}

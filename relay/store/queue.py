@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from sqlalchemy import CTE, Select, bindparam, case, func, select, update
 from sqlalchemy import insert as insert_into
@@ -98,9 +99,9 @@ _FIRST_DUE = (
 _LEAST_TRIED = select(_FIRST_DUE.c.id).order_by(_FIRST_DUE.c.attempts, _FIRST_DUE.c.next_at).limit(1)
 #: The one that goes alone to a destination that is down: not always the oldest, which may be what is not taken.
 _PROBE = Statement(_JOBS.where(deliveries.c.id == _LEAST_TRIED.scalar_subquery()))
-#: Deliveries to a destination that nobody works on and whose time is over, at most so many.
+#: Deliveries to a destination that nobody works on and whose time is over, at most so many: as Expired.
 EXPIRED = Statement(
-    select(deliveries.c.id)
+    select(deliveries.c.id, deliveries.c.message_id, deliveries.c.forward_to, deliveries.c.attempts)
     .where(deliveries.c.destination == bindparam("destination"), *_DUE, deliveries.c.expires_at <= bindparam("now"))
     .limit(bindparam("most"))
 )
@@ -198,6 +199,15 @@ class Finish:
     started_at: float
     finished_at: float
     possibly_repeated: bool = False
+
+
+class Expired(NamedTuple):
+    """A delivery whose time is over, and the attempts made of it."""
+
+    delivery_id: int
+    message_id: int
+    forward_to: str
+    attempts: int
 
 
 def claim_due(
@@ -331,21 +341,23 @@ def _meanwhile(tx: Tx, end: Finish) -> Finish:
     return end if row is None else replace(end, state=DeliveryState.DEFERRED, next_at=row[0])
 
 
-def hold_expired(tx: Tx, delivery_ids: Sequence[int], outcome: Outcome, now: float) -> None:
-    """Hold those of these deliveries whose time is over and that nobody works on. ``outcome`` is why they waited."""
-    for delivery_id in delivery_ids:
+def hold_expired(tx: Tx, expired: Sequence[Expired], outcome: Outcome, now: float) -> list[Expired]:
+    """Hold these deliveries: those of them that still wait and that nobody works on. ``outcome`` is why they waited."""
+    held = []
+    for delivery in expired:
         if tx.run(
             _HOLD_EXPIRED,
-            delivery=delivery_id,
+            delivery=delivery.delivery_id,
             now=now,
             reply_code=outcome.code,
             reply=outcome.text,
             from_host=outcome.host,
         ):
-            message_id = message_of(tx, delivery_id)
-            mirror(tx, message_id, delivery_id)
-            _tell_held(tx, message_id, delivery_id, now)
-            settle_message(tx, message_id)
+            mirror(tx, delivery.message_id, delivery.delivery_id)
+            _tell_held(tx, delivery.message_id, delivery.delivery_id, now)
+            settle_message(tx, delivery.message_id)
+            held.append(delivery)
+    return held
 
 
 def _tell_held(tx: Tx, message_id: int, carrier: int, now: float) -> None:
