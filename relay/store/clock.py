@@ -8,27 +8,25 @@ from dataclasses import dataclass
 
 from sqlalchemy import BindParameter, ScalarSelect, and_, bindparam, case, func, or_, select, update
 
-from relay.core.model import DeliveryState
 from relay.store.engine import Statement, Tx
-from relay.store.schema import LISTED, bindings, deliveries, messages, posts, routes
+from relay.store.schema import LISTED, OPEN, bindings, deliveries, messages, posts, routes
 
 #: Seconds by which the clock may differ from the time that passed before it counts as set.
 TOLERANCE = 10.0
 #: A time that no lease reaches.
 _NEVER = 1e15
 
-_OPEN = deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value])
 _LATER: BindParameter[float] = bindparam("now")
 _BY: BindParameter[float] = bindparam("by")
 _DELIVERIES = Statement(
     update(deliveries)
-    .where(_OPEN, deliveries.c.joined_id.is_(None), deliveries.c.next_at > _LATER)
+    .where(OPEN, deliveries.c.joined_id.is_(None), deliveries.c.next_at > _LATER)
     .values(next_at=deliveries.c.next_at - _BY)
 )
 # What was received since the clock was set has its time already.
 _SHORTEN = Statement(
     update(deliveries)
-    .where(_OPEN, deliveries.c.expires_at - _BY > _LATER)
+    .where(OPEN, deliveries.c.expires_at - _BY > _LATER)
     .values(expires_at=deliveries.c.expires_at - _BY)
 )
 _RECEIVED: ScalarSelect[float] = (
@@ -37,7 +35,7 @@ _RECEIVED: ScalarSelect[float] = (
 # The second condition is for a clock that was wrong before and is right now.
 _EXTEND = Statement(
     update(deliveries)
-    .where(_OPEN, or_(bindparam("before") >= _RECEIVED, deliveries.c.expires_at < _LATER))
+    .where(OPEN, or_(bindparam("before") >= _RECEIVED, deliveries.c.expires_at < _LATER))
     .values(expires_at=deliveries.c.expires_at + _BY)
 )
 _POSTS = Statement(

@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, func, select, text
+from sqlalchemy import ColumnElement, TextClause, and_, bindparam, case, func, select, text
 
 from relay.core.model import AttributionState
 from relay.core.sizing import Stay
 from relay.store.engine import Statement
 from relay.store.reader import Reader
 from relay.store.routes import NOBODY
-from relay.store.schema import bindings, deliveries, events, messages, posts, routes, visits
+from relay.store.schema import OPEN, bindings, deliveries, events, messages, posts, routes, visits
 
 _PERSON = func.coalesce(visits.c.device, "") != "bot"  # robots are given no address, and buy nothing
 _STAYS = Statement(
@@ -121,7 +121,7 @@ _ACCEPTED = Statement(select(func.coalesce(func.max(messages.c.id), 0)))
 _HELD = Statement(select(func.count()).where(messages.c.state == "failed", messages.c.state != "forwarded"))
 
 
-def _waiting(*where: ColumnElement[bool]) -> Statement:
+def _waiting(*where: ColumnElement[bool] | TextClause) -> Statement:
     """State, number and oldest of the deliveries of some states; each index holds one such set and no other."""
     by_state = (
         select(deliveries.c.state, func.count().label("number"), func.min(deliveries.c.id).label("first"))
@@ -136,7 +136,7 @@ def _waiting(*where: ColumnElement[bool]) -> Statement:
     )
 
 
-_OPEN = _waiting(deliveries.c.state.in_(["queued", "deferred"]))
+_OPEN = _waiting(OPEN)
 _FAILED = _waiting(deliveries.c.state == "failed")
 _BY_WEBHOOK = (
     select(posts.c.webhook_id, func.count().label("number"), func.min(posts.c.id).label("first"))

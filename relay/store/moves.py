@@ -10,22 +10,18 @@ from dataclasses import dataclass
 
 from sqlalchemy import bindparam, select, update
 
-from relay.core.model import DeliveryState
 from relay.store.engine import Statement, Tx
-from relay.store.schema import deliveries, targets
+from relay.store.schema import OPEN, deliveries, targets
 
 #: Deliveries that are moved in one transaction at most.
 AT_ONCE = 1000
 
-_OPEN = (
-    deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value]),
-    deliveries.c.joined_id.is_(None),
-)
+_WAITS = (OPEN, deliveries.c.joined_id.is_(None))
 #: Of what waits: destination, target, real address, the target's own next hop.
 WAYS = Statement(
     select(deliveries.c.destination, deliveries.c.target_id, deliveries.c.forward_to, targets.c.next_hop)
     .outerjoin(targets, targets.c.id == deliveries.c.target_id)
-    .where(*_OPEN)
+    .where(*_WAITS)
     .distinct()
 )
 _MOVE = Statement(
@@ -34,7 +30,7 @@ _MOVE = Statement(
         deliveries.c.id.in_(
             select(deliveries.c.id)
             .where(
-                *_OPEN,
+                *_WAITS,
                 deliveries.c.destination == bindparam("before"),
                 deliveries.c.target_id.is_not_distinct_from(bindparam("target")),
                 deliveries.c.forward_to == bindparam("real_address"),

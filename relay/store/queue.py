@@ -20,13 +20,11 @@ from relay.store import events
 from relay.store.engine import Row, Statement, Tx
 from relay.store.messages import Job
 from relay.store.post import CLAIM
-from relay.store.schema import attempts, bodies, deliveries, messages, targets, visits
+from relay.store.schema import OPEN, attempts, bodies, deliveries, messages, targets, visits
 
 #: Of so many that are due for a destination that is down, the one tried least goes first.
 PROBES = 1000
 
-#: What waits for its next attempt, or for the end of the one under way.
-OPEN = deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value])
 _DUE = (
     OPEN,
     deliveries.c.next_at <= bindparam("now"),

@@ -12,8 +12,8 @@ from sqlalchemy import bindparam, func, or_, update
 from relay.core.model import DeliveryState
 from relay.store.engine import Statement, Tx
 from relay.store.joined import part
-from relay.store.queue import OPEN, message_of, mirror, settle_message
-from relay.store.schema import deliveries
+from relay.store.queue import message_of, mirror, settle_message
+from relay.store.schema import OPEN, deliveries
 
 _HELD = deliveries.c.state == DeliveryState.FAILED.value
 _WAITING_OR_HELD = or_(OPEN, _HELD)

@@ -21,9 +21,8 @@ from relay.core.model import DeliveryState
 from relay.store.history import dicts
 from relay.store.messages import NEVER
 from relay.store.reader import Reader
-from relay.store.schema import deliveries, messages, posts, sites
+from relay.store.schema import OPEN, deliveries, messages, posts, sites
 
-_WAITING = text("deliveries.state IN ('queued', 'deferred')")
 _HELD = text("deliveries.state = 'failed'")
 #: Destinations of a summary, the fullest first.
 MOST_DESTINATIONS = 50
@@ -129,7 +128,7 @@ async def ids(reader: Reader, wanted: QueueFilter) -> dict[int, int]:
 
 async def summary(reader: Reader, held: bool, wanted: QueueFilter) -> Group:
     """How many wait (or are held) for whom, and why; raises StoreUnavailable."""
-    open_ = and_(_HELD if held else _WAITING, *_conditions(wanted))
+    open_ = and_(_HELD if held else OPEN, *_conditions(wanted))
     grouped = (
         select(
             deliveries.c.destination,
@@ -213,7 +212,7 @@ def _keys(wanted: QueueFilter, after: Place | None = None, *, newest: bool = Fal
     waiting = wanted.states - {DeliveryState.FAILED}
     if waiting:
         one = [deliveries.c.state == next(iter(waiting)).value] if len(waiting) == 1 else []
-        parts.append(select(*columns).where(_WAITING, *one, *conditions))
+        parts.append(select(*columns).where(OPEN, *one, *conditions))
     if DeliveryState.FAILED in wanted.states:
         parts.append(select(*columns).where(_HELD, *conditions))
     return union_all(*parts) if len(parts) > 1 else parts[0]

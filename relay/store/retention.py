@@ -16,6 +16,7 @@ from relay.store import search
 from relay.store.engine import Statement, Tx
 from relay.store.queue import settle_message
 from relay.store.schema import (
+    OPEN,
     TRACED,
     bindings,
     blocked_senders,
@@ -61,7 +62,7 @@ _UNFINISHED = (
     select(deliveries.c.id)
     .where(
         deliveries.c.message_id == messages.c.id,
-        deliveries.c.state.in_(["queued", "deferred", "failed", "quarantined"]),
+        or_(OPEN, deliveries.c.state.in_(["failed", "quarantined"])),
     )
     .exists()
 )
@@ -84,11 +85,10 @@ _OLD_MESSAGES = Statement(
 )
 _DELETE_MESSAGE = Statement(delete(messages).where(messages.c.id == bindparam("message")))
 _MESSAGE = Statement(select(messages.c.id, messages.c.body_file).where(messages.c.id == bindparam("message")))
-_WAITING = deliveries.c.state.in_(["queued", "deferred"])
-_OPEN = Statement(select(deliveries.c.id).where(deliveries.c.message_id == bindparam("message"), _WAITING).limit(1))
+_WAITS = Statement(select(deliveries.c.id).where(deliveries.c.message_id == bindparam("message"), OPEN).limit(1))
 _OF_SITE = (deliveries.c.message_id == bindparam("message"), deliveries.c.site_id == bindparam("site"))
 _AT_SITE = Statement(select(deliveries.c.id).where(*_OF_SITE).limit(1))
-_OPEN_AT_SITE = Statement(select(deliveries.c.id).where(*_OF_SITE, _WAITING).limit(1))
+_WAITS_AT_SITE = Statement(select(deliveries.c.id).where(*_OF_SITE, OPEN).limit(1))
 _DELETE_AT_SITE = Statement(delete(deliveries).where(*_OF_SITE))
 _DELETE_EVENTS_AT_SITE = Statement(
     delete(events).where(events.c.message_id == bindparam("message"), events.c.site_id == bindparam("site"))
@@ -113,7 +113,7 @@ _PART = Statement(
 )
 _ANY_LEFT = Statement(select(deliveries.c.id).where(deliveries.c.message_id == bindparam("message")).limit(1))
 _SENT = messages.c.sender == bindparam("address")
-_OPEN_DELIVERY = select(deliveries.c.id).where(deliveries.c.message_id == messages.c.id, _WAITING)
+_OPEN_DELIVERY = select(deliveries.c.id).where(deliveries.c.message_id == messages.c.id, OPEN)
 _SITE_DELIVERY = select(deliveries.c.id).where(
     deliveries.c.message_id == messages.c.id, deliveries.c.site_id == bindparam("site")
 )
@@ -121,7 +121,7 @@ _BY_SENDER = Statement(select(messages.c.id, messages.c.body_file).where(_SENT, 
 _LEFT_OF_SENDER = Statement(select(func.count(messages.c.id)).where(_SENT, _OPEN_DELIVERY.exists()))
 _BY_SENDER_AT_SITE = Statement(
     select(messages.c.id, messages.c.body_file)
-    .where(_SENT, _SITE_DELIVERY.exists(), ~_SITE_DELIVERY.where(_WAITING).exists())
+    .where(_SENT, _SITE_DELIVERY.exists(), ~_SITE_DELIVERY.where(OPEN).exists())
     .limit(BITE)
 )
 _UNBLOCK = Statement(
@@ -134,7 +134,7 @@ _UNBLOCK_AT_SITE = Statement(
         blocked_senders.c.address == bindparam("address"), blocked_senders.c.site_id == bindparam("site")
     )
 )
-_LEFT_AT_SITE = Statement(select(func.count(messages.c.id)).where(_SENT, _SITE_DELIVERY.where(_WAITING).exists()))
+_LEFT_AT_SITE = Statement(select(func.count(messages.c.id)).where(_SENT, _SITE_DELIVERY.where(OPEN).exists()))
 _OLD_VISITS = Statement(
     select(visits.c.id)
     .where(visits.c.started_at < bindparam("before"), visits.c.last_seen_at < bindparam("before"))
@@ -256,12 +256,12 @@ def erase_message(tx: Tx, message_id: int, sites: Collection[int] | None = None)
     if row is None:
         return None
     if sites is None:
-        if tx.one(_OPEN, message=message_id) is not None:
+        if tx.one(_WAITS, message=message_id) is not None:
             raise StillOpen(message_id)
         _delete(tx, message_id)
         return (row[1],) if row[1] else ()
     own = [site for site in sites if tx.one(_AT_SITE, message=message_id, site=site) is not None]
-    if any(tx.one(_OPEN_AT_SITE, message=message_id, site=site) is not None for site in own):
+    if any(tx.one(_WAITS_AT_SITE, message=message_id, site=site) is not None for site in own):
         raise StillOpen(message_id)
     files = [_delete_share(tx, message_id, row[1], site) for site in own]
     return tuple(filter(None, files)) if own else None

@@ -274,7 +274,9 @@ _VISITED = text("visit_id IS NOT NULL")
 Index("ix_deliveries_visit_id", deliveries.c.visit_id, sqlite_where=_VISITED, postgresql_where=_VISITED)
 _CLAIMED = text("claimed_number IS NOT NULL")
 Index("ix_deliveries_claimed_number", deliveries.c.claimed_number, sqlite_where=_CLAIMED, postgresql_where=_CLAIMED)
-_OPEN = text("state IN ('queued', 'deferred')")
+_OPEN = "state IN ('queued', 'deferred')"
+#: Deliveries that wait for their next attempt, or for the end of the one under way.
+OPEN = text(f"deliveries.{_OPEN}")  # messages have a state, too; text: a reader's constants would be parameters
 # Of both, the last columns let the queue be listed and counted, for one site too, without a look at its rows.
 Index(
     "ix_deliveries_open",
@@ -283,8 +285,8 @@ Index(
     deliveries.c.site_id,
     deliveries.c.joined_id,
     deliveries.c.state,
-    sqlite_where=_OPEN,
-    postgresql_where=_OPEN,
+    sqlite_where=text(_OPEN),
+    postgresql_where=text(_OPEN),
 )
 _HELD = text("state = 'failed'")
 Index(
