@@ -481,8 +481,23 @@ class TestGone:
         query = select(webhooks.c.enabled, webhooks.c.disabled_reason).where(webhooks.c.id == job.hook.id)
         assert await w.rows(query) == [(0, self.REASON)]
         assert await post_states(w, "state", "answer") == [("failed", "answer"), ("failed", self.REASON)]
-        await posted(w, body=b"later")
-        assert (await event_states(w))[-1] == ("withheld", "no webhook")
+
+    async def test_what_comes_later_fails_for_it_and_others_get_it(self, w: World) -> None:
+        (gone,) = await posted(w)
+        await finish(w, gone, "failed", disable_webhook=self.REASON)
+        assert await posted(w, body=b"later") == []
+        assert (await event_states(w))[-1] == ("withheld", self.REASON)
+        assert (await post_states(w, "state", "answer", "attempts"))[-1] == ("failed", self.REASON, 0)
+        await posted(w, f"help@{TRACK}", body=b"no visit")
+        assert (await post_states(w, "state", "answer"))[-1] == ("withheld", "no visit")
+        shop = w.site().id
+        await w.store.redefine(lambda tx: webhook_verbs.add(tx, shop, hook("https://bi.example/"), w.now))
+        (other,) = await posted(w, body=b"both")
+        assert (await event_states(w))[-1] == ("posted", None)
+        assert (await post_states(w, "webhook_id", "state"))[-2:] == [
+            (gone.hook.id, "failed"),
+            (other.hook.id, "waiting"),
+        ]
 
     async def test_what_is_under_way_then_comes_to_its_own_end(self, w: World) -> None:
         (gone,) = await posted(w)

@@ -143,6 +143,34 @@ class TestSelection:
             [("delivered",), ("waiting",), ("waiting",), ("delivered",), ("withheld",), ("waiting",)],
         )
 
+    @pytest.mark.parametrize("others", [(), ("https://bi.example/",)])
+    async def test_what_came_while_a_410_had_disabled_the_webhook_has_failed_for_it(
+        self, w: World, others: tuple[str, ...]
+    ) -> None:
+        for url in others:
+            await added(w, hook(url))
+        gone, *_ = await letter(w)
+        await finish(w, gone, "failed", disable_webhook="410")
+        later = [job.hook.id for job in await letter(w)]
+        await letter(w, BASE)  # withheld
+        await w.store.redefine(lambda tx: webhook_verbs.enable(tx, gone.hook.id))
+        assert (len(later), gone.hook.id in later) == (len(others), False)
+        assert await selected(w, FAILURES, gone.hook.id) == [1, 2]
+        assert await again(w, [1, 2], gone.hook.id) == 2
+        w.pass_time(1)
+        assert [job.message_id for job in await claim(w) if job.hook.id == gone.hook.id] == [1, 2]
+        assert (await event_rows(w, "state"))[:2] == [("posted",)] * 2
+
+    @pytest.mark.parametrize("gone", [False, True])
+    async def test_what_came_while_it_was_switched_off_was_not_meant_for_it(self, w: World, gone: bool) -> None:
+        (job,) = await letter(w)
+        await finish(w, job, "failed", disable_webhook="410" if gone else None)
+        await w.store.write(lambda tx: webhook_verbs.switch_off(tx, job.hook.id, webhook_verbs.BY_HAND, w.now))
+        await letter(w)
+        await w.store.write(lambda tx: webhook_verbs.enable(tx, job.hook.id))
+        assert await selected(w, FAILURES) == [1]
+        assert await selected(w, EVERYTHING) == [1, 2]
+
     async def test_failures_of_a_time(self, w: World) -> None:
         for _ in range(3):
             (job,) = await letter(w)

@@ -17,6 +17,7 @@ from relay.store.post import Hook
 from relay.store.post_jobs import HOOK_COLUMNS, read_hook
 from relay.store.reader import Reader
 from relay.store.schema import LISTED, routes, sites, targets, webhooks
+from relay.store.webhooks import ON_PURPOSE
 
 #: What a site, and a target, is defined by.
 SITE_COLUMNS = (
@@ -120,7 +121,11 @@ class Directory:
         self.by_key = {site.key: site for site in loaded}
         self.by_name = {site.name: site for site in loaded}
         self.by_id = {site.id: site for site in loaded}
-        self.wants_html = any(hook.enabled and hook.hook.settings.extended for site in loaded for hook in site.webhooks)
+        self.wants_html = any(
+            hook.hook.settings.extended and hook.disabled_reason not in ON_PURPOSE
+            for site in loaded
+            for hook in site.webhooks
+        )
 
     async def _targets(self) -> dict[int, list[TargetView]]:
         found: dict[int, list[TargetView]] = {}

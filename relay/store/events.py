@@ -38,6 +38,7 @@ from relay.store.schema import (
     webhooks,
 )
 from relay.store.schema import posts as post_table
+from relay.store.webhooks import ON_PURPOSE
 
 #: Steps back at most to the sender's letter before, 2 µs each: bounds what a flood of automatic mail costs the writer.
 #: A letter farther away counts as none: rather one enquiry too many than one lost.
@@ -95,8 +96,12 @@ _WAITING_EVENTS = Statement(
 _ONE_EVENT = Statement(_EVENT.where(events.c.id == bindparam("event")))
 _EVENT_STATE = Statement(update(events).where(events.c.id == bindparam("event")), "state reason")
 _WEBHOOKS = Statement(
-    select(webhooks.c.id, webhooks.c.settings)
-    .where(webhooks.c.site_id == bindparam("site"), webhooks.c.removed_at.is_(None), webhooks.c.enabled == 1)
+    select(webhooks.c.id, webhooks.c.settings, webhooks.c.disabled_reason)
+    .where(
+        webhooks.c.site_id == bindparam("site"),
+        webhooks.c.removed_at.is_(None),
+        or_(webhooks.c.enabled == 1, webhooks.c.disabled_reason.not_in(ON_PURPOSE)),
+    )
     .order_by(webhooks.c.id)
 )
 _BLOCKED = Statement(
@@ -234,6 +239,8 @@ def offer(
 ) -> tuple[list[int], set[int]]:
     """Post the event to each webhook of its site that takes it and whose conditions it meets.
 
+    To one that a 410 has disabled it fails at once, and is replayed with whatever else has failed.
+
     The ids of the posts that ``claim`` claims; and the webhooks that have another: without a claim all, else those
     ``passed_over``.
     """
@@ -246,16 +253,16 @@ def offer(
     left: set[int] = set()
     reasons: list[str] = []
     judge = _Judge(tx, event)
-    for webhook_id, settings in hooks:
-        reason = judge.reason(webhook_id, settings)
-        if reason is None and (claim is None or webhook_id in passed_over):
+    for webhook_id, settings, disabled in hooks:
+        withheld = judge.reason(webhook_id, settings)
+        if why := withheld or disabled:
+            posts.leave_out(tx, event.id, webhook_id, "withheld" if withheld else "failed", why, now)
+            reasons.append(why)
+        elif claim is None or webhook_id in passed_over:
             posts.add(tx, event.id, webhook_id, now)
             left.add(webhook_id)
-        elif reason is None:
-            made.append(posts.add(tx, event.id, webhook_id, now, claim))
         else:
-            posts.withhold(tx, event.id, webhook_id, reason, now)
-            reasons.append(reason)
+            made.append(posts.add(tx, event.id, webhook_id, now, claim))
     taken = bool(made or left)
     said = None if taken else "; ".join(dict.fromkeys(reasons))
     tx.run(_EVENT_STATE, event=event.id, state="posted" if taken else "withheld", reason=said)
@@ -280,10 +287,13 @@ def posted(tx: Tx, event_id: int) -> None:
     tx.run(_EVENT_STATE, event=event_id, state="posted", reason=None)
 
 
-def takers(tx: Tx, site_id: int, kind: str) -> list[tuple[int, HookSettings]]:
-    """The enabled webhooks of a site that take events of this type: (id, settings) each."""
-    rows = [(row[0], HookSettings.from_json(row[1])) for row in tx.all(_WEBHOOKS, site=site_id)]
-    return [(webhook_id, settings) for webhook_id, settings in rows if kind in settings.events]
+def takers(tx: Tx, site_id: int, kind: str) -> list[tuple[int, HookSettings, str | None]]:
+    """The webhooks of a site that take events of this type: (id, settings, why it is disabled or None) each.
+
+    Those that are disabled on purpose take none.
+    """
+    rows = [(row[0], HookSettings.from_json(row[1]), row[2]) for row in tx.all(_WEBHOOKS, site=site_id)]
+    return [row for row in rows if kind in row[1].events]
 
 
 @lru_cache(maxsize=256)

@@ -183,13 +183,13 @@ def add(tx: Tx, event_id: int, webhook_id: int, due: float, claim: str | None = 
     )
 
 
-def withhold(tx: Tx, event_id: int, webhook_id: int, reason: str, now: float) -> None:
-    """Note why the event is not posted to this webhook."""
+def leave_out(tx: Tx, event_id: int, webhook_id: int, state: str, reason: str, now: float) -> None:
+    """Note why the event is not posted to this webhook; ``state`` is withheld, or failed."""
     tx.insert(
         _INSERT,
         event_id=event_id,
         webhook_id=webhook_id,
-        state="withheld",
+        state=state,
         attempts=0,
         next_at=now,
         claim=None,

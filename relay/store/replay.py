@@ -56,8 +56,9 @@ def replay(tx: Tx, message_id: int, sites_allowed: Sequence[int] | None, now: fl
     """Post the message's receipt again, whatever the conditions said. The number of posts."""
     count = 0
     for event_id, site_id in event_verbs.of_sites(tx, message_id, sites_allowed):
-        hooks = event_verbs.takers(tx, site_id, EventType.RECEIVED.value)
-        for webhook_id, _ in hooks:
+        takers = event_verbs.takers(tx, site_id, EventType.RECEIVED.value)
+        hooks = [webhook_id for webhook_id, _, disabled in takers if disabled is None]
+        for webhook_id in hooks:
             post = tx.one(_POST, event=event_id, webhook=webhook_id)
             if post is None:
                 post_verbs.add(tx, event_id, webhook_id, now)

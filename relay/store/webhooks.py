@@ -20,6 +20,9 @@ from relay.store.schema import webhooks
 SWITCHED_OFF = "switched off in relay.toml"
 #: The same for somebody's hand.
 BY_HAND = "switched off"
+#: Nothing of what comes meanwhile is for such a webhook. One that is disabled for another reason, a 410, loses nothing:
+#: what comes fails, and can be replayed.
+ON_PURPOSE = (SWITCHED_OFF, BY_HAND)
 REMOVED = "the webhook was removed"
 #: Webhooks of one site: each is judged for every letter in the transaction that reads it.
 MOST = 20
