@@ -168,14 +168,26 @@ async def test_equal_letters_with_neither_date_nor_message_id_are_two_after_some
 async def test_mail_is_answered_452_while_the_disk_is_nearly_full(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=1, f_blocks=2, f_frsize=4096))
     async with await SmtpClient.hello(parts.port) as client:
         assert (await client.command("MAIL FROM:<a@example.org>")).short == "452 4.3.1"
-        monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=1 << 30, f_frsize=4096))
+        monkeypatch.setattr(
+            "os.statvfs", lambda path: SimpleNamespace(f_bavail=1 << 30, f_blocks=1 << 30, f_frsize=4096)
+        )
         parts.clock.ahead += 2
         assert (await client.command("MAIL FROM:<a@example.org>")).short == "250 2.1.0"
         assert (await client.command("RSET")).code == 250
         assert (await client.command("MAIL FROM:<a@example.org> SIZE=99999999")).short == "552 5.3.4"
+
+
+async def test_data_dir_that_is_gone_is_no_full_disk_but_damage(parts: Parts) -> None:
+    assert await mail(parts, MAIL, "<card@track.example.com>") == "250 2.0.0"
+    size, path = parts.intake.space.size(), parts.store.damage.path.parent
+    path.rename(path.with_name("moved"))
+    parts.clock.ahead += 2
+    assert (parts.intake.space.free() > 0, parts.intake.space.size()) == (True, size)
+    assert await mail(parts, "X-Again: 1\r\n" + MAIL, "<card@track.example.com>") == "451 4.3.2"
+    assert parts.store.damage.reason is not None
 
 
 async def test_a_store_that_fails_is_451_and_the_session_goes_on(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,20 +200,30 @@ async def test_what_is_left_of_a_damaged_database_is_got_at_as_the_documentation
             assert await reading.communicate() == (content, None)
 
 
-async def test_what_was_removed_under_the_running_daemon_is_brought_back_from_its_open_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["database", "data_dir"])
+async def test_what_was_removed_under_the_running_daemon_is_brought_back_from_its_open_files(
+    tmp_path: Path, whole: bool
+) -> None:
     async with world(tmp_path) as relay:
         contents = [unique_letter(), unique_letter()]
         messages = [await relay.mail(BASE, content) for content in contents]
         for message in messages:
             await relay.forwarded(message)
-        for file in relay.daemon.data_dir.glob("relay.db*"):
-            file.unlink()
+        shutil.copytree(relay.daemon.data_dir / "keys", tmp_path / "keys")
+        if whole:
+            shutil.rmtree(relay.daemon.data_dir)
+        else:
+            for file in relay.daemon.data_dir.glob("relay.db*"):
+                file.unlink()
         assert (await relay.answer(unique_letter(), BASE)).code == 451
         entry = await relay.daemon.logged("database damaged")
         assert "was removed or replaced" in entry["error"]
         assert "do NOT stop the daemon" in entry["hint"]
         async with relay.http.get(relay.daemon.url + "/readyz") as response:
             assert response.status == 503
+        async with relay.http.get(relay.daemon.url + "/metrics") as response:
+            assert response.status == 200
+            assert parse(await response.text())["relay_database_trouble"].value(kind="damaged") == 1
         assert list(relay.daemon.data_dir.glob("relay.db*")) == []
 
         # As docs/operations.md says: the files have no names, and are there as long as the daemon has them open.
@@ -225,8 +235,12 @@ async def test_what_was_removed_under_the_running_daemon_is_brought_back_from_it
         done = await asyncio.create_subprocess_exec("bash", "-euc", script)
         assert await done.wait() == 0
         relay.daemon.kill()
-        with pytest.raises(DaemonFailed, match=r"it is missing, but .*database-was-made is there"):
-            await asyncio.to_thread(relay.daemon.start)
+        if whole:
+            relay.daemon.data_dir.mkdir(mode=0o700)
+            (tmp_path / "keys").rename(relay.daemon.data_dir / "keys")
+        else:
+            with pytest.raises(DaemonFailed, match=r"it is missing, but .*database-was-made is there"):
+                await asyncio.to_thread(relay.daemon.start)
         for name in ("relay.db", "relay.db-wal"):
             (rescued / name).rename(relay.daemon.data_dir / name)
         await asyncio.to_thread(relay.daemon.start)
