@@ -50,6 +50,7 @@ class Measures:
     def _smtp(self) -> Iterator[Family]:
         tally = self.smtp.tally
         yield gauge("relay_smtp_connections", "SMTP sessions that are open.", self.smtp.connections)
+        yield gauge("relay_smtp_connections_max", "How many there may be.", self.smtp.most_connections)
         yield each(
             *("counter", "relay_smtp_sessions_total", "SMTP sessions that have ended, by how.", "end"),
             {(end,): count for end, count in tally.ends.items()},

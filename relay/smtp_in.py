@@ -79,6 +79,11 @@ class SmtpServer:
         return len(self._service.sessions)
 
     @property
+    def most_connections(self) -> int:
+        """How many there may be by the limits as they are now."""
+        return self._service.terms.settings.limits.connections
+
+    @property
     def tally(self) -> Tally:
         return self._service.tally
 
