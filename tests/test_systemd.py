@@ -53,7 +53,7 @@ def test_the_service_says_when_it_is_ready_and_is_watched() -> None:
     assert SERVICE["NotifyAccess"] == ["main"]
     assert int(SERVICE["WatchdogSec"][0]) >= 10
     assert SERVICE["Restart"] == ["on-failure"]
-    assert SERVICE["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+    assert SERVICE["ExecReload"] == ["/bin/kill -HUP $MAINPID", "/bin/sleep 1"]
 
 
 def test_a_refused_configuration_is_not_tried_again() -> None:
