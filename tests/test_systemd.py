@@ -125,6 +125,48 @@ def test_systemd_finds_nothing_to_complain_about(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+(BACKUP,) = re.findall(r"```\n(\[Service\]\nType=oneshot\n.*?)```", OPERATIONS, re.DOTALL)
+BACKUPS = "/var/backups/visit-relay"
+
+
+@needs_systemd_analyze
+def test_systemd_reads_the_unit_of_the_nightly_backup(tmp_path: Path) -> None:
+    unit = tmp_path / "visit-relay-backup.service"
+    unit.write_text(BACKUP)
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert [line for line in done.stderr.splitlines() if unit.name in line] == []
+
+
+@pytest.mark.parametrize("nightly", [True, False])
+def test_the_rotation_of_backups_keeps_fourteen_nights_and_what_is_no_night(tmp_path: Path, nightly: bool) -> None:
+    (after,) = re.findall(r"^ExecStopPost=/bin/sh -c '(.*)'$", BACKUP, re.MULTILINE)
+    (by_hand,) = re.findall(r"^ls -1d /var/backups/.*$", OPERATIONS, re.MULTILINE)
+    nights = [f"2026-11-{day:02}" for day in range(1, 18)]
+    others = ["before-upgrade-2026-11-01-0900", "2026-11-17.partial"]
+    for name in (*nights, *others):
+        (tmp_path / name / "bodies").mkdir(parents=True)
+    script = (after if nightly else by_hand).replace(BACKUPS, str(tmp_path))
+    for _ in range(2):
+        subprocess.run(["sh", "-c", script], check=True)
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert left == sorted([*nights[-14:], *others[: 1 if nightly else 2]])
+
+
+def test_the_watch_of_the_documentation_tells_of_a_backup_that_has_failed(tmp_path: Path) -> None:
+    (watch,) = re.findall(r"```sh\n(#!/bin/sh\n.*?)```", OPERATIONS, re.DOTALL)
+    for name, does in (("curl", "echo relay_messages_held 0"), ("systemctl", '[ "$*" = "$FAILED" ]')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    for failed, told in (("is-failed -q visit-relay-backup", True), ("", False)):
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["sh", "-c", watch], env={"PATH": path, "FAILED": failed}, capture_output=True, text=True, check=True
+        )
+        assert (done.stdout.startswith("the backup of visit-relay has failed"), bool(done.stdout)) == (told, told)
+
+
 @needs_systemd_analyze
 def test_systemd_rates_the_exposure_as_low() -> None:
     command = ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(UNITS / "relay.service")]
