@@ -54,6 +54,8 @@ MAX_TEXT = 1_000_000  # octets of UTF-8
 # Seconds of CPU that the layout of one message's pages may take; other mail waits meanwhile. A newsletter of sixty
 # sections takes 0.08, a price list of 500 rows 0.13; 20 kB of tables within tables can take more than one.
 LAYOUT = 0.25
+# Octets of all file names of a message, as they were written. Every ten of them can be a word whose charset is guessed.
+MAX_NAMES = 64 * 1024
 _MAX_TEXTS = 16  # text parts
 _MAX_ENCODED = 4 * 1024 * 1024  # octets of one text part that are decoded at all
 
@@ -68,8 +70,9 @@ def extract(message: Octets, careful: bool = False, with_html: bool = False) -> 
     text = _Text(message, careful)
     shown, html_only = text.of(found)
     form = text.html(found) if with_html and not careful else None
-    attachments = tuple(_part(message, index, node, inline) for index, (node, inline) in enumerate(found.attachments))
-    return Extracted(subject_text(tree.subject), shown, html_only, attachments, tree.partial or text.cut, form)
+    attachments, unnamed = _parts(message, found)
+    partial = tree.partial or text.cut or unnamed
+    return Extracted(subject_text(tree.subject), shown, html_only, attachments, partial, form)
 
 
 def read_letter(message: Octets, careful: bool = False) -> Letter:
@@ -87,10 +90,17 @@ def read_letter(message: Octets, careful: bool = False) -> Letter:
     return Letter() if page is None else letter.safe(page, pictures, text.cut)
 
 
-def _part(message: Octets, index: int, node: Node, inline: bool) -> Part:
-    name = file_name(parameter_text(node.filename) if node.filename else "", node.type, index)
-    size = mime.decoded_size(message, node)
-    return Part(index, name, node.type, size, inline, node.start, node.end - node.start, node.encoding)
+def _parts(message: Octets, found: mime.Bodies) -> tuple[tuple[Part, ...], bool]:
+    """The attachments, and whether their names are more than MAX_NAMES: those beyond it count as not given."""
+    parts: list[Part] = []
+    octets = 0
+    for index, (node, inline) in enumerate(found.attachments):
+        given = node.filename
+        octets += len(given.octets) if given else 0
+        name = file_name(parameter_text(given) if given and octets <= MAX_NAMES else "", node.type, index)
+        size = mime.decoded_size(message, node)
+        parts.append(Part(index, name, node.type, size, inline, node.start, node.end - node.start, node.encoding))
+    return tuple(parts), octets > MAX_NAMES
 
 
 class _Text:

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from relay import wire_file
-from relay.core.mime import MAX_HTML, PartDecoder
+from relay.core.mime import MAX_HTML, MAX_PARTS, PartDecoder
 from relay.core.wire import stuff
 from relay.extract import _popen
 from relay.extract_frames import CAREFUL, COUNT, IS_PATH, ITEM, READY, as_json, from_json
-from relay.extract_worker import MAX_TEXT, extract, serve
+from relay.extract_worker import MAX_NAMES, MAX_TEXT, extract, serve
 from tests.corpora import corpus
+from tests.linear import linear
 
 
 def mail(body: str | bytes, content_type: str = "text/plain; charset=utf-8", *fields: str) -> bytes:
@@ -230,6 +231,16 @@ def test_an_attachment_says_where_its_octets_lie() -> None:
     assert (part.index, part.name, part.type, part.size) == (0, "Счёт.pdf", "application/pdf", len(content))
     decoder = PartDecoder(part.encoding)
     assert decoder.feed(raw[part.start : part.start + part.length]) + decoder.flush() == content
+
+
+def test_names_without_end_are_not_all_read_and_no_attachment_is_lost() -> None:
+    name = b"=?x?q?\xd0\xc6?==?y?q?\xd0\xc6?=" * 50  # a hundred words, and the charset of each is to be guessed
+    head = b'--b\r\nContent-Type: a/b\r\nContent-Disposition: attachment; filename="' + name + b'"\r\n\r\n\r\n'
+    with linear():
+        found = extract(mail(head * MAX_PARTS, "multipart/mixed; boundary=b"))
+    unnamed = [part.index for part in found.attachments if part.name == f"part-{part.index + 1}.bin"]
+    assert unnamed == list(range(MAX_NAMES // len(name), MAX_PARTS))
+    assert found.partial
 
 
 def test_nested_messages_and_tnef_are_attachments() -> None:
