@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings
 import warnings
 
 import pytest
@@ -164,6 +165,14 @@ def test_a_byte_order_mark_is_dropped() -> None:
 def test_no_stranger_chooses_a_codec_that_is_no_charset(label: str) -> None:
     assert codec(label) is None
     assert decode(b"x9c\\u0041", label) == "x9c\\u0041"
+
+
+def test_python_does_not_keep_what_strangers_call_their_charsets() -> None:
+    codec("utf-8")
+    before = set(encodings._cache)  # there is no other way to look
+    for label in ("cskoi\xfc8r", *(f"a{number:05}" for number in range(10_000))):
+        assert decode(b"a", label) == "a"
+    assert set(encodings._cache) - before <= {"cskoi8r"}
 
 
 @settings(max_examples=100, deadline=None)

@@ -8,9 +8,12 @@ becomes U+FFFD.
 from __future__ import annotations
 
 import codecs
+import encodings
+import pkgutil
 import re
 import unicodedata
 from collections.abc import Callable
+from encodings.aliases import aliases
 from functools import lru_cache
 from itertools import pairwise
 
@@ -57,6 +60,8 @@ _ALIASES = {
 _CODE_PAGE = re.compile(r"(?:x-)?(?:cp|win|windows)-?(125\d|874|932|936|949)")
 _NEVER = frozenset({"ascii", "punycode", "idna", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"})
 _MAX_LABEL = 64
+# Python keeps every name that it was ever asked for, so it is asked for none but these.
+_KNOWN = frozenset(aliases) | {module.name for module in pkgutil.iter_modules(encodings.__path__)}
 
 
 @lru_cache(maxsize=256)
@@ -65,7 +70,10 @@ def codec(label: str) -> str | None:
     label = label.strip(" \t\"'").lower()[:_MAX_LABEL]
     try:
         page = _CODE_PAGE.fullmatch(label)
-        found = codecs.lookup(f"cp{page[1]}" if page else _ALIASES.get(label, label)).name
+        name = encodings.normalize_encoding(f"cp{page[1]}" if page else _ALIASES.get(label, label)).replace(".", "_")
+        if name not in _KNOWN:
+            return None
+        found = codecs.lookup(name).name
         b" ".decode(found, "ignore")  # LookupError from the codecs that are no text encodings
     except (LookupError, ValueError):
         return None
