@@ -231,7 +231,11 @@ def _stripped(page: str) -> str:
     """The words of a page without its looks."""
     first, *others = _UNSHOWN.split(page)
     shown = "".join([first, *(_SHOWN_AGAIN.split(other, maxsplit=1)[-1] for other in others)])
-    return html.unescape(_TAG.sub(" ", shown))
+    words = _TAG.sub(" ", shown)
+    try:
+        return html.unescape(words)
+    except ValueError:  # "&#1…;" of more digits than int() takes
+        return words
 
 
 def _read_file(path: Path, read: Callable[[Octets], bytes]) -> bytes:

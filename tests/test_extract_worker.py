@@ -134,6 +134,15 @@ def test_a_careful_reading_strips_a_page_of_its_tags_and_is_partial() -> None:
     assert found.partial
 
 
+def test_a_number_without_end_in_a_page_costs_no_attachment() -> None:
+    number = f"&#{'1' * 5_000};"
+    parts = (
+        f"--b\r\nContent-Type: text/html\r\n\r\n<b>{number}\r\n--b\r\nContent-Type: application/pdf\r\n\r\nx\r\n--b--"
+    )
+    found = extract(mail(parts, "multipart/mixed; boundary=b"), careful=True)
+    assert (found.text, [part.name for part in found.attachments]) == (f" {number}", ["part-1.pdf"])
+
+
 def test_a_page_that_takes_too_long_to_lay_out_is_stripped_of_its_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.extract_worker.LAYOUT", 0.02)
     gc.disable()  # hypothesis listens to collections, and would swallow the alarm if it went off there

@@ -42,7 +42,8 @@ from tests.webhook_receiver import (
 from webapi import direct, links
 from webapi.deal import read_deal
 from webapi.guard import guarded_connector
-from webapi.post import Reply, settle
+from webapi.post import UNREAD, Reply, settle
+from webapi.redaction import REPEATED
 
 LOOP = asyncio.new_event_loop  # requests to receivers are made on it (webapi/guard.py)
 
@@ -176,6 +177,26 @@ class TestAnswer:
     ) -> None:
         monkeypatch.setattr(direct, "TIMEOUT", 0.2)
         assert await attempted(w, keys, crm, Stall(200, b"thank y")) == ("delivered", 200, "thank y")
+
+    async def test_2xx_counts_where_there_is_no_telling_whether_a_secret_is_repeated(
+        self, w: World, keys: Keys, crm: Receiver
+    ) -> None:
+        access = keys.seal(Access(variables={"code": "aB3+/x=Q"}).to_json())
+        await w.declare(replace(SHOP, webhooks=(hook(crm.url, secret=keys.seal(SECRET), access=access),)))
+        answer = Answer(200, b"&#" + b"1" * 5000)
+        assert await attempted(w, keys, crm, answer) == ("delivered", 200, REPEATED.decode())
+
+    @pytest.mark.parametrize(("broken", "kept"), [("Composer.kept", UNREAD), ("read_deal", "thanks")])
+    async def test_2xx_counts_even_if_looking_at_the_answer_fails(
+        self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch, broken: str, kept: str
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise ValueError("nobody thought of this")
+
+        monkeypatch.setattr(f"webapi.post.{broken}", fail)
+        with structlog.testing.capture_logs() as logged:
+            assert await attempted(w, keys, crm, Answer(200, b"thanks")) == ("delivered", 200, kept)
+        assert [one["event"] for one in logged if one["log_level"] == "error"] == ["answer not read"]
 
     async def test_a_refusal_that_never_ends_is_no_answer(
         self, w: World, keys: Keys, crm: Receiver, monkeypatch: pytest.MonkeyPatch

@@ -13,9 +13,12 @@ from relay.secrets import SealError
 from relay.store.post import ANSWER_KEPT, PostJob, PostResult
 from webapi.compose import Composer, NotWanted
 from webapi.deal import Deal, read_deal
-from webapi.requests import OURS, NoAnswer, Request, Requester
+from webapi.requests import OURS, Answer, NoAnswer, Request, Requester
 
 log = structlog.get_logger()
+
+#: What is kept of an answer whose text could not be looked through for secrets.
+UNREAD = "the answer could not be read here, the log says why"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +96,27 @@ class Client:
         """Make the request as it is; whatever goes wrong is a reply without a status."""
         try:
             answer = await self._requester.request(request)
-            if isinstance(answer, NoAnswer):
-                if answer.trouble is not None:
-                    log.error("post failed", webhook=job.hook.id, uid=job.uid, exception=answer.trouble)
-                return Reply(None, answer.reason)
-            success = 200 <= answer.status < 300
-            kept = self._composer.kept(answer.content[: 4 * ANSWER_KEPT], request, job.hook)
-            return Reply(
-                answer.status,
-                kept.decode("utf-8", "replace"),
-                answer.retry_after,
-                read_deal(answer.content, job.hook, self._composer.access(job.hook))
-                if success and answer.content
-                else None,
-            )
         except Exception:
             log.exception("post failed", webhook=job.hook.id, uid=job.uid)
             return Reply(None, OURS)
+        if isinstance(answer, NoAnswer):
+            if answer.trouble is not None:
+                log.error("post failed", webhook=job.hook.id, uid=job.uid, exception=answer.trouble)
+            return Reply(None, answer.reason)
+        return self._answered(answer, request, job)
+
+    def _answered(self, answer: Answer, request: Request, job: PostJob) -> Reply:
+        """What the receiver said. The status counts whatever we make of the rest: a 2xx must not be posted again."""
+        text = UNREAD
+        deal: Deal | None = None
+        try:
+            kept = self._composer.kept(answer.content[: 4 * ANSWER_KEPT], request, job.hook)
+            text = kept.decode("utf-8", "replace")
+            if 200 <= answer.status < 300 and answer.content:
+                deal = read_deal(answer.content, job.hook, self._composer.access(job.hook))
+        except Exception:
+            log.exception("answer not read", webhook=job.hook.id, uid=job.uid)
+        return Reply(answer.status, text, answer.retry_after, deal)
 
 
 def unmade(error: SealError | TemplateError) -> str:

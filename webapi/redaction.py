@@ -34,11 +34,17 @@ _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
 def repeats(answer: bytes, access: Access) -> bool:
-    """Whether a secret is in the answer whatever escapes and capitals it is written with, or in base64."""
+    """Whether a secret is in the answer whatever escapes and capitals it is written with, or in base64.
+
+    Also where there is no telling.
+    """
     text = answer.decode("utf-8", "replace")
     forms = [text.lower()]
     for _ in range(2):  # what was escaped twice, as JSON within JSON
-        text = unescape(unquote(_ESCAPED.sub(lambda found: chr(int(found[1], 16)), text))).replace("\\", "")
+        try:
+            text = unescape(unquote(_ESCAPED.sub(lambda found: chr(int(found[1], 16)), text))).replace("\\", "")
+        except ValueError:  # "&#1…;" of more digits than int() takes
+            return True
         forms.append(text.lower())
     for secret in _secrets(access):
         if any(secret.lower() in form for form in forms):
