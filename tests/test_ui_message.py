@@ -18,15 +18,15 @@ from relay.core.model import OutcomeKind
 from relay.core.wire import stuff
 from relay.extract import Extractor
 from relay.extract_worker import extract
-from relay.store import blocked, queue_by_hand, retention
+from relay.store import blocked, history, queue_by_hand, retention
 from relay.store.journey import CANDIDATES
 from relay.store.messages import Accepted
 from relay.store.schema import changes, deliveries, messages, visits
 from tests.hostile_world import fill, spoil, vectors
 from tests.store_fixtures import DAY, OTHER, SHOP, TRACK, World
 from tests.ui_fixtures import Pages, pages
-from webapi.ui.message import runs
-from webapi.ui.message_letter import Letters
+from webapi.ui.message import RUNS, runs
+from webapi.ui.message_letter import Letters, document
 
 CARD = f"card@{TRACK}"
 PIXEL = b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -322,6 +322,14 @@ async def test_the_text_is_shown_with_what_it_quotes_set_apart(p: Pages) -> None
     assert runs("") == [(False, "")]
 
 
+async def test_of_lines_that_quote_by_turns_without_end_the_rest_is_one_run() -> None:
+    assert runs("a\n>b\n>c\nd") == [(False, "a"), (True, ">b\n>c"), (False, "d")]
+    text = ">\n\n" * 300_000
+    found = runs(text)
+    assert len(found) == RUNS + 1
+    assert "\n".join(lines for _, lines in found) == text
+
+
 async def test_a_long_text_is_shown_whole_when_asked(p: Pages) -> None:
     accepted = await letter(p.world, message=b"From: x\r\n\r\n" + b"word " * 20_000 + b"END")
     path = f"/ui/messages/{accepted.message_id}"
@@ -360,6 +368,25 @@ async def test_the_frame_runs_nothing_and_shows_what_came_along(p: Pages) -> Non
     assert link is not None
     response, octets = await p.api.request("GET", link[1])
     assert (response.status, response.content_type, octets[:4]) == (200, "image/png", b"\x89PNG")
+
+
+async def test_a_picture_that_is_shown_thousands_of_times_is_linked_once(
+    p: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def make(key: bytes, message: int, index: int, expires: int, site: int | None) -> str:
+        made.append(index)
+        return "signed"
+
+    accepted = await letter(p.world)
+    row = await history.one(p.api.context.store.reader, accepted.message_id, None)
+    assert row is not None
+    monkeypatch.setattr("webapi.links.make", make)
+    page = document(p.api.context, row, Letter('<img src="m-0">' * 10_000 + '<img src="m-1">', "m"), None, None)
+    assert page.count('"/a/signed/dot.png"') == 10_000
+    assert page.count('<img src="">') == 1
+    assert made == [0]
 
 
 async def test_without_a_worker_the_frame_has_the_text(p: Pages, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ from webapi.values import row_id
 
 #: Characters of a letter's text that are shown at once; the rest on demand.
 TEXT = 40_000
+#: Runs of lines, quoted or not, that are set apart; the answer to a long letter has a hundred.
+RUNS = 1000
 #: What a letter's page shows of it.
 SHOWS = ("text", "letter", "source")
 
@@ -149,9 +151,18 @@ async def _letter_parts(view: View, row: MessageRow, wanted: str, source: Any, t
 
 
 def runs(text: str) -> list[tuple[bool, str]]:
-    """The text in runs of lines: (whether they quote an earlier letter, the lines)."""
-    grouped = itertools.groupby(text.split("\n"), key=lambda line: line.startswith(">"))
-    return [(quoted, "\n".join(lines)) for quoted, lines in grouped]
+    """The text in runs of lines: (whether they quote an earlier letter, the lines). All behind RUNS of them are one."""
+    lines = text.split("\n")
+    found: list[tuple[bool, str]] = []
+    at = 0
+    for quoted, run in itertools.groupby(lines, key=lambda line: line.startswith(">")):
+        if len(found) == RUNS:
+            found.append((False, "\n".join(lines[at:])))
+            break
+        count = sum(1 for _ in run)
+        found.append((quoted, "\n".join(lines[at : at + count])))
+        at += count
+    return found
 
 
 # ---- the letter's own addresses

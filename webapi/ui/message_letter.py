@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -145,12 +146,13 @@ def _with_pictures(context: Context, row: MessageRow, letter: Letter, site: int 
     key = context.keys.current("links")
     parts = {part.index: part for part in row.attachments}
 
-    def link(found: re.Match[str]) -> str:
-        part = parts.get(int(found[1]))
+    @cache  # a letter may show one picture tens of thousands of times
+    def link(index: int) -> str:
+        part = parts.get(index)
         if part is None:
             return '""'
         name = quote(file_name(part.name, part.type, part.index).encode(), safe="")
         return f'"/a/{links.make(key, row.id, part.index, expires, site)}/{name}"'
 
     assert letter.html is not None
-    return re.sub(rf'"{letter.marker}-([0-9]{{1,5}})"', link, letter.html)
+    return re.sub(rf'"{letter.marker}-([0-9]{{1,5}})"', lambda found: link(int(found[1])), letter.html)
