@@ -121,6 +121,8 @@ def test_address_in_invalid_utf_8_is_made_valid() -> None:
         "(a (nested) comment) Mon, 23 (x) Nov 2026 12:00:00 +0000 (",
         "Mon Nov 23 12:00:00 2026",
         "Mon Nov 23 15:00:00 MSK 2026",
+        "Mon, 23 Nov 2026 20:00:00 +0800 CST",
+        "Mon, 23 Nov 2026 12:00:00 +0000 CST",
         "Mon,\r\n 23 Nov 2026\r\n 12:0:0.250 +0000",
         "23-Nov-2026 12:00:00",
         "2026-11-23T12:00:00Z",

@@ -45,7 +45,7 @@ def _words_date(text: str) -> float | None:
     for _ in range(4 if "(" in text else 0):  # comments in comments, as deep as anyone nests them
         text = _COMMENT.sub(" ", text)
     day = month = year = -1
-    offset = 0
+    offset: int | None = None
     clock: tuple[int, int, int] | None = None
     words = text.partition("(")[0].replace(",", " ").split()
     while words:
@@ -69,9 +69,9 @@ def _words_date(text: str) -> float | None:
             clock = (clock[0] % 12 + (12 if word == "pm" else 0), *clock[1:])
         elif word[:1].isdecimal() and word.count("-") == 2:
             words[:0] = word.split("-")  # 23-Nov-2026
-        else:
-            offset = _ZONE.get(word, 0) * 3600 or offset
-    return _seconds(year, month, day, clock, offset)
+        elif offset is None and word in _ZONE:  # "+0800 CST" is China's
+            offset = _ZONE[word] * 3600
+    return _seconds(year, month, day, clock, offset or 0)
 
 
 def _seconds(year: int, month: int, day: int, clock: tuple[int, int, int] | None, offset: int) -> float | None:
