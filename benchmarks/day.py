@@ -32,7 +32,7 @@ from sqlalchemy import bindparam, select
 from benchmarks.report import Report
 from benchmarks.visitors import BEGIN, DAY, HOUR, LEASE, Letter, Plan, plan
 from relay.core.address import lookup_keys, parse
-from relay.core.attribution import ENOUGH_DELAYS, LATE_WINDOW, Delays, attribute_pool, written_at
+from relay.core.attribution import ENOUGH_DELAYS, LATE_WINDOW, POOL_METHOD, Delays, attribute_pool, written_at
 from relay.core.channel import Channel, Source
 from relay.core.model import Address, Candidate, Holding, Method
 from relay.core.sizing import Recommendation, recommend
@@ -68,9 +68,9 @@ OUTCOMES = ("exact", "exact, WRONG", "inferred", "inferred, WRONG", "likely, fir
             "likely, missing", "none", "real address")  # fmt: skip
 
 _STATED = Statement(
-    select(deliveries.c.attribution, deliveries.c.visit_id, deliveries.c.candidates).where(
-        deliveries.c.message_id == bindparam("message")
-    )
+    select(
+        deliveries.c.attribution_method, deliveries.c.attribution, deliveries.c.visit_id, deliveries.c.candidates
+    ).where(deliveries.c.message_id == bindparam("message"))
 )
 
 
@@ -215,9 +215,10 @@ class Player:
         stated = self._tx.one(_STATED, message=accepted.message_id)
         assert row is not None
         assert stated is not None
-        outcome = outcome_of(stated, row[0])
+        method, *said = stated
+        outcome = outcome_of(said, row[0])
         self.tally.mails[outcome] += 1
-        if outcome.startswith("likely"):
+        if outcome.startswith("likely") and method == POOL_METHOD:  # not by what its writer wrote before
             held = attribution.holdings(self._tx, route.id, message.written_at - LATE_WINDOW, letter.received)
             case = Likely(tuple(held), message.written_at, letter.received, row[0], self._learned)
             self.tally.likely.append(case)
@@ -259,7 +260,7 @@ def _incoming(index: int, letter: Letter) -> Incoming:
 
 
 def outcome_of(stated: Sequence[Any], truth: int) -> str:
-    """One of OUTCOMES; ``stated`` as in _STATED."""
+    """One of OUTCOMES; ``stated`` as in _STATED, without the method."""
     state, visit, candidates = stated
     if state == "likely":
         listed = [candidate for candidate, _ in json.loads(candidates)]

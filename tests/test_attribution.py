@@ -15,6 +15,7 @@ from relay.core.attribution import (
     POOL_METHOD,
     Delays,
     agreed,
+    attribute_again,
     attribute_plus,
     attribute_pool,
     attribute_sender,
@@ -220,6 +221,30 @@ def test_what_names_no_visit_stays_beside_those_that_contradict_each_other() -> 
     found = agreed(said, {})
     assert (found[0], found[2]) == (said[0], said[2])
     assert {found[i].method for i in (1, 3, 4)} == {"several/1"}
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        pytest.param(exact(1), None, id="the same visit"),
+        pytest.param(exact(11), None, id="a later visit of the same browser"),
+        pytest.param(exact(2), {1: 0.9, 2: 0.1}, id="another person"),
+        pytest.param(likely(v2=0.75, v3=0.25), {1: 0.9, 2: 0.075, 3: 0.025}, id="other people"),
+        pytest.param(likely(v2=1.0, v1=1e-15), {1: 0.9, 2: 0.1}, id="another, and hardly the same"),
+        pytest.param(likely(v2=1.0, v1=0.0), {1: 0.9, 2: 0.1}, id="another, and the same past all counting"),
+        pytest.param(likely(v2=0.5, v11=0.5), {11: 0.95, 2: 0.05}, id="another, and a later visit of the same browser"),
+    ],
+)
+def test_who_wrote_to_the_address_before_makes_nobody_else_certain(
+    said: Attribution, answer: dict[int, float] | None
+) -> None:
+    found = attribute_again(said, 1, {1: "1", 11: "1", 2: "2"})
+    if answer is None:
+        assert found == said
+        return
+    assert (found.state, found.method, found.visit) == (LIKELY, "again/1", None)
+    assert list(probabilities(found)) == list(answer)
+    assert probabilities(found) == pytest.approx(answer)
 
 
 def test_ties_are_broken_by_visit_so_that_the_answer_is_stable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +207,66 @@ class TestUntouched:
 
     async def test_the_operators_mail_is_not_attributed(self, w: World, answer: dict[str, Any]) -> None:
         assert await letter(w, f"postmaster@{TRACK}", **answer) == [("none", "operator/1", None)]
+
+
+async def shown_later(w: World, days: float = 2) -> tuple[str, str, str]:
+    """(visit, later visit, the pool address that both were shown): Ann wrote to it as the first, exactly."""
+    first, leased = await w.shown()
+    assert await letter(w, leased, message_id="q@x", sender="ann@x.org") == [("exact", "pool/2", first)]
+    w.pass_time(days * DAY)
+    await w.shown()  # the other address of the pool
+    second, again = await w.shown()
+    assert again == leased
+    return first, second, leased
+
+
+class TestAgain:
+    """An address that its writer has in a sent letter, or in an address book, and somebody else on a page by now."""
+
+    @pytest.mark.parametrize("age", [0.0, LEASE + 2 * 3600.0])
+    @pytest.mark.parametrize("known", [{"in_reply_to": "q@x"}, {"references": ("q@x", "z@x")}, {"sender": "ann@x.org"}])
+    async def test_nobody_is_certain_and_who_wrote_before_is_likeliest(
+        self, w: World, known: dict[str, Any], age: float
+    ) -> None:
+        """``age``: since the later visit was shown the address; alone for a day, then one of the last five days'."""
+        first, second, leased = await shown_later(w)
+        w.pass_time(age)
+        assert await letter(w, leased, **known) == [("likely", "again/1", None)]
+        (*_, (candidates,)) = await w.rows(select(deliveries.c.candidates).order_by(deliveries.c.id))
+        numbers = dict(await w.rows(select(visits.c.id, visits.c.number)))
+        assert {numbers[visit]: share for visit, share in json.loads(candidates)} == {first: 0.9, second: 0.1}
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"sender": "bob@x.org", "in_reply_to": "z@x"},
+            {"sender": "ann@x.org", "bounce": True},
+            {"sender": "ann@x.org", "mail_from": ""},
+            {"sender": "ann@x.org", "automatic": "auto-submitted"},
+        ],
+    )
+    async def test_who_did_not_write_before_is_certain(self, w: World, changes: dict[str, Any]) -> None:
+        _, second, leased = await shown_later(w)
+        assert await letter(w, leased, **changes) == [("exact", "pool/2", second)]
+
+    async def test_so_is_a_later_visit_of_the_same_browser(self, w: World) -> None:
+        first, leased = await w.shown()
+        await letter(w, leased, message_id="q@x", sender="ann@x.org")
+        w.pass_time(2 * DAY)
+        await w.shown()  # the other address of the pool
+        second, again = await w.shown(first_visit=first)
+        assert (again == leased, second == first) == (True, False)
+        assert await letter(w, leased, in_reply_to="q@x", sender="ann@x.org") == [("exact", "pool/2", second)]
+
+    async def test_so_is_a_sender_who_wrote_longer_ago_than_senders_are_known(self, w: World) -> None:
+        _, second, leased = await shown_later(w, days=90)
+        assert await letter(w, leased, sender="ann@x.org") == [("exact", "pool/2", second)]
+        assert await letter(w, leased, in_reply_to="q@x") == [("likely", "again/1", None)]
+
+    async def test_what_was_not_certain_the_first_time_is_not_the_second(self, w: World) -> None:
+        _, _, leased = await shown_later(w)
+        for _ in range(2):
+            assert await letter(w, leased, sender="ann@x.org") == [("likely", "again/1", None)]
 
 
 class TestFill:

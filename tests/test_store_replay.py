@@ -386,6 +386,8 @@ class TestPlans:
             (deals._KNOWN, "ix_messages_message_id"),
             (events._PREVIOUS, "ix_messages_sender"),
             (attribution.FIND_ANSWERED, "ix_messages_message_id"),
+            (attribution.FIND_ANSWERED_HERE, "ix_messages_message_id"),
+            (attribution.FIND_SENDER_HERE, "ix_messages_sender"),
         ],
     )
     async def test_it_looks_up_and_never_walks_over_all_of_a_webhook_or_site(

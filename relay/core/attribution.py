@@ -31,7 +31,7 @@ to its last holder's, too. In a simulated site of 1,000 visits a day (benchmarks
 somebody else's without that condition.
 
 What the recipients of one letter say is seen together (``agreed``): addresses that different people were shown make
-nobody certain.
+nobody certain. Nor does a pool address whose sender wrote to it before, as somebody else's visit (``attribute_again``).
 
 The method names the rule and its version; a stored attribution is never computed again. pool/1 was exact without the
 condition for late mail; pool/2 weighs by the half-life, pool/3 by the delays that were learned.
@@ -57,6 +57,8 @@ UNIQUE_METHOD = "unique/1"
 #: A letter to the addresses of visits of different people.
 SEVERAL_METHOD = "several/1"
 STATIC_METHOD = "static/1"
+#: A letter to a pool address by somebody who wrote to it before, as another visit.
+AGAIN_METHOD = "again/1"
 
 #: Seconds before receipt that a Date is believed; senders retry for up to five days (RFC 5321 §4.5.4.1).
 DATE_REACH = 5 * 86400.0
@@ -74,6 +76,9 @@ NARROWEST = 60.0
 LATER_LOG2 = math.log2(0.01)
 #: Candidates that a letter to the addresses of several visits has at most, the likeliest.
 SEVERAL_MOST = 20
+#: Probability of the visit that wrote to a pool address before when its letter is answered, or its sender writes again.
+#: Hardly anybody else has that letter; the rest is for senders' addresses that several people share.
+EARLIER_SHARE = 0.9
 #: A visit number has at most this many digits (20 hold any unsigned 64-bit number of another counter).
 NUMBER_DIGITS = 20
 
@@ -177,10 +182,32 @@ def _log_weight(holding: Holding, written: float, received: float, delays: Delay
 
 def _candidates(logs: dict[int, float]) -> tuple[Candidate, ...]:
     most = max(logs.values())
-    weights = {visit: 2.0 ** (log - most) for visit, log in logs.items()}
-    total = sum(weights.values())
-    ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+    return _ranked({visit: 2.0 ** (log - most) for visit, log in logs.items()})
+
+
+def _ranked(weights: Mapping[int, float], most: int | None = None) -> tuple[Candidate, ...]:
+    """The likeliest of them, ``most`` at most, scaled to the sum 1."""
+    ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))[:most]
+    total = sum(weight for _, weight in ranked)
     return tuple(Candidate(visit, weight / total) for visit, weight in ranked)
+
+
+def attribute_again(said: Attribution, earlier: int, people: Mapping[int, str]) -> Attribution:
+    """What a pool address has ``said`` of a letter that answers one to the same address, exactly of the visit
+    ``earlier``, or has its sender.
+
+    Who takes the address from a sent letter or an address book writes to it when it is somebody else's by now. So
+    nobody is certain, unless that is the same person's later visit (``people`` as for ``agreed``); the likeliest is the
+    earlier visit, or that later one.
+    """
+    shares = _claim(said)
+    own = [visit for visit in shares if people.get(visit, visit) == people.get(earlier, earlier)]
+    if own and said.state is AttributionState.EXACT:
+        return said
+    weights = {visit: (1.0 - EARLIER_SHARE) * share for visit, share in shares.items()}
+    likeliest = max(own, key=lambda visit: shares[visit], default=earlier)
+    weights[likeliest] = weights.get(likeliest, 0.0) + EARLIER_SHARE
+    return Attribution(AttributionState.LIKELY, AGAIN_METHOD, candidates=_ranked(weights))
 
 
 def attribute_plus(tag: str, visit: int | None) -> Attribution:
@@ -233,10 +260,7 @@ def agreed(attributions: Sequence[Attribution], people: Mapping[int, str]) -> li
     for claim in claims:
         for visit, weight in claim.items():
             weights[visit] = weights.get(visit, 0.0) + weight
-    ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))[:SEVERAL_MOST]
-    total = sum(weight for _, weight in ranked)
-    candidates = tuple(Candidate(visit, weight / total) for visit, weight in ranked)
-    several = Attribution(AttributionState.LIKELY, SEVERAL_METHOD, candidates=candidates)
+    several = Attribution(AttributionState.LIKELY, SEVERAL_METHOD, candidates=_ranked(weights, SEVERAL_MOST))
     return [several if one.visit is not None or one.candidates else one for one in attributions]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import ColumnElement, Select, bindparam, func, select
 
 from relay.core import attribution as rules
 from relay.core.model import Attribution, AttributionState, Candidate, Holding, RouteKind
@@ -35,7 +36,8 @@ NEWEST = (1 << 63) - 1
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What attribution goes by besides the bindings. ``window``: seconds without another holder of a pool address for
-    an exact match; ``known_sender``: seconds for which a sender's visit explains a mail that nothing else does."""
+    an exact match; ``known_sender``: seconds for which a sender's visit explains a mail that nothing else does, and is
+    remembered at a pool address that is another's by now."""
 
     window: float
     known_sender: float = 90 * 86_400.0
@@ -78,23 +80,25 @@ FIND_ONLY_HOLDER = Statement(
 FIND_NUMBER = Statement(
     select(visits.c.id).where(visits.c.site_id == bindparam("site"), visits.c.number == bindparam("number"))
 )
-# A visit is stated only for exact and inferred deliveries, so each of these is one of the two.
-FIND_ANSWERED = Statement(
-    select(deliveries.c.visit_id)
-    .where(
-        deliveries.c.message_id.in_(
-            select(messages.c.id)
-            .where(messages.c.message_id == bindparam("answered"), messages.c.id < bindparam("before"))
-            .order_by(messages.c.id.desc())
-            .limit(SENDER_REACH)
-        ),
-        deliveries.c.site_id == bindparam("site"),
-        deliveries.c.visit_id.is_not(None),
+
+
+def _visit_of(letters: Select[Any], *which: ColumnElement[bool]) -> Statement:
+    """The visit that is stated of these letters' latest delivery that has one. Exact and inferred ones have."""
+    return Statement(
+        select(deliveries.c.visit_id)
+        .where(deliveries.c.message_id.in_(letters), deliveries.c.visit_id.is_not(None), *which)
+        .order_by(deliveries.c.id.desc())
+        .limit(1)
     )
-    .order_by(deliveries.c.id.desc())
-    .limit(1)
+
+
+_ANSWERED = (
+    select(messages.c.id)
+    .where(messages.c.message_id == bindparam("answered"), messages.c.id < bindparam("before"))
+    .order_by(messages.c.id.desc())
+    .limit(SENDER_REACH)
 )
-_LATEST = (
+_OF_SENDER = (
     select(messages.c.id)
     .where(
         messages.c.sender == bindparam("sender"),
@@ -104,17 +108,13 @@ _LATEST = (
     .order_by(messages.c.id.desc())
     .limit(SENDER_REACH)
 )
-FIND_KNOWN_SENDER = Statement(
-    select(deliveries.c.visit_id)
-    .where(
-        deliveries.c.message_id.in_(_LATEST),
-        deliveries.c.site_id == bindparam("site"),
-        deliveries.c.attribution == AttributionState.EXACT.value,  # else one visit would explain a sender for ever
-        deliveries.c.visit_id.is_not(None),
-    )
-    .order_by(deliveries.c.id.desc())
-    .limit(1)
-)
+_AT_SITE = deliveries.c.site_id == bindparam("site")
+_AT_ADDRESS = deliveries.c.route_id == bindparam("route")
+_IS_EXACT = deliveries.c.attribution == AttributionState.EXACT.value
+FIND_ANSWERED = _visit_of(_ANSWERED, _AT_SITE)
+FIND_KNOWN_SENDER = _visit_of(_OF_SENDER, _AT_SITE, _IS_EXACT)  # else one visit would explain a sender for ever
+FIND_ANSWERED_HERE = _visit_of(_ANSWERED, _AT_ADDRESS, _IS_EXACT)
+FIND_SENDER_HERE = _visit_of(_OF_SENDER, _AT_ADDRESS, _IS_EXACT)
 FIND_VISIT = Statement(
     select(visits.c.number, visits.c.marker).where(visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None))
 )
@@ -174,12 +174,13 @@ def agreed(tx: Tx, found: Sequence[Attribution]) -> list[Attribution]:
     others = [candidate.visit for one in found for candidate in one.candidates]
     if not certain or len({*certain, *others}) == 1:
         return list(found)
-    people: dict[int, str] = {}
-    for visit in list(dict.fromkeys((*certain, *others)))[:PEOPLE]:
-        row = tx.one(FIND_FIRST_VISIT, visit=visit)
-        if row is not None and row[0] is not None:
-            people[visit] = row[0]
-    return rules.agreed(found, people)
+    return rules.agreed(found, _people(tx, (*certain, *others)))
+
+
+def _people(tx: Tx, visit_ids: Iterable[int]) -> dict[int, str]:
+    """By its first visit, who each of these visits was."""
+    rows = {visit: tx.one(FIND_FIRST_VISIT, visit=visit) for visit in list(dict.fromkeys(visit_ids))[:PEOPLE]}
+    return {visit: row[0] for visit, row in rows.items() if row is not None and row[0] is not None}
 
 
 def attribute(
@@ -203,7 +204,8 @@ def attribute(
     if found.visit is not None and tx.one(FIND_VISIT, visit=found.visit) is None:
         found = Attribution(AttributionState.NONE, "erased/1")
     if found.state is not AttributionState.NONE:
-        return found
+        is_leased = found.method in (rules.POOL_METHOD, rules.LEARNED_METHOD)
+        return _again(tx, found, route, incoming, evidence, before) if is_leased else found
     return _inferred(tx, route.site_id, incoming, evidence, before) or found
 
 
@@ -236,17 +238,50 @@ def holdings(tx: Tx, route_id: int, since: float, until: float) -> list[Holding]
     return [Holding(*row) for row in tx.all(FIND_HOLDINGS, route=route_id, since=since, until=until)]
 
 
+def _again(tx: Tx, said: Attribution, route: Route, incoming: Incoming, evidence: Evidence, before: int) -> Attribution:
+    """What a pool address says, less certain where who wrote to it before, as another visit, writes to it again."""
+    known = _earlier(tx, FIND_ANSWERED_HERE, FIND_SENDER_HERE, incoming, evidence, before, route=route.id)
+    if known is None or known[0] == said.visit:
+        return said
+    visit = known[0]
+    return rules.attribute_again(said, visit, _people(tx, (visit, *named(said))))
+
+
+def named(attribution: Attribution) -> list[int]:
+    """The visits that it states or has as candidates."""
+    stated = [attribution.visit] if attribution.visit is not None else []
+    return [*stated, *(candidate.visit for candidate in attribution.candidates)]
+
+
 def _inferred(tx: Tx, site_id: int, incoming: Incoming, evidence: Evidence, before: int) -> Attribution | None:
-    """The visit of the message that this one answers, else of its sender's last attributed one, at the same site.
+    """The visit of the message that this one answers, else of its sender's last attributed one, at the same site."""
+    known = _earlier(tx, FIND_ANSWERED, FIND_KNOWN_SENDER, incoming, evidence, before, site=site_id)
+    if known is None:
+        return None
+    visit, is_answer = known
+    return rules.attribute_thread(visit) if is_answer else rules.attribute_sender(visit)
+
+
+def _earlier(
+    tx: Tx,
+    answered: Statement,
+    of_sender: Statement,
+    incoming: Incoming,
+    evidence: Evidence,
+    before: int,
+    **place: int,
+) -> tuple[int, bool] | None:
+    """The visit that ``answered`` finds of what this message answers, and True; else the one that ``of_sender`` finds
+    of its sender's latest, and False.
 
     Bounces and automatic mail name no person: only their thread counts.
     """
-    answered = (incoming.in_reply_to, *reversed(incoming.references[-THREAD_REACH:]))
-    for reference in dict.fromkeys(filter(None, answered)):
-        if row := tx.one(FIND_ANSWERED, answered=reference, site=site_id, before=before):
-            return rules.attribute_thread(row[0])
+    references = (incoming.in_reply_to, *reversed(incoming.references[-THREAD_REACH:]))
+    for reference in dict.fromkeys(filter(None, references)):
+        if row := tx.one(answered, answered=reference, before=before, **place):
+            return row[0], True
     if incoming.bounce or incoming.automatic or not incoming.mail_from or not incoming.sender:
         return None
     after = incoming.received_at - evidence.known_sender
-    row = tx.one(FIND_KNOWN_SENDER, sender=incoming.sender, after=after, site=site_id, before=before)
-    return rules.attribute_sender(row[0]) if row else None
+    row = tx.one(of_sender, sender=incoming.sender, after=after, before=before, **place)
+    return (row[0], False) if row else None

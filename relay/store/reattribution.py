@@ -18,7 +18,7 @@ from relay.core import attribution as rules
 from relay.core.hook import EventType
 from relay.core.model import Attribution, AttributionState, RouteKind
 from relay.store import events as event_verbs
-from relay.store.attribution import FIND_VISIT, Evidence, agreed, attribute, columns_of, read_attribution
+from relay.store.attribution import FIND_VISIT, Evidence, agreed, attribute, columns_of, named, read_attribution
 from relay.store.engine import Row, Statement, Tx
 from relay.store.incoming import Incoming, Recipient
 from relay.store.routes import Route
@@ -189,9 +189,7 @@ def _is_forgotten(tx: Tx, attribution: Attribution) -> bool:
     """Whether a visit that it names is there no more."""
     if attribution.state in (AttributionState.EXACT, AttributionState.INFERRED) and attribution.visit is None:
         return attribution.method != rules.STATIC_METHOD
-    named = [candidate.visit for candidate in attribution.candidates]
-    named += [attribution.visit] if attribution.visit is not None else []
-    return any(tx.one(FIND_VISIT, visit=visit) is None for visit in named)
+    return any(tx.one(FIND_VISIT, visit=visit) is None for visit in named(attribution))
 
 
 def _as_stored(attribution: Attribution) -> Attribution:

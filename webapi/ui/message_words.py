@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from relay.core.attribution import LEARNED_METHOD, SEVERAL_METHOD, STATIC_METHOD
+from relay.core.attribution import AGAIN_METHOD, LEARNED_METHOD, SEVERAL_METHOD, STATIC_METHOD
 from relay.core.model import AttributionState
 from relay.store.history import DeliveryRow
 from relay.store.journey import Journey
@@ -79,6 +79,13 @@ def _likely(delivery: DeliveryRow) -> Explained:
             "Not certain",
             "The letter went to addresses that visits of different people were shown. One of them at most wrote it, "
             "and whoever collects addresses may have, so none is stated as fact.",
+        )
+    if delivery.method == AGAIN_METHOD:
+        return Explained(
+            "Not certain",
+            f"An earlier letter to {delivery.recipient}, which this one answers or which has the same sender, came "
+            "from a visit that had the address before; others had it around the time this letter was written. Most "
+            "likely it is that visit’s, or a later one’s of the same person, but none is stated as fact.",
         )
     how = (
         "They are weighed by how late people write, as learned from this server’s own certain mail."
