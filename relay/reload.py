@@ -70,7 +70,7 @@ def policy(config: Config) -> Policy:
         operator=config.operator,
         next_hop=config.forward.next_hop,
         retry_for=config.forward.retry_for,
-        evidence=Evidence(config.attribution.window, config.attribution.known_sender),
+        evidence=Evidence(config.attribution.window, config.attribution.known_sender, kept=config.retention.visits),
         min_free=config.smtp.min_free,
         received_limit=config.limits.received_fields,
         header_size=config.limits.header_size,

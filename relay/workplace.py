@@ -50,7 +50,9 @@ class Workplace:
         """What attribution goes by: with a daemon the delays as well that it has learned."""
         if self.learned is not None:
             return self.learned()
-        return Evidence(self.config.attribution.window, self.config.attribution.known_sender)
+        return Evidence(
+            self.config.attribution.window, self.config.attribution.known_sender, kept=self.config.retention.visits
+        )
 
     def site(self, name: str) -> SiteView:
         """The live site of this name; raises ControlError."""

@@ -95,6 +95,9 @@ def test_writing_time_is_the_date_between_receipt_less_five_days_and_receipt(
         pytest.param([held(1, -30 * HOUR), held(2, -HOUR - LEASE - 1)], 5, LIKELY, {1, 2}, id="a second later is late"),
         pytest.param([held(1, -5 * DAY - LEASE), held(2, -2 * HOUR)], 5, LIKELY, {1, 2}, id="late: five days sharp"),
         pytest.param([held(1, -5 * DAY - LEASE - 1), held(2, -2 * HOUR)], 5, EXACT, 2, id="late: five days and more"),
+        pytest.param([held(1, -6 * DAY - LEASE - 60), held(2, -6 * DAY)], 5, LIKELY, {1, 2}, id="later than five days"),
+        pytest.param([held(1, -11 * DAY), held(2, -6 * DAY)], 5, LIKELY, {1, 2}, id="five days before its end sharp"),
+        pytest.param([held(1, -11 * DAY - 1), held(2, -6 * DAY)], 5, EXACT, 2, id="five days before its end and more"),
     ],
 )
 def test_pool_address_is_attributed_by_who_held_it(
@@ -130,6 +133,12 @@ def test_the_window_is_a_setting() -> None:
     holdings = [held(1, -2 * HOUR), held(2, -60)]
     assert attribute_pool(holdings, NOW, NOW, window=HOUR).visit == 2
     assert attribute_pool(holdings, NOW, NOW, window=2 * HOUR).state is LIKELY
+
+
+@pytest.mark.parametrize(("kept", "state"), [(95 * DAY - LEASE, EXACT), (95 * DAY - LEASE - 1, LIKELY)])
+def test_nobody_is_certain_where_retention_may_have_removed_another(kept: float, state: AttributionState) -> None:
+    """Ninety days late: who held the address in the five days before would count."""
+    assert attribute_pool([held(1, -90 * DAY)], NOW, NOW, known_since=NOW - kept).state is state
 
 
 def test_an_ended_lease_weighs_half_after_an_hour() -> None:

@@ -308,6 +308,27 @@ class TestAttribution:
             assert state == "likely"
             assert json.loads(candidates)[0][0] == first[0]
 
+    async def test_a_mail_of_many_days_later_is_not_the_last_holders_alone(self, w: World) -> None:
+        _, leased = await w.shown()
+        await w.shown()  # the other address of the pool
+        w.pass_time(LEASE + 60)
+        _, again = await w.shown()
+        assert again == leased
+        w.pass_time(6 * DAY)
+        await w.accept(leased)
+        ((state, candidates),) = await delivery_rows(w, "attribution", "candidates")
+        assert (state, len(json.loads(candidates))) == ("likely", 2)
+
+    @pytest.mark.parametrize(("kept", "state"), [(400 * DAY, "exact"), (10 * DAY, "likely")])
+    async def test_nor_is_it_where_an_earlier_holder_may_have_been_deleted(
+        self, w: World, kept: float, state: str
+    ) -> None:
+        _, leased = await w.shown()
+        w.pass_time(6 * DAY)
+        recipient, late, evidence = await w.recipient(leased), incoming(w.now), Evidence(DAY, kept=kept)
+        await w.store.write(lambda tx: accept(tx, late, [recipient], claim=None, expires_at=w.now, evidence=evidence))
+        assert [found for found, _ in await attributions(w)] == [state]
+
     async def test_it_is_resolved_for_the_time_the_mail_was_written(self, w: World) -> None:
         visit, leased = await w.shown()
         written = w.now + 60

@@ -10,7 +10,8 @@ time it came.
     one visit V (the last that began before writing), and      exact V
       no other from ``window`` before writing until receipt;
       where V's lease had ended more than an hour before
-      writing, no other in the five days before writing
+      writing, no other in the five days before writing,
+      or, where it had for longer, in those before its end
     nobody began before writing, one visit V until receipt     exact V: the Date is wrong, but nobody else saw it
     a holding begins later than now: the clock was wrong       likely, with its visit among them, even alone
     anything else                                              likely: V and all the others, with probabilities
@@ -144,34 +145,52 @@ def attribute_pool(
     window: float = 86400.0,
     delays: Delays = NO_DELAYS,
     astray: Collection[int] = (),
+    known_since: float = -math.inf,
 ) -> Attribution:
     """Attribute a mail to a pool address. ``holdings`` are all that is known of that address, in any order.
 
     ``written`` comes from ``written_at``, ``window`` is the time in seconds before writing within which no other
-    visit may have held the address. ``astray`` are the visits of holdings that begin later than now. Linear in the
-    holdings, but for the sorting of the candidates.
+    visit may have held the address. ``astray`` are the visits of holdings that begin later than now. Before
+    ``known_since`` there may have been others that retention has removed, so nobody is certain whose match hangs on
+    what was then. Linear in the holdings, but for the sorting of the candidates.
     """
     method = LEARNED_METHOD if delays.learned else POOL_METHOD
-    last = max(  # the newest that began before the mail was written
-        (holding for holding in holdings if holding.start <= written),
-        key=lambda holding: (holding.start, holding.end),
-        default=None,
-    )
-    if last is not None and written - last.end > PROMPT:
-        window = max(window, LATE_WINDOW)
-    logs: dict[int, float] = {}  # visit: log2 of its weight; logarithms, so that no weight underflows to nothing
-    for holding in holdings:
-        if holding.start <= received and holding.end >= written - window:
-            logs[holding.visit] = max(_log_weight(holding, written, received, delays), logs.get(holding.visit, -1e300))
-    if last is not None and last.visit not in logs:
-        logs[last.visit] = _log_weight(last, written, received, delays)
+    window = reach(holdings, written, window)
+    logs = _who_may_have(holdings, written, received, window, delays)
     for visit in astray:
         logs[visit] = max(delays.log2_weight(0.0), logs.get(visit, -1e300))
     if not logs:
         return Attribution(AttributionState.NONE, method)
-    if len(logs) == 1 and not astray:
+    if len(logs) == 1 and not astray and written - window >= known_since:
         return Attribution(AttributionState.EXACT, method, visit=next(iter(logs)))
     return Attribution(AttributionState.LIKELY, method, candidates=_candidates(logs))
+
+
+def reach(holdings: Iterable[Holding], written: float, window: float) -> float:
+    """Seconds before writing within which who held the address counts: for late mail more than ``window``."""
+    last = _last_before(holdings, written)
+    late = 0.0 if last is None else written - last.end
+    if late <= PROMPT:
+        return window
+    return max(window, LATE_WINDOW if late <= LATE_WINDOW else late + LATE_WINDOW)
+
+
+def _last_before(holdings: Iterable[Holding], written: float) -> Holding | None:
+    """The newest that began before the mail was written."""
+    began = (holding for holding in holdings if holding.start <= written)
+    return max(began, key=lambda holding: (holding.start, holding.end), default=None)
+
+
+def _who_may_have(
+    holdings: Sequence[Holding], written: float, received: float, window: float, delays: Delays
+) -> dict[int, float]:
+    """Visit: log2 of its weight; logarithms, so that no weight underflows to nothing."""
+    last = _last_before(holdings, written)
+    logs: dict[int, float] = {}
+    for holding in holdings:
+        if holding is last or (holding.start <= received and holding.end >= written - window):
+            logs[holding.visit] = max(_log_weight(holding, written, received, delays), logs.get(holding.visit, -1e300))
+    return logs
 
 
 def _log_weight(holding: Holding, written: float, received: float, delays: Delays) -> float:

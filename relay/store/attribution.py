@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,11 +38,13 @@ NEWEST = (1 << 63) - 1
 class Evidence:
     """What attribution goes by besides the bindings. ``window``: seconds without another holder of a pool address for
     an exact match; ``known_sender``: seconds for which a sender's visit explains a mail that nothing else does, and is
-    remembered at a pool address that is another's by now."""
+    remembered at a pool address that is another's by now; ``kept``: seconds after which retention removes who held an
+    address."""
 
     window: float
     known_sender: float = 90 * 86_400.0
     delays: rules.Delays = rules.NO_DELAYS
+    kept: float = math.inf
 
 
 _EARLIER = bindings.alias()
@@ -226,11 +229,14 @@ def _by_address(
     # The base of a plus target may have gone into a pool: its addresses are still the visits' that they name.
     if tag is not None and is_number(tag) and (row := tx.one(FIND_NUMBER, site=route.site_id, number=tag)):
         return rules.attribute_plus(tag, row[0])
-    since = incoming.written_at - max(evidence.window, rules.LATE_WINDOW)
-    held = holdings(tx, route.id, since, incoming.received_at)
-    astray = {visit for (visit,) in tx.all(FIND_ASTRAY, route=route.id, after=now + AHEAD)}
     written, received = incoming.written_at, incoming.received_at
-    return rules.attribute_pool(held, written, received, evidence.window, evidence.delays, astray)
+    window = max(evidence.window, rules.LATE_WINDOW)
+    held = holdings(tx, route.id, written - window, received)
+    if (reach := rules.reach(held, written, evidence.window)) > window:
+        held = holdings(tx, route.id, written - reach, received)
+    astray = {visit for (visit,) in tx.all(FIND_ASTRAY, route=route.id, after=now + AHEAD)}
+    known_since = received - evidence.kept
+    return rules.attribute_pool(held, written, received, evidence.window, evidence.delays, astray, known_since)
 
 
 def holdings(tx: Tx, route_id: int, since: float, until: float) -> list[Holding]:
