@@ -77,7 +77,12 @@ class TestShown:
         first, last = await seen(api, "?rs=ads_1", "?rs=mail_2")
         assert await delete(api, first) == (200, {"visits": 1})
         shown = await api.get(f"/v1/visits/{last}", "shop")
-        assert (shown["first_touch"], shown["last_non_direct_touch"]) == ("mail_2", "mail_2")
+        assert (shown["first_touch"], shown["last_non_direct_touch"]) == (None, "mail_2")
+
+    async def test_nor_of_one_that_was_gone_when_the_browser_came_back(self, api: Api) -> None:
+        _, answer = await api.bind(first_visit="1001", page=f"{HOME}?rs=mail_2")
+        shown = await api.get(f"/v1/visits/{answer['visit']}", "shop")
+        assert (shown["first_visit"], shown["first_touch"]) == ("1001", None)
 
     async def test_what_is_left_of_an_erased_visit_is_not_there(self, api: Api) -> None:
         (number,) = await seen(api, "")

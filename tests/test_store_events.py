@@ -360,6 +360,28 @@ class TestTouch:
             payload = await self.payload(w, message_id)
             assert tuple(payload[name] for name in self.SOURCE) == self.THIRD
 
+    async def test_a_first_visit_that_is_known_no_more_is_nobodys_first_touch(self, tmp_path: Path) -> None:
+        """Nor is the visit that came next, of which the one behind it goes on."""
+        async with world(tmp_path, self.EXTENDED) as w:
+            number = None
+            for page in ("?rs=ads_1", "?rs=mail_2"):
+                first = "1001" if number is None else None
+                number, leased = await w.shown(
+                    number=number, first_visit=first, page=f"https://www.shop.example/{page}"
+                )
+                (job,) = await w.extract((await w.accept(leased)).message_id, "poster")
+                assert (job.visit and job.visit.number, job.visit and job.visit.first_visit) == (number, "1001")
+                assert job.extras is not None
+                assert job.extras.first_touch is None
+
+    async def test_the_first_touch_is_the_first_visits_whatever_the_sites_touch(self, tmp_path: Path) -> None:
+        async with world(tmp_path, self.EXTENDED) as w:
+            message_id, first, _ = await self.three_visits(w)
+            (job,) = await w.extract(message_id, "poster")
+            assert job.extras is not None
+            assert job.extras.first_touch is not None
+            assert (job.extras.first_touch.number, job.extras.first_touch.marker) == (first, "ads_google")
+
     @pytest.mark.parametrize("touch", list(Touch))
     async def test_a_first_visit_is_its_own_touch(self, tmp_path: Path, touch: Touch) -> None:
         async with world(tmp_path, replace(self.EXTENDED, settings=SiteSettings(touch=touch))) as w:

@@ -103,6 +103,18 @@ async def test_it_tells_a_life(p: Pages) -> None:
         assert told in text, told
 
 
+async def test_a_first_visit_that_is_known_no_more_is_not_said_to_have_been_direct(p: Pages) -> None:
+    w = p.world
+    first, _ = await w.shown()
+    _, address = await w.shown(number=first, page="https://www.shop.example/?rs=mail_2")
+    path = f"/ui/messages/{(await letter(w, address)).message_id}"
+    assert "First touch direct" in await seen(p, path)
+    await w.store.write(lambda tx: tx.sql("DELETE FROM visits WHERE number = ?", (first,)))
+    text = await seen(p, path)
+    assert f"First visit {first}" in text
+    assert "First touch" not in text
+
+
 async def test_candidates_are_told_with_their_probabilities_and_none_is_stated(p: Pages) -> None:
     w = p.world
     first, address = await w.shown(page="https://www.shop.example/?utm_source=a")

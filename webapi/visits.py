@@ -46,7 +46,7 @@ class VisitShown(BaseModel):
     device: str | None
     browser: str | None
     os: str | None
-    first_touch: str | None = Field(description="Marker of the browser's first visit.")
+    first_touch: str | None = Field(description="Marker of the browser's first visit, as long as that is known.")
     last_non_direct_touch: str | None = Field(description="Marker of its last visit that was not direct.")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Select, case, literal_column, or_, select
+from sqlalchemy import ColumnElement, Select, and_, case, func, literal_column, select
 
 from relay.core.hook import EventType
 from relay.core.mime import Part
@@ -286,28 +286,33 @@ async def visit(reader: Reader, number: str, visible: frozenset[int] | None) -> 
     return [row | {"params": json.loads(row["params"] or "{}")} for row in await dicts(reader, query)]
 
 
+#: The first visit of the same browser, which may be the visit itself; no row where it is not known, or no more.
+FIRST = visits.alias("first")
+
+
 @functools.cache
 def visit_columns() -> Select[Any]:
     """Visits as they are shown: their columns, the name of their site, and the markers of earlier touches."""
     hidden = ("id", "mark", "first_id", "touch_id", "erased_at")
-    first, touch = visits.alias(), visits.alias()
+    touch = visits.alias()
     return (
         select(
             *(column for column in visits.c if column.name not in hidden),
             sites.c.name.label("site"),
-            _touched(first, visits.c.first_id).label("first_touch"),
-            _touched(touch, visits.c.touch_id).label("last_non_direct_touch"),
+            FIRST.c.marker.label("first_touch"),
+            case((touch.c.id.is_(None), visits.c.marker), else_=touch.c.marker).label("last_non_direct_touch"),
         )
         .join(sites, sites.c.id == visits.c.site_id)
-        .outerjoin(first, first.c.id == visits.c.first_id)
-        .outerjoin(touch, touch.c.id == visits.c.touch_id)
+        .outerjoin(
+            FIRST,
+            and_(
+                FIRST.c.id == func.coalesce(visits.c.first_id, visits.c.id),
+                FIRST.c.number == visits.c.first_visit,
+                FIRST.c.erased_at.is_(None),
+            ),
+        )
+        .outerjoin(touch, and_(touch.c.id == visits.c.touch_id, touch.c.erased_at.is_(None)))
     )
-
-
-def _touched(other: FromClause, reference: ColumnElement[int]) -> ColumnElement[str | None]:
-    """The marker of the visit referred to; its own where there is none, or it is gone."""
-    own = or_(reference.is_(None), other.c.id.is_(None), other.c.erased_at.is_not(None))
-    return case((own, visits.c.marker), else_=other.c.marker)
 
 
 async def raw(reader: Reader, message_id: int) -> tuple[bytes | None, str | None] | None:

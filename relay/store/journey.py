@@ -30,7 +30,8 @@ class Seen:
     """A visit to which the address was shown, or that is stated for another reason.
 
     ``shown_at``: when it got the address, None where no binding says so; ``held_until`` is the end of its lease.
-    ``share``: its probability, None where it is stated as fact. ``visit`` has the columns of table visits.
+    ``share``: its probability, None where it is stated as fact. ``visit`` has the columns of table visits;
+    ``known_first_id`` is None where the browser's first visit is not known.
     """
 
     visit: dict[str, Any]
@@ -100,7 +101,8 @@ def _seen(visit: dict[str, Any], held: tuple[float, float] | None, share: float 
 async def _visits(reader: Reader, ids: Iterable[int]) -> dict[int, dict[str, Any]]:
     """Whole visits by their ids, those that are erased left out."""
     query = history.visit_columns().where(visits.c.id.in_(sorted(ids)), visits.c.erased_at.is_(None))
-    rows = await dicts(reader, query.add_columns(visits.c.id.label("row_id")))
+    ids_of = (visits.c.id.label("row_id"), history.FIRST.c.id.label("known_first_id"))
+    rows = await dicts(reader, query.add_columns(*ids_of))
     return {row["row_id"]: row | {"params": json.loads(row["params"] or "{}")} for row in rows}
 
 

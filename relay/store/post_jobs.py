@@ -187,6 +187,14 @@ def _source_of(tx: Tx, visit: Row, touch: Touch) -> Row:
     return (tx.one(_VISIT, visit=touched) if touched is not None else None) or visit
 
 
+def _first_touch(tx: Tx, visit: Row) -> PayloadVisit | None:
+    """The same browser's first visit; None where it is not known, or no more: ``first_visit`` may still name it."""
+    number = _with_source(visit, visit).first_visit
+    row = tx.one(_VISIT, visit=visit[0]) if visit[0] is not None else visit
+    first = _with_source(row, row) if row else None
+    return first if first and first.number == number else None
+
+
 def _with_source(visit: Row, source: Row) -> PayloadVisit:
     values = (*visit[_OWN:_SOURCE], *source[_SOURCE:])
     fields = dict(zip((*_OWN_FIELDS, *_SOURCE_FIELDS), values, strict=True))
@@ -239,7 +247,6 @@ def _extras(tx: Tx, event_id: int, attribution: Attribution, fill: Fill, touch: 
     references, mail_from, size, automatic, bounce, html = row[9:]
     visit_id = stated_visit(attribution, fill)
     stated = tx.one(_VISIT, visit=visit_id) if visit_id is not None else None
-    first = _source_of(tx, stated, Touch.FIRST) if stated else None
     return PayloadExtras(
         event=event_type,
         site=site,
@@ -255,7 +262,7 @@ def _extras(tx: Tx, event_id: int, attribution: Attribution, fill: Fill, touch: 
         html=html,
         channel=_source_of(tx, stated, touch)[2] if stated else None,
         candidates=_numbered(tx, attribution),
-        first_touch=_with_source(first, first) if first else None,
+        first_touch=_first_touch(tx, stated) if stated else None,
         deal_id=deal_id,
         deal_url=deal_url,
         data=_data(tx, data),

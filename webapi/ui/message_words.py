@@ -132,7 +132,7 @@ def visit_facts(visit: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("Source", visit["marker"]),
         ("Channel", visit["channel"]),
-        ("First touch", _other(visit["first_touch"], visit["marker"])),
+        ("First touch", _other(visit["first_touch"], visit["marker"]) if visit["known_first_id"] else None),
         ("Last non-direct touch", _other(visit["last_non_direct_touch"], visit["marker"])),
         ("Landing page", visit["landing_page"]),
         ("Came from", visit["referrer"]),
