@@ -19,12 +19,12 @@ from sqlalchemy import select
 from relay.core.hook import Access, HookSettings
 from relay.core.site import SiteSettings, Touch
 from relay.secrets import Keys
-from relay.store import deals, retention, webhooks
+from relay.store import deals, replay, retention, webhooks
 from relay.store.attribution import Evidence
 from relay.store.engine import Tx
 from relay.store.post import PostJob
 from relay.store.schema import events, messages, posts
-from tests.poster_fixtures import CARD, SECRET, Held, posting, until
+from tests.poster_fixtures import CARD, LOOK, SECRET, Held, posting, until
 from tests.store_fixtures import DAY, SHOP, World, hook, world
 from tests.webhook_receiver import Post, Receiver, Script, Step, deal
 from webapi import replays
@@ -195,7 +195,9 @@ class TestChanged:
         await waiting.w.declare(replace(SHOP, settings=SiteSettings(touch=Touch.FIRST), webhooks=(same,)))
         assert {post.json["marker"] for post in await waiting.go_on()} == {"changed"}
 
-    async def test_an_attribution_that_was_mended(self, waiting: Waiting) -> None:
+    async def test_an_attribution_that_was_mended(self, waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The letter under way goes once more, under the same id: whoever looked again was told that it is posted."""
+        monkeypatch.setattr("webapi.webhooks.POLL", LOOK)
         w = waiting.w
         number, _ = await w.shown()
         await w.store.write(
@@ -203,7 +205,14 @@ class TestChanged:
         )
         for letter in waiting.letters:
             await replays.reattribute(w.store, letter, Evidence(DAY), w.now, None)
-        assert {post.json["visit_id"] for post in await waiting.go_on()} == {number}
+        first = waiting.letters[0]
+        assert await w.store.write(lambda tx: replay.replay(tx, first, None, w.now)) == 1
+        found = await waiting.go_on()
+        assert sorted(texts(found)) == ["0", "1", "2"]
+        assert {post.json["visit_id"] for post in found} == {number}
+        before = waiting.crm.posts[0]
+        assert before.json["visit_id"] == waiting.visit
+        assert before.headers["webhook-id"] in {post.headers["webhook-id"] for post in found}
 
     async def test_the_deals_number(self, waiting: Waiting) -> None:
         last = waiting.letters[-1]

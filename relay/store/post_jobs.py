@@ -99,6 +99,15 @@ _POST_ALONE = Statement(
 )
 
 
+#: Of other events none is posted again: a change of the attribution is one of its own.
+_RECEIPT_STATES = Statement(
+    select(*_ATTRIBUTION_COLUMNS)
+    .join(events, events.c.delivery_id == deliveries.c.id)
+    .join(posts, posts.c.event_id == events.c.id)
+    .where(posts.c.id == bindparam("post"), events.c.type == EventType.RECEIVED.value)
+)
+
+
 def post_job(tx: Tx, post_id: int, claim: str) -> PostJob:
     """The post with this id, which ``claim`` holds."""
     job = find_job(tx, post_id, claim)
@@ -160,6 +169,15 @@ def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:
         due=due,
         edition=tx.edition,
     )
+
+
+def has_another_visit(tx: Tx, job: PostJob) -> bool:
+    """Whether its letter was attributed anew since the job was read; a visit that was only erased is not another."""
+    if job.edition == tx.edition:
+        return False
+    row = tx.one(_RECEIPT_STATES, post=job.post_id)
+    said = job.attribution
+    return row is not None and read_attribution(row) not in (said, replace(said, visit=None))
 
 
 def read_hook(columns: Row) -> Hook:

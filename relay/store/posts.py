@@ -15,7 +15,7 @@ from relay.core.backoff import JITTER, WEBHOOK_DELAYS, webhook_delay
 from relay.store import deals
 from relay.store.engine import Statement, Tx, is_fatal
 from relay.store.post import ANSWER_KEPT, CLAIM, PACE, PostJob, PostResult
-from relay.store.post_jobs import HOOK_COLUMNS, post_job, read_hook
+from relay.store.post_jobs import HOOK_COLUMNS, has_another_visit, post_job, read_hook
 from relay.store.schema import events, post_attempts, posts, webhooks
 
 log = structlog.get_logger()
@@ -105,6 +105,11 @@ _SOONER = Statement(
         posts.c.next_at > bindparam("due"),
     )
     .values(next_at=bindparam("due"), attempts=posts.c.attempts - 1)
+)
+_AGAIN = Statement(
+    update(posts)
+    .where(posts.c.id == bindparam("post"))
+    .values(state="waiting", attempts=0, next_at=bindparam("due"), finished_at=None, claim=None, claimed_until=0)
 )
 _RELEASE = Statement(
     update(posts)
@@ -282,6 +287,11 @@ def hasten(tx: Tx, post_ids: Sequence[int], begin: float, now: float) -> None:
         tx.run(_SOONER, post=post_id, due=begin + place / PACE, now=now)
 
 
+def again(tx: Tx, post_id: int, due: float) -> None:
+    """Post it again, as if it had never been tried."""
+    tx.run(_AGAIN, post=post_id, due=due)
+
+
 def release_posts(tx: Tx, jobs: Sequence[PostJob]) -> None:
     """Give claims back that were not used: nothing was sent."""
     tx.run_many(_RELEASE, [{"post": job.post_id, "by": job.claim} for job in jobs])
@@ -293,7 +303,10 @@ def give_up(tx: Tx, webhook_id: int, reason: str, now: float) -> None:
 
 
 def finish_post(tx: Tx, result: PostResult, now: float) -> bool:
-    """Record an attempt and what came of it. False when the claim was lost: then nothing is changed."""
+    """Record an attempt and what came of it. False when the claim was lost: then nothing is changed.
+
+    What was delivered and says another visit by now is posted once more.
+    """
     job, state, webhook_id = result.job, result.state, result.job.hook.id
     answer = result.answer[:ANSWER_KEPT]
     disable = result.disable_webhook
@@ -325,6 +338,8 @@ def finish_post(tx: Tx, result: PostResult, now: float) -> bool:
     )
     if state == "withheld":
         _withhold_event(tx, job.post_id)
+    if state == "delivered" and has_another_visit(tx, job):
+        again(tx, job.post_id, now)  # whoever asked for the other visit was told that it is posted
     if result.deal is not None:
         deals.of_post(tx, job.post_id, *result.deal)
     if disable is not None:

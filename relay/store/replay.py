@@ -28,11 +28,6 @@ _POST = Statement(
         posts.c.event_id == bindparam("event"), posts.c.webhook_id == bindparam("webhook")
     )
 )
-_AGAIN = Statement(
-    update(posts)
-    .where(posts.c.id == bindparam("post"))
-    .values(state="waiting", attempts=0, next_at=bindparam("due"), finished_at=None, claim=None, claimed_until=0)
-)
 _STILL_WITHHELD = Statement(update(posts).where(posts.c.id == bindparam("post")), "answer")
 
 
@@ -63,8 +58,8 @@ def replay(tx: Tx, message_id: int, sites_allowed: Sequence[int] | None, now: fl
             if post is None:
                 post_verbs.add(tx, event_id, webhook_id, now)
             elif post[2] < now:
-                tx.run(_AGAIN, post=post[0], due=now)
-            count += 1  # one that is claimed is under way, or read again if anything of it has changed
+                post_verbs.again(tx, post[0], now)
+            count += 1  # one that is claimed is read again if anything of it has changed, or followed by another
         if hooks:
             event_verbs.posted(tx, event_id)
     return count
@@ -88,7 +83,7 @@ def replay_to(
             continue
         post = tx.one(_POST, event=event_id, webhook=webhook_id)
         if post is not None and post[2] >= now:
-            continue  # under way
+            continue  # under way, and followed by another if its visit has changed
         if not forced and (post is None or post[1] == "withheld"):
             reason = event_verbs.reason_against(tx, event, webhook_id, settings)
             if reason is not None:
@@ -100,7 +95,7 @@ def replay_to(
             post_verbs.add(tx, event_id, webhook_id, due)
         else:
             # What waits anyway is never put off.
-            tx.run(_AGAIN, post=post[0], due=min(due, post[3]) if post[1] == "waiting" else due)
+            post_verbs.again(tx, post[0], min(due, post[3]) if post[1] == "waiting" else due)
         event_verbs.posted(tx, event_id)
         count += 1
     return count
