@@ -392,7 +392,6 @@ class TestHealth:
         await fill(api)
         _, octets = await api.request("GET", "/metrics")
         found = parse(octets.decode())
-        assert found["relay_messages_accepted_total"].value() == 1
         assert sum(found["relay_posts_waiting"].samples.values()) == 1
         assert found["relay_store_verbs_total"].value() > 3
 

@@ -60,9 +60,6 @@ async def _read(context: Context, sites: Sequence[SiteView], tally: Tally) -> li
 
 def _queues(depths: figures.Depths, now: float) -> Iterable[Family]:
     waiting = {(state,): depth for state, depth in depths.deliveries.items()}
-    yield counter(
-        "relay_messages_accepted_total", "Messages accepted, in all the life of the database.", depths.accepted
-    )
     yield gauge("relay_messages_held", "Messages with a delivery that has failed.", depths.held)
     yield each(
         "gauge",

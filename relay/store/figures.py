@@ -104,12 +104,11 @@ NOTHING = Depth(0, None)
 
 @dataclass(frozen=True, slots=True)
 class Depths:
-    """``accepted`` counts every message ever accepted, ``held`` messages with a failed delivery; the others what waits.
+    """``held`` counts messages with a failed delivery; the others what waits.
 
     ``deliveries`` by state (queued, deferred, failed), ``posts`` by webhook.
     """
 
-    accepted: int
     held: int
     deliveries: Mapping[str, Depth]
     posts: Mapping[int, Depth]
@@ -117,7 +116,6 @@ class Depths:
 
 
 # Each reads a partial index, however long the history is; ids are given in order and never twice.
-_ACCEPTED = Statement(select(func.coalesce(func.max(messages.c.id), 0)))
 _HELD = Statement(select(func.count()).where(messages.c.state == "failed", messages.c.state != "forwarded"))
 
 
@@ -163,7 +161,6 @@ async def depths(reader: Reader) -> Depths:
     """One look at every queue."""
     waiting = [*await reader.run(_OPEN), *await reader.run(_FAILED)]
     return Depths(
-        accepted=(await reader.run(_ACCEPTED))[0][0],
         held=(await reader.run(_HELD))[0][0],
         deliveries=dict.fromkeys(("queued", "deferred", "failed"), NOTHING)
         | {state: Depth(number, oldest) for state, number, oldest in waiting},
