@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.core import mime
+from relay.core.message import scan
 from relay.core.mime import Node, PartDecoder, Value, bodies, header_fields, parameters, walk
 from tests.linear import linear
 
@@ -51,6 +52,38 @@ def test_a_message_without_mime_is_one_text_part_behind_its_header() -> None:
     tree = walk(raw)
     assert (tree.root.type, body(raw, tree.root), tree.subject) == ("text/plain", b"text\r\n", b"hello")
     assert not tree.partial
+
+
+def test_behind_a_line_that_is_no_field_nothing_is_the_messages_own() -> None:
+    part = entity("application/pdf")
+    raw = message("From: a@b.example", "foo", "Subject: hi", multipart("b", part))
+    tree = walk(raw)
+    assert (tree.subject, tree.root.type, body(raw, tree.root)[:5]) == (None, "text/plain", b"foo\r\n")
+    assert not bodies(tree.root).attachments
+
+
+_LINES = (
+    "A: b",
+    "A-1 :",
+    ": b",
+    "foo",
+    " c: d",
+    "\tfoo",
+    "",
+    "From x",
+    ">From x",
+    "From : x",
+    "From x: y",
+    "ü: b",
+    ".:",
+)
+
+
+@given(st.lists(st.sampled_from(_LINES), max_size=6))
+def test_the_header_ends_where_the_scan_ends_it(lines: list[str]) -> None:
+    raw = message(*lines, "")
+    end = scan(raw, "").end
+    assert walk(raw).root.start == end + (2 if raw.startswith(b"\r\n", end) else 0)
 
 
 def test_the_line_break_before_a_delimiter_is_not_part_of_the_body() -> None:

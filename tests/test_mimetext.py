@@ -105,6 +105,7 @@ def test_the_header_alone_gives_a_partial_message_with_its_subject() -> None:
     assert headers_only(b"").subject is None
     assert headers_only(b"X: y\r\n\r\nSubject: not this").subject is None
     assert headers_only(b"\r\nSubject: not this\r\n\r\n").subject is None
+    assert headers_only(b"X: y\r\nfoo\r\nSubject: not this\r\n\r\n").subject is None
     assert headers_only(b"X: " + b"y" * MAX_HEADER + b"\r\nSubject: too late").subject is None
 
 

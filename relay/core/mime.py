@@ -123,6 +123,10 @@ _FIELDS = re.compile(
     rb"^(subject|content-(?:type|transfer-encoding|disposition|id))[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)",
     re.IGNORECASE | re.MULTILINE,
 )
+# The fields that a message begins with, and an mbox "From " line before them: the block that core/message.scan reads
+_HEADER = re.compile(
+    rb"(?:(?!From [ \t]*+:)>?From [^\n]*+\n?+)?+(?:[!-9;-~]++[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+\n?)*+",
+)
 # parameter := attribute "=" (token / quoted-string) (RFC 2045 §5.1). In real mail the ";" before it may be missing and
 # an unquoted value may hold spaces. A run of white space is tried from its first octet only, which keeps this linear.
 _PARAMETER = re.compile(
@@ -149,6 +153,16 @@ def header_block(message: Octets, start: int, end: int) -> tuple[bytes, int]:
     if crlf >= 0:
         return message[start:crlf], crlf + 3
     return message[start:limit], end
+
+
+def own_fields(block: bytes, body: int) -> tuple[bytes, int]:
+    """A message's own header, of ``header_block``, up to the first line that is no field: there its body begins then.
+
+    So core/message.scan and Postfix read it. What a recipient there sees in the text is neither subject nor type.
+    """
+    match = _HEADER.match(block)
+    end = match.end() if match else 0
+    return (block, body) if end == len(block) else (block[:end], end)
 
 
 def header_fields(block: bytes) -> dict[str, bytes]:
@@ -223,6 +237,8 @@ class _Walker:
         block, body = header_block(self._message, start, end)
         if len(block) == MAX_HEADER < end - start:
             self.partial = True
+        if depth == 0:
+            block, body = own_fields(block, body)
         fields = header_fields(block)
         if depth == 0:
             self.subject = fields.get("subject")

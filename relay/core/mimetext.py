@@ -6,7 +6,7 @@ import re
 from binascii import a2b_base64, a2b_qp
 
 from relay.core.charset import decode
-from relay.core.mime import Extracted, Value, header_block, header_fields
+from relay.core.mime import Extracted, Value, header_block, header_fields, own_fields
 
 MAX_SUBJECT = 998  # characters
 MAX_NAME = 150  # characters
@@ -59,7 +59,7 @@ def subject_text(value: bytes | None) -> str | None:
 
 def headers_only(message: bytes) -> Extracted:
     """What the header of a message gives when the whole can't be read; looks at MAX_HEADER octets."""
-    block, _ = header_block(message, 0, len(message))
+    block, _ = own_fields(*header_block(message, 0, len(message)))
     return Extracted(subject_text(header_fields(block).get("subject")), None, False, (), True)
 
 
