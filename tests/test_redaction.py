@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.core.hook import Access
+from relay.core.template_filters import as_json, percent_encoded
 from webapi import redaction
 from webapi.redaction import Redaction, echoed, rendered
 
@@ -45,6 +46,13 @@ def test_an_echo_is_hidden_however_it_is_written(secret: str, written: object) -
     assert callable(written)
     said = Redaction(echoed(ACCESS)).text(f"you sent {written(secret)}, 1")
     assert said.replace('"', "") == "you sent ***, 1"
+
+
+def test_a_variable_is_hidden_as_the_filters_of_templates_write_it() -> None:
+    secret = 'a "key"\u2028/ ключ'
+    hidden = Redaction(rendered(Access(variables={"code": secret})))
+    for written in (as_json(secret)[1:-1], percent_encoded(secret.encode())):
+        assert hidden.text(f"is {written}.") == "is ***."
 
 
 def test_of_a_basic_login_all_three_are_hidden() -> None:

@@ -17,6 +17,7 @@ from urllib.parse import quote, quote_plus, unquote
 import re2
 
 from relay.core.hook import Access
+from relay.core.template_filters import as_json, percent_encoded, without_surrogates
 
 HIDDEN = "***"
 #: Characters from which on a value is taken for a secret, and hidden where it appears.
@@ -129,8 +130,8 @@ def rendered(access: Access) -> Iterator[str]:
         plain |= {text.strip() for text in plain}
         yield from plain
         for text in plain:
-            yield _in_json(text)
-            yield quote(text, safe="")
+            yield as_json(text)[1:-1]
+            yield percent_encoded(without_surrogates(text).encode())
 
 
 def echoed(access: Access) -> Iterator[str]:
@@ -140,7 +141,7 @@ def echoed(access: Access) -> Iterator[str]:
         if len(text) >= SECRET:
             yield text
             yield from (escape(text), escape(text).replace("&#x27;", "&#039;"))  # Python, PHP
-            for written in (_in_json(text), json.dumps(text)[1:-1]):
+            for written in (json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]):
                 yield from (written, written.replace("/", "\\/"))
             yield from (quote(text, safe=""), quote(text), quote_plus(text))
 
@@ -155,7 +156,3 @@ def _credentials(authorization: str) -> Iterator[str]:
         except ValueError:
             return
         yield from (login, login.partition(":")[2])
-
-
-def _in_json(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
+from relay.core.date import MONTHS
+
 _MINUTE = 60.0
 _HOUR = 3600.0
 
@@ -82,8 +84,7 @@ def _jittered(seconds: float, jitter: float) -> float:
 
 # HTTP-date (RFC 9110 §5.6.7): one form to send and two obsolete ones to accept. strptime would read the month in the
 # process's locale.
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_MONTH = "(?P<month>" + "|".join(_MONTHS) + ")"
+_MONTH = "(?P<month>" + "|".join(MONTHS) + ")"
 _TIME = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
 _DATES = (
     re.compile(rf"[A-Z][a-z]{{2}}, (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT"),  # IMF-fixdate
@@ -106,7 +107,7 @@ def _http_date(value: str, now: float) -> float | None:
         try:
             moment = datetime(
                 year,
-                _MONTHS.index(match["month"]) + 1,
+                MONTHS.index(match["month"]) + 1,
                 int(match["day"]),
                 int(match["hour"]),
                 int(match["minute"]),

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 DATE_LIMIT = 128
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_MONTH = {name.lower(): index for index, name in enumerate(_MONTHS, start=1)}
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_MONTH = {name.lower(): index for index, name in enumerate(MONTHS, start=1)}
 # RFC 5322 §4.3, and names that mean one offset only. Any other name says nothing: it counts as +0000.
 _ZONE = {"est": -5, "edt": -4, "cst": -6, "cdt": -5, "mst": -7, "mdt": -6, "pst": -8, "pdt": -7}
 _ZONE |= {"msk": 3, "cet": 1, "cest": 2, "eet": 2, "eest": 3, "jst": 9}
@@ -19,7 +19,6 @@ _COMMON = re.compile(
     rb"[ \t]*+(?:[A-Z][a-z]{2}, )?([0-9]{1,2}) ([A-Z][a-z]{2}) ([0-9]{4}) "
     rb"([0-9]{2}):([0-9]{2}):([0-9]{2}) ([+-])([0-9]{2})([0-9]{2})[ \t\r\n]*+"
 ).fullmatch
-_COMMON_MONTH = {name.encode(): index for index, name in enumerate(_MONTHS, start=1)}
 _COMMENT = re.compile(r"\([^()]*\)")
 _CLOCK = re.compile(r"(\d\d?):(\d\d?)(?::(\d\d?))?(?:[.,]\d+)?(.*)")
 _OFFSET = re.compile(r"(?:gmt|utc?)?([+-]?)(\d\d):?(\d\d)")
@@ -33,7 +32,7 @@ def parse_date(value: bytes) -> float | None:
     a zone: UTC. At most 128 octets are looked at.
     """
     common = _COMMON(value) if len(value) <= DATE_LIMIT else None
-    if common is not None and (month := _COMMON_MONTH.get(common[2], 0)):
+    if common is not None and (month := _MONTH.get(common[2].decode().lower(), 0)):
         clock = int(common[4]), int(common[5]), int(common[6])
         offset = (int(common[8]) * 60 + int(common[9])) * (-60 if common[7] == b"-" else 60)
         return _seconds(int(common[3]), month, int(common[1]), clock, offset)
@@ -81,7 +80,7 @@ def _seconds(year: int, month: int, day: int, clock: tuple[int, int, int] | None
         year += 2000 if year < 50 else 1900
     hour, minute, second = clock
     try:  # the 60th second is a leap second; datetime knows none
-        moment = datetime(year, month, day, hour, minute, min(second, 59) if second == 60 else second, tzinfo=UTC)
+        moment = datetime(year, month, day, hour, minute, 59 if second == 60 else second, tzinfo=UTC)
     except ValueError:
         return None
     return moment.timestamp() - (offset if abs(offset) < 86400 else 0)
@@ -90,6 +89,6 @@ def _seconds(year: int, month: int, day: int, clock: tuple[int, int, int] | None
 def format_date(now: float) -> str:
     """The date-time of RFC 5322 §3.3, in UTC, down to the second."""
     moment = datetime.fromtimestamp(int(now), UTC)
-    day, month = _DAYS[moment.weekday()], _MONTHS[moment.month - 1]
+    day, month = _DAYS[moment.weekday()], MONTHS[moment.month - 1]
     clock = f"{moment.hour:02}:{moment.minute:02}:{moment.second:02}"
     return f"{day}, {moment.day} {month} {moment.year} {clock} +0000"

@@ -33,7 +33,7 @@ def header_text(value: bytes) -> str:
         if octets and (between.strip() or word_label != label):
             text.append(decode(b"".join(octets), label))
             octets = []
-        if between.strip() or not (at or octets):
+        if between.strip():
             text.append(decode(between))
         label = word_label
         octets.append(_encoded_text(match[2], match[3]))

@@ -118,12 +118,22 @@ def _not_json(value: object) -> NoReturn:
     raise Refused("this value has no JSON")
 
 
+def as_json(value: object) -> str:
+    """A value as ``|tojson`` writes it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_not_json)
+    # Valid in JSON, but line ends to JavaScript before 2019 and to whatever splits its log with splitlines().
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def percent_encoded(octets: bytes) -> str:
+    """The UTF-8 of a text as ``|urlencode`` writes it; takes half of the time that quote() takes."""
+    return "".join(map(_PERCENT.__getitem__, octets))
+
+
 @pass_context
 def _tojson(context: Context, value: object) -> str:
     _pay_for_all(context, value)
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_not_json)
-    # Valid in JSON, but line ends to JavaScript before 2019 and to whatever splits its log with splitlines().
-    text = text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    text = as_json(value)
     _pay(context, len(text))
     return text
 
@@ -132,7 +142,7 @@ def _tojson(context: Context, value: object) -> str:
 def _urlencode(context: Context, value: object) -> str:
     octets = without_surrogates(_paid(context, value)).encode()
     _pay(context, SLOW * len(octets))
-    encoded = "".join(map(_PERCENT.__getitem__, octets))  # half of the time that quote() takes
+    encoded = percent_encoded(octets)
     _pay(context, len(encoded))
     return encoded
 
