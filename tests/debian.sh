@@ -23,21 +23,31 @@ unpack() {
   rm -rf "$archives" && touch "$unpacked/.ready"
 }
 
+# Of Prometheus its promtool alone, which judges the alert rules: the package brings a service and fonts.
+promtool=$PWD/build/promtool
+unpack_promtool() (
+  rm -rf "$promtool" && mkdir -p "$promtool" && cd "$promtool" && apt-get download -qq prometheus || exit
+  dpkg --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool || exit
+  rm prometheus_*.deb && touch .ready
+)
+
 [ -e "$unpacked/.ready" ] || others="Exim and OpenSMTPD"
-[ -z "${missing[*]}${others-}" ] && exit 0
+command -v promtool >/dev/null || [ -e "$promtool/.ready" ] || judge=promtool
+[ -z "${missing[*]}${others-}${judge-}" ] && exit 0
 if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then
   export DEBIAN_FRONTEND=noninteractive
   log=$(mktemp --tmpdir visit-relay-apt.XXXXXX)  # under a name that nobody else could have made a link of
-  echo "installing: ${missing[*]} ${others:+($others: unpacking)}"
+  echo "installing: ${missing[*]} ${others:+($others: unpacking)} ${judge:+($judge: unpacking)}"
   policy=/usr/sbin/policy-rc.d  # while it ends with 101, no service is started that a package brings
   [ -e $policy ] || { trap "rm -f $policy" EXIT && printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy; }
   {
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "${missing[@]}" && missing=()
     [ -z "${others-}" ] || { unpack && others=; }
+    [ -z "${judge-}" ] || { unpack_promtool && judge=; }
   } >"$log" 2>&1
-  [ -z "${missing[*]}${others-}" ] && rm "$log" && exit 0
+  [ -z "${missing[*]}${others-}${judge-}" ] && rm "$log" && exit 0
   tail -5 "$log" && echo "all of it: $log"
 fi
-echo "NOT INSTALLED, so what needs them will be skipped and named: ${missing[*]} ${others-}"
+echo "NOT INSTALLED, so what needs them will be skipped and named: ${missing[*]} ${others-} ${judge-}"
 exit 0
