@@ -51,38 +51,26 @@ class Measures:
         tally = self.smtp.tally
         yield gauge("relay_smtp_connections", "SMTP sessions that are open.", self.smtp.connections)
         yield gauge("relay_smtp_connections_max", "How many there may be.", self.smtp.most_connections)
-        yield each(
-            *("counter", "relay_smtp_sessions_total", "SMTP sessions that have ended, by how.", "end"),
-            {(end,): count for end, count in tally.ends.items()},
-        )
-        yield each(
-            *(
-                "counter",
-                "relay_smtp_messages_total",
-                "Messages by the class of the reply to their final dot.",
-                "reply",
-            ),
-            {(reply,): tally.messages[reply] for reply in ("2xx", "4xx", "5xx")},
-        )
+        ends = {(end,): count for end, count in tally.ends.items()}
+        yield each("counter", "relay_smtp_sessions_total", "SMTP sessions that have ended, by how.", "end", ends)
+        about = "Messages by the class of the reply to their final dot."
+        replies = {(reply,): tally.messages[reply] for reply in ("2xx", "4xx", "5xx")}
+        yield each("counter", "relay_smtp_messages_total", about, "reply", replies)
         yield refusals(tally)
         yield histogram("relay_accept_seconds", "From the final dot of a message to its reply.", tally.accepting)
 
     def _forwarding(self) -> Iterator[Family]:
-        outcomes = self.forwarder.outcomes
-        yield each(
-            *("counter", "relay_forward_attempts_total", "Attempts to forward, by outcome.", "outcome"),
-            {(kind.value,): outcomes[kind.value] for kind in OutcomeKind},
-        )
+        outcomes = {(kind.value,): self.forwarder.outcomes[kind.value] for kind in OutcomeKind}
+        yield each("counter", "relay_forward_attempts_total", "Attempts to forward, by outcome.", "outcome", outcomes)
         yield histogram("relay_forward_attempt_seconds", "Time of an attempt.", self.forwarder.durations)
         yield histogram("relay_forward_delay_seconds", "From receipt to delivery.", self.forwarder.delays)
 
     def _posting(self) -> Iterator[Family]:
-        yield each(
-            *("counter", "relay_webhook_attempts_total", "Attempts to post, by what became of the post.", "state"),
-            {(state,): self.poster.tally.outcomes[state] for state in _POST_STATES},
-        )
-        yield histogram("relay_webhook_attempt_seconds", "Time of an attempt.", self.poster.tally.durations)
-        yield histogram("relay_webhook_delay_seconds", "From an event to its delivery.", self.poster.tally.delays)
+        tally, about = self.poster.tally, "Attempts to post, by what became of the post."
+        states = {(state,): tally.outcomes[state] for state in _POST_STATES}
+        yield each("counter", "relay_webhook_attempts_total", about, "state", states)
+        yield histogram("relay_webhook_attempt_seconds", "Time of an attempt.", tally.durations)
+        yield histogram("relay_webhook_delay_seconds", "From an event to its delivery.", tally.delays)
 
     def _machine(self) -> Iterator[Family]:
         space = self.intake.space

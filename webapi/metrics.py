@@ -84,24 +84,15 @@ def _queues(depths: figures.Depths, now: float) -> Iterable[Family]:
 def _webhooks(context: Context, sites: Iterable[SiteView]) -> Iterable[Family]:
     hooks = {(site.name, str(webhook.id)): webhook for site in sites for webhook in site.webhooks}
     standings = {key: context.standing(webhook.id) for key, webhook in hooks.items()}
-    for name, about, values in (
-        (
-            "relay_webhook_enabled",
-            "1 while it is posted to, 0 when it is disabled.",
-            {key: float(webhook.enabled) for key, webhook in hooks.items()},
-        ),
-        (
-            "relay_webhook_consecutive_failures",
-            "Attempts in a row that showed that the receiver is not well.",
-            {key: float(standing.failures) for key, standing in standings.items()},
-        ),
-        (
-            "relay_webhook_rest_seconds",
-            "Seconds until it is tried again; 0 when it does not rest.",
-            {key: standing.rests_for or 0.0 for key, standing in standings.items()},
-        ),
-    ):
-        yield each("gauge", name, about, "site webhook", values)
+    enabled = {key: int(webhook.enabled) for key, webhook in hooks.items()}
+    about = "1 while it is posted to, 0 when it is disabled."
+    yield each("gauge", "relay_webhook_enabled", about, "site webhook", enabled)
+    failures = {key: standing.failures for key, standing in standings.items()}
+    about = "Attempts in a row that showed that the receiver is not well."
+    yield each("gauge", "relay_webhook_consecutive_failures", about, "site webhook", failures)
+    rests = {key: standing.rests_for or 0.0 for key, standing in standings.items()}
+    about = "Seconds until it is tried again; 0 when it does not rest."
+    yield each("gauge", "relay_webhook_rest_seconds", about, "site webhook", rests)
 
 
 def _posts(sites: Iterable[SiteView], depths: figures.Depths, now: float) -> Iterable[Family]:
