@@ -255,9 +255,9 @@ def offer(
     judge = _Judge(tx, event)
     for webhook_id, settings, disabled in hooks:
         withheld = judge.reason(webhook_id, settings)
-        if why := withheld or disabled:
-            posts.leave_out(tx, event.id, webhook_id, "withheld" if withheld else "failed", why, now)
-            reasons.append(why)
+        if reason := withheld or disabled:
+            posts.leave_out(tx, event.id, webhook_id, "withheld" if withheld else "failed", reason, now)
+            reasons.append(reason)
         elif claim is None or webhook_id in passed_over:
             posts.add(tx, event.id, webhook_id, now)
             left.add(webhook_id)
