@@ -451,46 +451,78 @@ class TestInterrupted:
 
 
 class TestRollback:
-    async def test_the_copy_of_before_the_upgrade_put_in_place_is_what_the_old_version_had(
-        self, tmp_path: Path, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Path:
         data = tmp_path / "data"
         for name in ("keys", "bodies"):
             (data / name).mkdir(parents=True)
-        (data / "bodies" / "large").write_bytes(b"accepted since")
+        return data
+
+    async def test_the_copy_of_before_the_upgrade_put_in_place_is_what_the_old_version_had(
+        self, data: Path, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         path, old = unpacked(OLD[-1], data), HEAD
         before = contents(path)
-        scripts.add("8001", old, TestInterrupted.WORKS)
-        migrate.migrate(path)
-        with database(path) as connection:
-            connection.execute("UPDATE sites SET name = name || '-newer'")
-        (scripts.directory / "versions" / "8001_test.py").unlink()  # the old version again
-        monkeypatch.setattr(migrate, "HEAD", old)
-        with pytest.raises(WrongRevision):
-            migrate.migrate(path)
-        damage.mark(path)
-        (copy,) = data.glob("relay-before-8001-*.db")
-        self.put_in_place(copy)
-        newer = tmp_path / "visit-relay.newer"
-        assert contents(newer / DATABASE)["tokens"][0]["name"] == "ci!"
-        (data / "bodies" / "large").unlink()  # as the old version's daemon does with what it does not know
-        assert (newer / "bodies" / "large").read_bytes() == b"accepted since"
+        newer = []
+        for date in ("2026-11-23-1200", "2026-11-24-1200"):  # what was left by an earlier one is no hindrance
+            (data / "bodies" / date).write_bytes(b"accepted since")
+            copy = self.upgraded(path, scripts)
+            (scripts.directory / "versions" / "8001_test.py").unlink()  # the old version again
+            monkeypatch.setattr(migrate, "HEAD", old)
+            with pytest.raises(WrongRevision):
+                migrate.migrate(path)
+            damage.mark(path)
+            self.put_in_place(copy, date)
+            newer.append(data.with_name(f"visit-relay.newer-{date}"))
+            (data / "bodies" / date).unlink()  # as the old version's daemon does with what it does not know
+            assert (newer[-1] / "bodies" / date).read_bytes() == b"accepted since"
+        assert [contents(kept / DATABASE)["tokens"][0]["name"] for kept in newer] == ["ci!"] * 2
+        assert contents(path) == before
         store = Store(path)
         await store.open()
         await store.close()
-        assert contents(path) == before
+        assert contents(path)["messages"] == before["messages"]
 
-    def put_in_place(self, copy: Path) -> None:
-        """As docs/operations.md says, "Back to the old version"."""
+    def test_nothing_is_moved_where_the_newer_database_has_no_place(self, data: Path, scripts: Scripts) -> None:
+        copy = self.upgraded(unpacked(OLD[-1], data), scripts)
+        newer = data.with_name("visit-relay.newer-2026-11-23-1200")
+        newer.mkdir()
+        before = sorted(data.iterdir())
+        with pytest.raises(subprocess.CalledProcessError):
+            self.put_in_place(copy, "2026-11-23-1200")
+        assert (sorted(data.iterdir()), list(newer.iterdir())) == (before, [])
+
+    def test_without_the_copy_nothing_is_moved_either(self, data: Path, scripts: Scripts) -> None:
+        copy = self.upgraded(unpacked(OLD[-1], data), scripts)
+        copy.unlink()
+        before = sorted(data.iterdir())
+        with pytest.raises(subprocess.CalledProcessError):
+            self.put_in_place(copy, "2026-11-23-1200")
+        assert sorted(data.iterdir()) == before
+
+    def upgraded(self, path: Path, scripts: Scripts) -> Path:
+        """The copy that an upgrade has made."""
+        scripts.add("8001", HEAD, TestInterrupted.WORKS)
+        migrate.migrate(path)
+        (copy,) = path.parent.glob("relay-before-8001-*.db")
+        return copy
+
+    def put_in_place(self, copy: Path, date: str) -> None:
+        """As docs/operations.md says, "Back to the old version", into a shell that reads line after line."""
         chapter = (
             (UPGRADE.parent.parent / "docs" / "operations.md").read_text().partition("**Back to the old version**")[2]
         )
-        (lines,) = re.findall(r"^(cd /var/lib/visit-relay .*?)^relay queue list", chapter, re.DOTALL | re.MULTILINE)
-        assert "relay-before-REVISION-TIME.db" in lines
-        said = lines.replace("/var/lib/visit-relay", str(copy.parent)).replace(
-            "relay-before-REVISION-TIME.db", copy.name
-        )
-        subprocess.run(["bash", "-euc", said], check=True)
+        (lines,) = re.findall(r"^(\(set -e\n.*?^\)\n)", chapter, re.DOTALL | re.MULTILINE)
+        said = lines
+        for there, here in (
+            ("/var/lib/visit-relay", str(copy.parent)),
+            (f"{copy.parent}.newer", str(copy.parent.with_name("visit-relay.newer"))),
+            ("$(date +%F-%H%M)", date),
+            ("relay-before-REVISION-TIME.db", copy.name),
+        ):
+            assert there in said
+            said = said.replace(there, here)
+        subprocess.run(["bash"], input=said, text=True, check=True)
 
 
 class TestBackup:
