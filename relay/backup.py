@@ -26,7 +26,7 @@ from sqlalchemy import bindparam, func, select, update
 from relay.durable import sync_directory
 from relay.store import damage, migrate
 from relay.store.engine import Statement, Tx
-from relay.store.schema import deliveries, messages
+from relay.store.schema import messages
 from relay.store.store import DATABASE, revision
 
 Progress = Callable[[str], None]
@@ -38,10 +38,6 @@ _COUNT = Statement(select(func.count()).select_from(messages))
 _FILES = Statement(select(messages.c.id, messages.c.body_file).where(messages.c.body_file.is_not(None)))
 _NAMES_FILE = Statement(select(messages.c.id).where(messages.c.body_file == bindparam("name")))
 _RAW_REMOVED = Statement(update(messages).where(messages.c.id == bindparam("message")), "raw_removed_at body_file")
-# By the time that anybody restores the copy, the original has most likely forwarded them.
-_REPEATED = Statement(
-    update(deliveries).where(deliveries.c.state.in_(["queued", "deferred"])).values(possibly_repeated=1)
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +117,6 @@ def _complete(data_dir: Path, copy: Path, progress: Progress) -> Copied:
                 gone += 1
             if count % 1000 == 0:
                 progress(f"{count} of {len(files)} large bodies copied")
-        tx.run(_REPEATED)
         row = tx.one(_COUNT)
         connection.execute("COMMIT")
     assert row is not None

@@ -35,7 +35,7 @@ async def open_store(
     """
     store = Store(config.data_dir / DATABASE)
     stack.push_async_callback(store.close)
-    await store.open(say)
+    await store.open(say, now)
     declared = definitions(config, keys.seal)
     for name in await store.redefine(lambda tx: declare_all(tx, declared, now)):
         removed(name)

@@ -137,12 +137,12 @@ def fresh_keys(directory: Path) -> Keys:
 
 
 @contextlib.asynccontextmanager
-async def opened(directory: Path) -> AsyncIterator[Store]:
-    """An empty store in ``directory``, or the one that is there already."""
+async def opened(directory: Path, now: float | None = None) -> AsyncIterator[Store]:
+    """An empty store in ``directory``, or the one that is there already; ``now`` as of Store.open."""
     if not (directory / DATABASE).exists():
         fresh_database(directory)
     store = Store(directory / DATABASE)
-    await store.open()
+    await store.open(now=now)
     try:
         yield store
     finally:

@@ -57,6 +57,14 @@ def contents(path: Path) -> Rows:
         }
 
 
+def repeated(rows: Rows) -> Rows:
+    """What a copy says of what waited."""
+    waited = ("queued", "deferred")
+    found = [row | {"possibly_repeated": 1} if row["state"] in waited else row for row in rows["deliveries"]]
+    assert found != rows["deliveries"]
+    return rows | {"deliveries": found}
+
+
 def unpacked(old: Path, directory: Path) -> Path:
     path = directory / DATABASE
     path.write_bytes(gzip.decompress(old.read_bytes()))
@@ -425,7 +433,7 @@ class TestInterrupted:
         migrate.migrate(path, lines.append)
         (copy,) = tmp_path.glob("relay-before-8001-*.db")
         assert lines[0] == f"backing up to {copy.name}"
-        assert contents(copy) == before
+        assert contents(copy) == repeated(before)
         assert stat.S_IMODE(copy.stat().st_mode) == 0o600
 
     def test_what_a_killed_one_left_of_its_copy_is_removed(self, tmp_path: Path, scripts: Scripts) -> None:
@@ -477,7 +485,7 @@ class TestRollback:
             (data / "bodies" / date).unlink()  # as the old version's daemon does with what it does not know
             assert (newer[-1] / "bodies" / date).read_bytes() == b"accepted since"
         assert [contents(kept / DATABASE)["tokens"][0]["name"] for kept in newer] == ["ci!"] * 2
-        assert contents(path) == before
+        assert contents(path) == repeated(before)
         store = Store(path)
         await store.open()
         await store.close()

@@ -581,7 +581,7 @@ WAITING = (
     "ix_routes_leasable",
 )
 #: Done once after a change of the sites, by `relay check`, when a target is removed, when the system's clock was set,
-#: over the pools at the start; hourly, over the two thousand latest exact deliveries.
+#: over the pools at the start, of a restored copy, too; hourly, over the two thousand latest exact deliveries.
 SELDOM = (
     *(
         "routes.DOMAINS",
@@ -591,7 +591,7 @@ SELDOM = (
         "clock._FIND_HOLDINGS",
         "clock._HOLDINGS",
     ),
-    *("clock._HOLDINGS_BACK", "figures._DELAYS"),
+    *("clock._HOLDINGS_BACK", "copied._POOL", "figures._DELAYS"),
 )
 #: No tables: the rows of a recursion, which counts its steps or goes from key to key, and the one it begins with.
 RECURSION = ("SCAN walk", "SCAN destination", "SCAN CONSTANT ROW")

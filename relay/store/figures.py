@@ -16,13 +16,15 @@ from relay.store.routes import NOBODY
 from relay.store.schema import OPEN, bindings, deliveries, events, messages, posts, routes, visits
 
 _PERSON = func.coalesce(visits.c.device, "") != "bot"  # robots are given no address, and buy nothing
+# What keeps that somebody held an address is no visit.
+_VISITED = visits.c.number.not_like(f"{NOBODY}%")
 _STAYS = Statement(
     select(visits.c.started_at, visits.c.last_seen_at)
     .where(
         visits.c.site_id == bindparam("site"),
         visits.c.started_at >= bindparam("since"),
         _PERSON,
-        visits.c.number.not_like(f"{NOBODY}%"),
+        _VISITED,
     )
     .order_by(visits.c.started_at.desc())
     .limit(bindparam("most"))
@@ -36,7 +38,7 @@ async def stays(reader: Reader, site_id: int, since: float, most: int) -> list[S
 
 _LAST_SEEN = Statement(
     select(visits.c.last_seen_at)
-    .where(visits.c.site_id == bindparam("site"))
+    .where(visits.c.site_id == bindparam("site"), _VISITED)
     .order_by(visits.c.started_at.desc())
     .limit(1)
 )

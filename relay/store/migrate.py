@@ -12,6 +12,7 @@ from pathlib import Path
 
 from relay.durable import sync_directory
 from relay.store.connection import connect
+from relay.store.copied import as_copy
 
 #: The revision that this program works with; a test compares it with the scripts in migrations/.
 HEAD = "0005"
@@ -120,14 +121,16 @@ def _upgrade(path: Path, progress: Progress) -> None:
 def backup(source: Path, copy: Path, progress: Progress = lambda line: None, pages: int = 4096) -> None:
     """A consistent copy of a database that may be in use, by SQLite's online backup. Blocks; may be interrupted.
 
-    The copy appears under its name only when it is whole. Raises sqlite3.Error, OSError, FileExistsError.
+    It is made to go on in the original's place (copied.py), and appears under its name only when it is whole. Raises
+    sqlite3.Error, OSError, FileExistsError.
     """
     if copy.exists():
         raise FileExistsError(f"{copy} exists already")
     partial = copy.with_name(copy.name + ".partial")
     partial.unlink(missing_ok=True)
+    made_at = time.time()
     original = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
-    target = sqlite3.connect(partial)
+    target = sqlite3.connect(partial, isolation_level=None)
     try:
         partial.chmod(0o600)
         # One read transaction: otherwise every commit of the daemon would start the copy again.
@@ -135,6 +138,7 @@ def backup(source: Path, copy: Path, progress: Progress = lambda line: None, pag
         original.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
         original.backup(target, pages=pages, progress=_report(progress))
         target.execute("PRAGMA journal_mode=DELETE")
+        as_copy(target, made_at)
         target.close()
         partial.rename(copy)
         sync_directory(copy.parent)

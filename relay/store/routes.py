@@ -153,7 +153,7 @@ def create(
             defined=int(defined),
         )
         if held is not None:
-            _keep_holding(tx, route_id, target_id, held, now)
+            keep_holding(tx, route_id, target_id, held, now)
         return route_id
     route_id, owner_site, owner_target, owner_kind, retired_at = owner
     live = retired_at is None
@@ -174,7 +174,7 @@ def create(
             defined=int(defined),
         )
     if held is not None:
-        _keep_holding(tx, route_id, target_id, held, now)
+        keep_holding(tx, route_id, target_id, held, now)
     return int(route_id)
 
 
@@ -192,7 +192,7 @@ def _held(tx: Tx, route_id: int, kind: str, now: float) -> Row | None:
     return None if ended is None else (site_id, begun, ended)
 
 
-def _keep_holding(tx: Tx, route_id: int, target_id: int, held: Row, now: float) -> None:
+def keep_holding(tx: Tx, route_id: int, target_id: int, held: Row, now: float) -> None:
     """As one visit of its former site, and of nobody, which retention ends like the others.
 
     Late mail of who was shown it before would be stated as the visit's that is shown it now, for want of another.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import time
 from pathlib import Path
 from typing import TypeVar
 
-from relay.store import damage, migrate
+from relay.store import copied, damage, migrate
 from relay.store.damage import Damage
 from relay.store.directory import Directory
 from relay.store.engine import StoreUnavailable, Turn, Tx, Verb, Writer
@@ -73,8 +74,8 @@ class Store:
         self._loading = asyncio.Lock()  # one after the other: what was read later must not be replaced by older
         self._behind = False  # sites could not be read after they were changed
 
-    async def open(self, progress: migrate.Progress = lambda line: None) -> None:
-        """Migrate (blocks while it does), start the writer, load the sites.
+    async def open(self, progress: migrate.Progress = lambda line: None, now: float | None = None) -> None:
+        """Migrate (blocks while it does), start the writer, load the sites. ``now``: None for the system's clock.
 
         Raises Damaged, WrongRevision, sqlite3.Error, OSError: a broken database is never replaced by an empty one.
         """
@@ -82,6 +83,9 @@ class Store:
         try:
             self.writer.start()
             await self.reader.start()
+            if await copied.is_copy(self.reader):
+                began = time.time() if now is None else now
+                await self.writer.run(lambda tx: copied.take_place(tx, began))
             await self.reports.start()
             await self.exports.start()
             await self.sites.load()
