@@ -112,9 +112,12 @@ async def running(
         composer = Composer(keys, config.http.public_url, config.retention.raw)
         pace = Pace()
         poster = make_poster(store, _poster_settings(config, keys), clock, pace)
-        forwarder = await _start_forwarding(stack, config, store, bodies, keys, poster, clock)
+        watch = ClockWatch(store, clock, lambda by: forwarder.clock_set_back(by))
+        away = await watch.begin()
+        forwarder = await _start_forwarding(stack, config, store, bodies, keys, poster, clock, watch.is_doubtful)
+        _background(stack, background.begin("clock", watch.run))
         extraction = await _start_posting(stack, config, store, bodies, poster, clock, pace)
-        sweeper = Sweeper(store, bodies, _ages(config), clock)
+        sweeper = Sweeper(store, bodies, _ages(config), clock, away)
         _background(stack, background.begin("sweep", sweeper.run))
         stopping = asyncio.Event()
         agents.load()  # what the first page view would else wait for
@@ -205,6 +208,7 @@ async def _start_forwarding(
     keys: Keys,
     poster: Posting,
     clock: Clock,
+    clock_is_doubtful: Callable[[], bool],
 ) -> Forwarder:
     nameservers = [str(server) for server in config.dns.nameservers]
     resolver = Resolver(nameservers, lifetime=config.dns.timeout)
@@ -214,7 +218,6 @@ async def _start_forwarding(
         mx_port=config.forward.mx_port,
         per_destination=config.forward.per_destination,
     )
-    watch = ClockWatch(store, clock, lambda by: forwarder.clock_set_back(by))
     forwarder = Forwarder(
         store,
         bodies,
@@ -224,11 +227,9 @@ async def _start_forwarding(
         next_hop=config.forward.next_hop,
         per_destination=config.forward.per_destination,
         clock=clock,
-        clock_is_doubtful=watch.is_doubtful,
+        clock_is_doubtful=clock_is_doubtful,
         on_held=poster.wake,
     )
-    await watch.begin()
-    _background(stack, background.begin("clock", watch.run))
     await forwarder.start()
     stack.push_async_callback(forwarder.close, GRACE)
     return forwarder

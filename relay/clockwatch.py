@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -10,13 +11,14 @@ import structlog
 
 from relay.store import clock as clock_verbs
 from relay.store.clock import TOLERANCE
-from relay.store.engine import StoreUnavailable
+from relay.store.engine import StoreUnavailable, Turn
 from relay.store.store import Store
 
 log = structlog.get_logger()
 
-#: Seconds between two looks.
+#: Seconds between two looks, and between two notes of what the clock says.
 INTERVAL = 5.0
+NOTE = 600.0
 
 
 class ClockWatch:
@@ -28,13 +30,22 @@ class ClockWatch:
         self._on_set = on_set
         self._ahead = self._now_ahead()
         self._moved: clock_verbs.Moved | None = None
+        self._note_at = time.monotonic() + NOTE
 
-    async def begin(self) -> None:
-        """Before mail and page views are taken: mend what a clock left that was set while no daemon ran."""
+    async def begin(self) -> float:
+        """Before mail and page views are taken: mend what a clock left that was set while no daemon ran.
+
+        Answers the seconds that it is ahead of when one ran last, if that is long: it is wrong, or none ran meanwhile.
+        """
         now = self._clock()
-        self._moved = await self._store.write(lambda tx: clock_verbs.began(tx, now))
-        if self._moved is not None:
-            log.error("the clock was set", seconds=-round(self._moved.by, 1), hint="before this start, or it is slow")
+        began = await self._store.write(lambda tx: clock_verbs.began(tx, now))
+        self._moved = began.moved
+        await self._note()  # apart: a full disk is no reason not to start
+        if began.by < 0:
+            log.error("the clock was set", seconds=round(began.by, 1), hint="before this start, or it is slow")
+        elif began.by > 0:
+            log.warning("no daemon ran, or the clock is ahead", seconds=round(began.by))
+        return max(0.0, began.by)
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -56,6 +67,14 @@ class ClockWatch:
                 return  # the writer has logged why
             self._on_set(-step)
         self._ahead = ahead
+        if time.monotonic() >= self._note_at:
+            await self._note()
+
+    async def _note(self) -> None:
+        now = self._clock()
+        self._note_at = time.monotonic() + NOTE
+        with contextlib.suppress(StoreUnavailable):  # the writer has logged why
+            await self._store.write(lambda tx: clock_verbs.note(tx, now), turn=Turn.IDLE)
 
     def is_doubtful(self) -> bool:
         """Whether it was set since the last look: what it says must not give anything up. A slow drift is no reason."""

@@ -25,7 +25,8 @@ FIRST = 600.0
 #: Seconds that a body file must have been left alone before it may be an orphan. One of a message that is still being
 #: received or stored is none, however old (Bodies.names).
 ORPHAN_AGE = 3600.0
-#: Seconds by which the clock has leapt ahead when it is not to be trusted, and for how long it is not.
+#: Seconds by which the clock has leapt ahead when it is not to be trusted, and for how long it is not. At a start it is
+#: not where no daemon ran for longer than that: a machine that is off at night must come to delete, too.
 LEAP = 3600.0
 DISTRUST = 86400.0
 
@@ -47,13 +48,15 @@ class Ages:
 
 
 class Sweeper:
-    def __init__(self, store: Store, bodies: Bodies, ages: Ages, clock: Callable[[], float]) -> None:
+    """``away``: seconds for which no daemon ran before this start, by the clock."""
+
+    def __init__(self, store: Store, bodies: Bodies, ages: Ages, clock: Callable[[], float], away: float = 0.0) -> None:
         self._store = store
         self._bodies = bodies
         self._ages = ages
         self._clock = clock
         self._ahead = clock() - time.monotonic()
-        self._trusted_at = 0.0
+        self._trusted_at = time.monotonic() + DISTRUST if away > DISTRUST else 0.0
 
     async def run(self) -> None:
         """Sweep until cancelled."""

@@ -213,6 +213,23 @@ async def test_a_leap_ahead_deletes_nothing_for_a_day(tmp_path: Path, monkeypatc
         assert sweeper.trusts_clock()
 
 
+@pytest.mark.parametrize(("away", "trusted"), [(DISTRUST + 60, False), (DISTRUST - 60, True)])
+async def test_a_start_more_than_a_day_after_the_last_run_by_the_clock_deletes_nothing_for_a_day(
+    away: float, trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = [1000.0]
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        monkeypatch.setattr("relay.sweep.time.monotonic", lambda: passed[0])
+        sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR, YEAR, YEAR), parts.clock, away)
+        assert sweeper.trusts_clock() is trusted
+        passed[0] += DISTRUST - 1
+        parts.clock.ahead += DISTRUST - 1
+        assert sweeper.trusts_clock() is trusted
+        passed[0] += 2
+        parts.clock.ahead += 2
+        assert sweeper.trusts_clock()
+
+
 def test_a_rate_refills_after_the_clock_was_set_back() -> None:
     rate = Rate(60)
     for _ in range(60):

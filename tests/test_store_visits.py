@@ -396,10 +396,10 @@ class TestHeldUnderAClockThatRanAhead:
 
     async def test_a_start_finds_what_was_set_while_no_daemon_ran(self, one: World) -> None:
         earlier, holder = await self.held(one)
-        moved = await one.store.write(lambda tx: clock.began(tx, one.now))
-        assert moved is not None
+        began = await one.store.write(lambda tx: clock.began(tx, one.now))
+        assert began.moved is not None
         assert await one.rows(select(bindings.c.started_at).order_by(bindings.c.id)) == [(NOW,), (one.now,)]
-        assert await one.store.write(lambda tx: clock.began(tx, one.now)) is None
+        assert await one.store.write(lambda tx: clock.began(tx, one.now)) == clock.Began(0.0)
         one.pass_time(60.0)
         assert await self.attributed(one) == ("likely", [holder, earlier])
         one.pass_time(LEASE)

@@ -1,5 +1,9 @@
 """What the store does when the system's clock was set: nothing may wait for a time that lies that far ahead, and no
 mail may be given up for a time that has not passed.
+
+The daemon notes what the clock says now and then, in minutes since the epoch, as the database's ``user_version``: so a
+start knows when one ran last. A clock that is ahead then is not to be told from a machine that was off. Either way mail
+has the time left that it had.
 """
 
 from __future__ import annotations
@@ -13,8 +17,10 @@ from relay.store.schema import LISTED, OPEN, bindings, deliveries, messages, pos
 
 #: Seconds by which the clock may differ from the time that passed before it counts as set.
 TOLERANCE = 10.0
-#: A time that no lease reaches.
-_NEVER = 1e15
+#: Seconds by which a start may be later than the last note before that counts. More than between two notes
+#: (relay/clockwatch.py): else a daemon that is started again and again would never give anything up.
+AWAY = 3600.0
+_MINUTE = 60.0
 
 _LATER: BindParameter[float] = bindparam("now")
 _BY: BindParameter[float] = bindparam("by")
@@ -87,11 +93,27 @@ class Moved:
     until: float
 
 
+@dataclass(frozen=True, slots=True)
+class Began:
+    """``by``: seconds that the clock is ahead of the last note (< 0: behind); 0.0: of no account. ``moved``: as
+    ``was_set`` answers it."""
+
+    by: float
+    moved: Moved | None = None
+
+
+def note(tx: Tx, now: float) -> None:
+    """A daemon runs, and the clock says ``now``."""
+    minutes = max(1, int(now / _MINUTE))  # 0 says that nothing was noted, and a board without a clock begins in 1970
+    tx.sql(f"PRAGMA user_version = {minutes}")
+
+
 def was_set(tx: Tx, by: float, now: float, moved: Moved | None = None) -> Moved | None:
     """The clock was set ``by`` seconds ahead (< 0: back) and says ``now``.
 
     ``moved``: what this answered when it was set back last; where it is set ahead again, that is undone.
     """
+    note(tx, now)
     if by < 0:
         return _set_back(tx, -by, now) or moved
     tx.run(_EXTEND, by=by, now=now, before=now - by)
@@ -100,16 +122,24 @@ def was_set(tx: Tx, by: float, now: float, moved: Moved | None = None) -> Moved 
     return None
 
 
-def began(tx: Tx, now: float) -> Moved | None:
-    """The daemon begins and the clock says ``now``: where holdings begin later, it was set back while nobody saw it.
+def began(tx: Tx, now: float) -> Began:
+    """The daemon begins and the clock says ``now``: long after the last note, or before it.
 
-    By how much is not known: the latest of them began now, and the others as long before it as they did. Mail and
-    posts that wait are left: that they wait for a wrong time is not to be told from a long pause.
+    Before it, or where holdings begin later than now, the clock was set back while nobody saw it, by as much at least.
     """
+    ((minutes,),) = tx.sql("PRAGMA user_version")
+    noted = minutes * _MINUTE
+    if noted and now - noted > AWAY:
+        away = now - noted
+        note(tx, now)
+        tx.run(_EXTEND, by=away, now=now, before=now)
+        return Began(away)
     _, _, latest = tx.all(_FIND_HOLDINGS, now=now)[0]
-    if latest is None or latest - now <= TOLERANCE:
-        return None
-    return _move_holdings(tx, latest - now, now, alive=_NEVER)
+    back = max(noted, latest or 0.0) - now
+    if back <= TOLERANCE:
+        return Began(0.0)
+    note(tx, now)
+    return Began(-back, _set_back(tx, back, now))
 
 
 def _set_back(tx: Tx, by: float, now: float) -> Moved | None:
@@ -120,12 +150,8 @@ def _set_back(tx: Tx, by: float, now: float) -> Moved | None:
     tx.run(_SHORTEN, now=now, by=by)
     tx.run(_DELIVERIES, now=now, by=by)
     tx.run(_POSTS, now=now, by=by)
-    return _move_holdings(tx, by, now, alive=now + by)
-
-
-def _move_holdings(tx: Tx, by: float, now: float, alive: float) -> Moved | None:
     first, last, _ = tx.all(_FIND_HOLDINGS, now=now)[0]
-    tx.run(_LEASES, alive=alive, by=by, now=now)  # first: it asks whose holding lies ahead
+    tx.run(_LEASES, alive=now + by, by=by, now=now)  # first: it asks whose holding lies ahead
     if first is None:
         return None
     tx.run(_HOLDINGS, now=now, by=by)
