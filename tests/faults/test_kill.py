@@ -1,7 +1,8 @@
 """kill -9 over the steps of a delivery: nothing acknowledged is lost, and what came twice says so.
 
 Ten kills in the suite (120 in the soak) strike at any moment of a stream of mail, twelve (110) at exactly the N-th of
-some system call while one mail goes all its way.
+some system call while one mail goes all its way. Two stops by SIGTERM (10) in such a stream have not even anything come
+twice.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import pytest
 from tests.faults.injection import ended, injecting, is_dead, require_strace
 from tests.ledger import SOAK, Account, Ledger, Visitors, is_drained, numbers_under_way, seeded
 from tests.scenarios.world import DOMAIN, World, unique_letter, world
-from tests.smtp_sink import Hang, SmtpSink
+from tests.smtp_sink import Hang, Slow, SmtpSink
 from tests.webhook_receiver import Post
 
 pytestmark = pytest.mark.fault
 
 KILLS = 120 if SOAK else 10
+STOPS = 10 if SOAK else 2
 #: (system call, the how-manyth of a thread): the syncs and writes of the store, those of a large body's file, and all
 #: that is said to the sender, the next hop and the CRM.
 POINTS = [
@@ -50,13 +52,22 @@ async def killed(relay: World, under_way: Counter[int]) -> None:
 
 async def settled(relay: World, ledger: Ledger, under_way: Counter[int]) -> str:
     """Wait for the end of all work, draw up the account, and say in one line what it came to."""
+    account = await balanced(relay, ledger, under_way)
+    return f"{told(ledger, account)}, {under_way.total()} under way at a kill"
+
+
+async def balanced(relay: World, ledger: Ledger, under_way: Counter[int]) -> Account:
     await drained(relay)
     account = await asyncio.to_thread(Account.of, relay.daemon, relay.sink.accepted, relay.crm.posts)
     account.must_balance(ledger, under_way)
     assert await relay.row("PRAGMA integrity_check") == ("ok",)
+    return account
+
+
+def told(ledger: Ledger, account: Account) -> str:
     return (
         f"{len(ledger.acknowledged)} letters acknowledged, {ledger.resent} sent again by their sender, "
-        f"{under_way.total()} under way at a kill, {account.repeats} came twice, {account.reposts} were posted twice"
+        f"{account.repeats} came twice, {account.reposts} were posted twice"
     )
 
 
@@ -79,6 +90,32 @@ async def test_kills_at_any_moment_lose_nothing(tmp_path: Path) -> None:
         print(f"{KILLS} kills: {await settled(relay, ledger, under_way)}, {len(visitors.shown)} page views")
         assert under_way.total() > 0, "no kill struck anything"
         assert visitors.shown
+
+
+async def test_stops_while_mail_comes_in_thick_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
+    """Next hop and CRM take their time, so each stop finds something under way."""
+    chance = seeded("stops")
+    ledger, left = Ledger(chance.randrange(10**6)), 0
+    sink = SmtpSink(script={"dot": lambda session, line: Slow(chance.random() / 5, "250 2.0.0 ok")})
+
+    async def thinks(post: Post) -> int:
+        await asyncio.sleep(chance.random() / 20)
+        return 200
+
+    async with world(tmp_path, sink=sink, crm=thinks, start=False) as relay:
+        await asyncio.to_thread(relay.daemon.start)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ledger.send(lambda: relay.daemon.smtp_port))
+            for _ in range(STOPS):
+                await ledger.wait_for(chance.randrange(20, 60))
+                assert await asyncio.to_thread(relay.daemon.stop) == 0
+                left += (await relay.row("SELECT count(*) FROM posts WHERE state = 'waiting'"))[0]
+                await asyncio.to_thread(relay.daemon.start)
+            ledger.stop()
+        account = await balanced(relay, ledger, Counter())
+        print(f"{STOPS} stops, {left} posts left to the next start: {told(ledger, account)}")
+        assert ledger.resent > 0, "no stop turned anybody away"
+        assert (account.reposts, account.flagged, relay.daemon.errors) == (0, set(), [])
 
 
 async def test_kills_at_exact_system_calls_lose_nothing(tmp_path: Path) -> None:
