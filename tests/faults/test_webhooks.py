@@ -22,7 +22,7 @@ pytestmark = pytest.mark.fault
 
 SOUND = 5
 EVENTS, KILLS = (20_000, 50) if SOAK else (200, 3)
-#: The first of these come without a kill, and their order is looked at.
+#: The first of these come without a kill: none of them is excused from the order.
 ORDERED = EVENTS // 5
 #: Seconds until all is posted. Reached only when a test fails.
 PATIENCE = 1800.0 if SOAK else 60.0
@@ -74,16 +74,21 @@ class Hooks:
         return int(mail + posts)
 
     async def first_attempts_in_order(self) -> int:
-        """Every webhook's first attempts were begun in the order of the events; how many these were."""
+        """Every webhook's first attempts were begun in the order of the events; how many these were.
+
+        Those of posts that were claimed at a kill are left out: the first that is recorded may be the second.
+        """
         rows = await self._relay.rows(
-            "SELECT posts.webhook_id, min(post_attempts.started_at) FROM posts "
-            "JOIN post_attempts ON post_attempts.post_id = posts.id GROUP BY posts.id ORDER BY posts.id"
+            "SELECT events.uid, webhooks.url, min(post_attempts.started_at) FROM posts "
+            "JOIN post_attempts ON post_attempts.post_id = posts.id JOIN events ON events.id = posts.event_id "
+            "JOIN webhooks ON webhooks.id = posts.webhook_id GROUP BY posts.id ORDER BY posts.id"
         )
-        last: dict[int, float] = {}
-        for webhook, started_at in rows:
-            assert started_at >= last.get(webhook, 0.0), f"webhook {webhook}: an event was overtaken"
-            last[webhook] = started_at
-        return len(rows)
+        last: dict[str, float] = {}
+        known = [row for row in rows if (row[0], self.names[row[1]]) not in self.claimed]
+        for _, url, started_at in known:
+            assert started_at >= last.get(url, 0.0), f"{self.names[url]}: an event was overtaken"
+            last[url] = started_at
+        return len(known)
 
 
 async def test_every_event_reaches_every_sound_webhook_under_one_id_whatever_the_others_do_and_kills(
@@ -101,7 +106,6 @@ async def test_every_event_reaches_every_sound_webhook_under_one_id_whatever_the
             began = time.monotonic()
             await ledger.send(lambda: relay.daemon.smtp_port, most=ORDERED)
             await hooks.done()
-            in_order = await hooks.first_attempts_in_order()
             async with asyncio.TaskGroup() as group:
                 group.create_task(ledger.send(lambda: relay.daemon.smtp_port))
                 for _ in range(KILLS):
@@ -114,11 +118,13 @@ async def test_every_event_reaches_every_sound_webhook_under_one_id_whatever_the
             await hooks.done()
             seconds = time.monotonic() - began
             figures = receivers.figures()
+            in_order = await hooks.first_attempts_in_order()
+            assert in_order > ORDERED * len(webhooks), "none after a kill"
             account = settled(ledger, hooks, receivers.dump(tmp_path / "received"))
             print(
                 f"{len(ledger.acknowledged)} events to {len(webhooks)} webhooks, {KILLS} kills, {seconds:.0f} s: "
                 f"{account}; "
-                f"{in_order} first attempts without a kill, all in order"
+                f"{in_order} first attempts of what was not, all in order"
             )
             for name, found in figures.items():
                 print(f"  {name:9} " + ", ".join(f"{count} {what}" for what, count in found.items()))
