@@ -522,7 +522,8 @@ class TestHistory:
     def test_a_table_has_one_line_for_each(self, place: Place) -> None:
         lines = place.done("history").splitlines()
         assert len(lines) == MAILS + 1
-        assert lines[0].split()[:3] == ["id", "received", "sender"]
+        assert lines[0].split()[:6] == ["id", "received", "sender", "receivers", "visit", "attribution"]
+        assert all(" exact " in line for line in lines[1:])
 
     def test_a_site_that_does_not_exist_is_said_so(self, place: Place) -> None:
         assert place.refused("history", "--site", "nowhere") == "there is no site named 'nowhere'"

@@ -178,6 +178,27 @@ async def test_a_crm_gets_subject_sender_text_source_file_and_the_number_of_the_
         assert wanted in whole
 
 
+@pytest.mark.parametrize("claimed", [False, True])
+@pytest.mark.parametrize(
+    ("case", "variables", "places"),
+    [(CASES[0], {}, 1), (CASES[1], {"visit_field_id": "5"}, 2), (CASES[2], {"visit_property": "visit"}, 2)],
+    ids=lambda value: value.preset if isinstance(value, Case) else "",
+)
+async def test_a_crm_gets_the_number_of_the_visit_and_none_that_is_only_claimed(
+    case: Case, variables: dict[str, str], places: int, claimed: bool, keys: Keys
+) -> None:
+    """In a field of its own, and in the text."""
+    number = "777000"
+    async with Receiver() as crm, client_of(keys) as client:
+        made = job(replace(case, variables=case.variables | variables), keys, crm)
+        if claimed:
+            made = replace(made, visit=None, attribution=Attribution(AttributionState.CLAIMED, "plus/1", number=number))
+        else:
+            made = replace(made, visit=replace(VISIT, number=number))
+        await client.post(made, NOW)
+    assert crm.posts[0].body.count(number.encode()) == (0 if claimed else places)
+
+
 @each_case
 async def test_a_message_that_is_posted_again_is_the_same_once_more(case: Case, keys: Keys) -> None:
     async with Receiver() as crm, client_of(keys) as client:

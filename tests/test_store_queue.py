@@ -78,6 +78,12 @@ class TestClaim:
             if name != "joined":
                 assert getattr(found, name) == getattr(handed, name), name
 
+    async def test_a_number_that_the_sender_only_claims_is_no_visit(self, w: World) -> None:
+        (handed,) = (await w.accept(f"help+424242@{TRACK}")).jobs
+        await w.store.write(lambda tx: queue.release(tx, [handed]))
+        (found,) = await claim(w)
+        assert (handed.visit, found.visit) == (None, None)
+
     async def test_a_job_of_the_store_knows_label_body_file_and_next_hop(self, tmp_path: Path) -> None:
         shop = site("shop", pool_target(next_hop="smtp://10.0.0.1"), statics=(static(CARD),))
         async with world(tmp_path, shop) as w:

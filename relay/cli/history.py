@@ -129,7 +129,7 @@ async def _as_table(config: Config, limit: int, wanted: dict[str, Any]) -> None:
 
     items = [item async for item in _items(config, limit, wanted)]
     output.table(
-        ("id", "received", "sender", "receivers", "visit", "deal", "state", "subject"),
+        ("id", "received", "sender", "receivers", "visit", "attribution", "deal", "state", "subject"),
         [
             (
                 item.id,
@@ -137,6 +137,7 @@ async def _as_table(config: Config, limit: int, wanted: dict[str, Any]) -> None:
                 item.sender or "<>",
                 ", ".join(item.receivers),
                 item.visit,
+                item.attribution.state,
                 item.deal.id,
                 item.state,
                 item.subject,

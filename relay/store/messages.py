@@ -37,7 +37,8 @@ class Job:
     """One delivery to be attempted, with all that the attempt needs. ``data`` is None when the body is in a file.
 
     ``due_at``: since when it is, which is no longer so in the store once somebody has asked for a retry.
-    ``joined``: another site's delivery may share its outcome.
+    ``visit`` is the number of the visit that is stated, never one that the sender claims; ``source`` its marker, or the
+    label. ``joined``: another site's delivery may share its outcome.
     """
 
     delivery_id: int
@@ -273,9 +274,8 @@ class _Shipment:
 
     def _job(self, delivery_id: int, claim: str, recipient: Recipient, attribution: Attribution) -> Job:
         incoming = self.incoming
-        visit, source = attribution.number, attribution.label
-        if attribution.visit is not None and (row := self.tx.one(FIND_VISIT, visit=attribution.visit)):
-            visit, source = row
+        row = self.tx.one(FIND_VISIT, visit=attribution.visit) if attribution.visit is not None else None
+        visit, source = row or (None, attribution.label)
         return Job(
             delivery_id=delivery_id,
             message_id=self.message_id,

@@ -75,7 +75,6 @@ _JOBS = (
         messages.c.helo,
         messages.c.tls,
         messages.c.esmtp,
-        deliveries.c.claimed_number,
         visits.c.number,
         visits.c.marker,
         deliveries.c.label,
@@ -248,7 +247,7 @@ def _job(row: Row, claim: str) -> Job:
         due_at,
         expires_at,
     ) = row[:11]
-    stored_size, data, file, cut, ip, helo, tls, esmtp, claimed_number, number, marker, label = row[11:]
+    stored_size, data, file, cut, ip, helo, tls, esmtp, number, marker, label = row[11:]
     return Job(
         delivery_id=delivery_id,
         message_id=message_id,
@@ -270,7 +269,7 @@ def _job(row: Row, claim: str) -> Job:
         helo=helo,
         tls=tls,
         esmtp=bool(esmtp),
-        visit=number or claimed_number,
+        visit=number,
         source=marker or label,
         joined=True,
     )
