@@ -144,7 +144,9 @@ def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:
     attribution = read_attribution(row[_B:_C])
     site_id, settings, event_id, event_type = row[_C:]
     extended = hook.settings.extended or event_type != EventType.RECEIVED.value
-    touch = SiteSettings.from_json(settings).touch
+    stated = _stated(tx, attribution, fill, SiteSettings.from_json(settings).touch)
+    # A static substitute states its label as the marker, without a visit.
+    labelled = None if attribution.label is None else PayloadVisit(number="", marker=attribution.label)
     return PostJob(
         post_id=post_id,
         claim=claim,
@@ -163,9 +165,9 @@ def find_job(tx: Tx, post_id: int, claim: str) -> PostJob | None:
             email_to=recipient,
         ),
         parts=tuple(Part(**part) for part in json.loads(attachments)) if attachments else (),
-        visit=_stated(tx, attribution, fill, touch),
+        visit=_with_source(*stated) if stated else labelled,
         attribution=attribution,
-        extras=_extras(tx, event_id, attribution, fill, touch) if extended else None,
+        extras=_extras(tx, event_id, attribution, stated) if extended else None,
         due=due,
         edition=tx.edition,
     )
@@ -186,29 +188,25 @@ def read_hook(columns: Row) -> Hook:
     return Hook(webhook_id, url, secret, HookSettings.from_json(settings), previous_secret, previous_until, access)
 
 
-def _stated(tx: Tx, attribution: Attribution, fill: Fill, touch: Touch) -> PayloadVisit | None:
-    """The visit that may be stated as fact; a static substitute states its label as the marker, without a visit."""
-    visit_id = stated_visit(attribution, fill)
-    if visit_id is None:
-        return None if attribution.label is None else PayloadVisit(number="", marker=attribution.label)
-    row = tx.one(_VISIT, visit=visit_id)
-    if row is None:
-        return None  # erased since
-    return _with_source(row, _source_of(tx, row, touch))
-
-
-def _source_of(tx: Tx, visit: Row, touch: Touch) -> Row:
-    """The visit whose source is stated for this one (both as _VISIT reads them)."""
+def _stated(tx: Tx, attribution: Attribution, fill: Fill, touch: Touch) -> tuple[Row, Row] | None:
+    """The visit that may be stated as fact and the one whose source is stated for it, as _VISIT reads them."""
+    visit = _visit(tx, stated_visit(attribution, fill))
+    if visit is None:
+        return None  # or erased since
     first_id, touch_id, *_ = visit
     touched = {Touch.FIRST: first_id, Touch.LAST_NON_DIRECT: touch_id}.get(touch)
     # The visit of that touch may be past its retention: then the stated visit's own source is all that is known.
-    return (tx.one(_VISIT, visit=touched) if touched is not None else None) or visit
+    return visit, _visit(tx, touched) or visit
+
+
+def _visit(tx: Tx, visit_id: int | None) -> Row | None:
+    return None if visit_id is None else tx.one(_VISIT, visit=visit_id)
 
 
 def _first_touch(tx: Tx, visit: Row) -> PayloadVisit | None:
     """The same browser's first visit; None where it is not known, or no more: ``first_visit`` may still name it."""
     number = _with_source(visit, visit).first_visit
-    row = tx.one(_VISIT, visit=visit[0]) if visit[0] is not None else visit
+    row = visit if visit[0] is None else _visit(tx, visit[0])
     first = _with_source(row, row) if row else None
     return first if first and first.number == number else None
 
@@ -258,13 +256,11 @@ _EXTRAS = Statement(
 _NUMBER = Statement(select(visits.c.number).where(visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None)))
 
 
-def _extras(tx: Tx, event_id: int, attribution: Attribution, fill: Fill, touch: Touch) -> PayloadExtras:
+def _extras(tx: Tx, event_id: int, attribution: Attribution, stated: tuple[Row, Row] | None) -> PayloadExtras:
     row = tx.one(_EXTRAS, event=event_id)
     assert row is not None
     event_type, data, deal_id, deal_url, site, received_at, written_at, message_id, in_reply_to = row[:9]
     references, mail_from, size, automatic, bounce, html = row[9:]
-    visit_id = stated_visit(attribution, fill)
-    stated = tx.one(_VISIT, visit=visit_id) if visit_id is not None else None
     return PayloadExtras(
         event=event_type,
         site=site,
@@ -278,9 +274,9 @@ def _extras(tx: Tx, event_id: int, attribution: Attribution, fill: Fill, touch: 
         automatic=automatic,
         bounce=bool(bounce),
         html=html,
-        channel=_source_of(tx, stated, touch)[2] if stated else None,
+        channel=stated[1][2] if stated else None,
         candidates=_numbered(tx, attribution),
-        first_touch=_first_touch(tx, stated) if stated else None,
+        first_touch=_first_touch(tx, stated[0]) if stated else None,
         deal_id=deal_id,
         deal_url=deal_url,
         data=_data(tx, data),
