@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -214,6 +215,28 @@ class TestTwoSites:
         w.pass_time(5 * 60)
         await w.accept(leased, written_at=w.now - DAY - 3600)
         assert await w.rows(select(deliveries.c.attribution)) == [("likely",)]
+
+    @pytest.mark.parametrize(
+        ("days", "state", "label", "share"),
+        [(0, "likely", None, 0.5), (4, "likely", None, 0), (6, "exact", "card", None)],
+    )
+    async def test_mail_to_an_address_that_has_become_static_may_be_its_last_visitors(
+        self, w: World, days: float, state: str, label: str | None, share: float | None
+    ) -> None:
+        await w.declare(SHOP)
+        _, leased = await w.shown()
+        w.pass_time(300)
+        left = pool_target("sales@example.com", f"info2@{TRACK}")
+        await w.declare(replace(SHOP, targets=(left, *SHOP.targets[1:]), statics=(static(leased),)))
+        w.pass_time(days * DAY + 120)
+        await w.accept(leased)
+        said = select(deliveries.c.attribution, deliveries.c.label, deliveries.c.candidates)
+        ((found, stated, candidates),) = await w.rows(said)
+        assert (found, stated) == (state, label)
+        shares = dict(json.loads(candidates or "[]"))
+        ((holder,),) = await w.rows(select(visits.c.id).where(visits.c.erased_at.is_(None)))
+        assert shares.get(holder) == (None if share is None else pytest.approx(share, abs=0.01))
+        assert len(shares) == (0 if share is None else 2)  # the other is nobody's
 
     async def test_a_plus_address_whose_base_went_into_a_pool_is_still_its_visits(self, w: World) -> None:
         await w.declare(site("shop", target_of(Method.PLUS, "info@example.com")))

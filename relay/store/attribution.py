@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, bindparam, func, select
@@ -217,7 +217,7 @@ def _by_address(
 ) -> Attribution:
     """What the substitute that the mail was sent to says of its visit."""
     if route.kind is RouteKind.STATIC:
-        return rules.attribute_static(route.label)
+        return _by_label(tx, route, incoming, evidence)
     if route.kind is RouteKind.BASE:
         if tag is None or not is_number(tag):
             return Attribution(AttributionState.NONE, rules.PLUS_METHOD)
@@ -237,6 +237,17 @@ def _by_address(
     astray = {visit for (visit,) in tx.all(FIND_ASTRAY, route=route.id, after=now + AHEAD)}
     known_since = received - evidence.kept
     return rules.attribute_pool(held, written, received, evidence.window, evidence.delays, astray, known_since)
+
+
+def _by_label(tx: Tx, route: Route, incoming: Incoming, evidence: Evidence) -> Attribution:
+    """What a static substitute says. Where it was a pool's lately, visits that were shown it may write to it as well:
+    its label stands among them as the holding of nobody that ``routes.create`` began, which has not ended."""
+    written, received = incoming.written_at, incoming.received_at
+    window = max(evidence.window, rules.LATE_WINDOW)
+    held = holdings(tx, route.id, written - window, received)
+    held[:1] = [replace(label, end=received) for label in held[:1]]
+    found = rules.attribute_pool(held, written, received, window, evidence.delays)
+    return found if found.state is AttributionState.LIKELY else rules.attribute_static(route.label)
 
 
 def holdings(tx: Tx, route_id: int, since: float, until: float) -> list[Holding]:

@@ -128,7 +128,8 @@ def create(
 
     ``defined``: its site's definition names it. ``from_any_site``: a route that another site has retired may be taken
     over. Of what it knew of visits it keeps only that there were some, and it rests. What was static until now has been
-    held by nobody knows whom. A unique address never becomes anything else.
+    held by nobody knows whom; so has, from now on, what visits held until now. A unique address never becomes anything
+    else.
     """
     domain, local = address.key
     leased_until = 0.0
@@ -163,6 +164,8 @@ def create(
         raise AddressTaken(str(address))
     if owner_kind == RouteKind.STATIC.value and kind is RouteKind.POOL:
         held = _held(tx, route_id, owner_kind, now)
+    if owner_kind == RouteKind.POOL.value and kind is RouteKind.STATIC and _held(tx, route_id, owner_kind, now):
+        held = site_id, now, now
     if not live or defined:
         tx.run(
             REVIVE,
