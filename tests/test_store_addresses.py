@@ -238,6 +238,15 @@ class TestTwoSites:
         assert shares.get(holder) == (None if share is None else pytest.approx(share, abs=0.01))
         assert len(shares) == (0 if share is None else 2)  # the other is nobody's
 
+    async def test_whose_an_address_was_before_it_was_a_pools_is_unknown_and_not_erased(self, w: World) -> None:
+        await w.declare(SHOP)
+        pool = pool_target("sales@example.com", CARD)
+        await w.declare(replace(SHOP, targets=(pool, *SHOP.targets[1:]), statics=()))
+        w.pass_time(60)
+        await w.accept(CARD)
+        said = select(deliveries.c.attribution, deliveries.c.attribution_method)
+        assert await w.rows(said) == [("none", "unknown/1")]
+
     async def test_a_plus_address_whose_base_went_into_a_pool_is_still_its_visits(self, w: World) -> None:
         await w.declare(site("shop", target_of(Method.PLUS, "info@example.com")))
         visit, shown = await w.shown("info@example.com")

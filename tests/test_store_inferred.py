@@ -203,7 +203,7 @@ class TestUntouched:
         shop = w.site().id
         await w.store.redefine(lambda tx: sites.switch(tx, shop, tracking=False, send_to_crm=True))
         w.store.routes.forget_all()
-        assert await letter(w, BASE, **answer) == [("none", "retired/1", None)]
+        assert await letter(w, BASE, **answer) == [("none", "off/1", None)]
 
     async def test_the_operators_mail_is_not_attributed(self, w: World, answer: dict[str, Any]) -> None:
         assert await letter(w, f"postmaster@{TRACK}", **answer) == [("none", "operator/1", None)]

@@ -209,6 +209,37 @@ async def test_every_other_attribution_is_explained(p: Pages) -> None:
         assert (f"Visit {visit}" in text) is (address in (plus, f"help@{TRACK}")), address
 
 
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("retired/1", "No visit. The address is in use no more"),
+        ("off/1", "No visit. Track e-mails was off for this site"),
+        ("erased/1", "No visit. The visit it came from has been erased."),
+        ("unknown/1", "No visit. Nobody had this address on a page lately. Before, it was printed"),
+    ],
+)
+async def test_why_no_visit_is_looked_up_or_known(p: Pages, method: str, told: str) -> None:
+    accepted = await letter(p.world)
+    none = "UPDATE deliveries SET attribution = 'none', label = NULL, attribution_method = ?"
+    await p.world.store.write(lambda tx: tx.sql(none, (method,)))
+    assert told in await seen(p, f"/ui/messages/{accepted.message_id}")
+
+
+async def test_who_wrote_to_the_address_before_is_told_of(p: Pages) -> None:
+    w = p.world
+    first, leased = await w.shown()
+    await letter(w, leased)
+    w.pass_time(2 * DAY)
+    await w.shown()  # the other address of the pool
+    assert (await w.shown())[1] == leased
+    accepted = await letter(w, leased, message=b"From: x\r\n\r\nagain", message_id="2@example.org")
+    text = await seen(p, f"/ui/messages/{accepted.message_id}")
+    assert (
+        f"Not certain. An earlier letter to {leased}, which this one answers or which has the same sender, came" in text
+    )
+    assert re.search(rf"90(\.0)? % visit {first} ", text)
+
+
 async def test_a_number_whose_visit_was_erased_is_not_called_made_up(p: Pages) -> None:
     w = p.world
     visit, plus = await w.shown("help@example.com")

@@ -15,7 +15,7 @@ from relay.core.model import Attribution, AttributionState, Candidate, Holding, 
 from relay.core.visit import is_number
 from relay.store.engine import Row, Statement, Tx
 from relay.store.incoming import Incoming, Recipient
-from relay.store.routes import Route
+from relay.store.routes import NOBODY, Route
 from relay.store.schema import bindings, deliveries, messages, visits
 
 #: Holdings of a pool address that are looked at, the latest: ten days of leases of 15 minutes are 960.
@@ -121,7 +121,8 @@ FIND_SENDER_HERE = _visit_of(_OF_SENDER, _AT_ADDRESS, _IS_EXACT)
 FIND_VISIT = Statement(
     select(visits.c.number, visits.c.marker).where(visits.c.id == bindparam("visit"), visits.c.erased_at.is_(None))
 )
-
+# What an erased visit is called, too.
+FIND_LAST_NUMBER = Statement(select(visits.c.number).where(visits.c.id == bindparam("visit")))
 FIND_FIRST_VISIT = Statement(select(visits.c.first_visit).where(visits.c.id == bindparam("visit")))
 
 
@@ -200,16 +201,25 @@ def attribute(
     when that is asked, None: when it came.
     """
     route = recipient.route
-    if route is None or not route.attributed:
-        return Attribution(AttributionState.NONE, "retired/1" if route else "operator/1")
+    if route is None:
+        return Attribution(AttributionState.NONE, "operator/1")
+    if not route.attributed:
+        return Attribution(AttributionState.NONE, "retired/1" if route.retired else "off/1")
     now = incoming.received_at if now is None else now
     found = _by_address(tx, route, recipient.tag, incoming, evidence, now)
     if found.visit is not None and tx.one(FIND_VISIT, visit=found.visit) is None:
-        found = Attribution(AttributionState.NONE, "erased/1")
+        found = Attribution(AttributionState.NONE, _why_gone(tx, found.visit))
     if found.state is not AttributionState.NONE:
         is_leased = found.method in (rules.POOL_METHOD, rules.LEARNED_METHOD)
         return _again(tx, found, route, incoming, evidence, before) if is_leased else found
     return _inferred(tx, route.site_id, incoming, evidence, before) or found
+
+
+def _why_gone(tx: Tx, visit: int) -> str:
+    """Why nothing is known of the visit that held an address: it was erased, or never one, but who had the address
+    before it was this pool's (``routes.create``)."""
+    row = tx.one(FIND_LAST_NUMBER, visit=visit)
+    return "unknown/1" if row is not None and row[0].startswith(NOBODY) else "erased/1"
 
 
 def _by_address(

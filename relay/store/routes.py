@@ -38,7 +38,12 @@ class Route:
     label: str | None
     real_address: str
     next_hop: str | None
-    attributed: bool  # False once retired, or while the site's tracking is off
+    retired: bool
+    tracking: bool  # whether its site's is on
+
+    @property
+    def attributed(self) -> bool:
+        return self.tracking and not self.retired
 
 
 _ROUTE = (
@@ -290,5 +295,6 @@ def _route(row: Row) -> Route:
         label=label,
         real_address=forward_to or address,
         next_hop=next_hop,
-        attributed=retired_at is None and bool(tracking),
+        retired=retired_at is not None,
+        tracking=bool(tracking),
     )

@@ -121,6 +121,9 @@ _NONE = {
     "plus": "There is no number behind the plus, so the address says nothing of a visit.",
     "unique": "The address was made for one visit, and that visit has been erased.",
     "retired": "The address is in use no more: its mail is forwarded, but no visit is looked up for it.",
+    "off": "Track e-mails was off for this site: its mail was forwarded, but no visit was looked up for it.",
+    "unknown": "Nobody had this address on a page lately. Before, it was printed or listed somewhere, or was another "
+    "site’s, and who knows it from there is not known.",
     "operator": "It is mail to the operator of this server, not an enquiry.",
     "erased": "The visit it came from has been erased.",
 }
