@@ -147,8 +147,9 @@ async def test_mail_to_a_pool_address_is_attributed_by_the_time_it_was_written(r
     assert second["addresses"] == first["addresses"]
 
     early = letter("written before", "x\r\n", f"Date: {formatdate(int(began) + 1)}")
-    late = letter("written now", "x\r\n")
-    forged = letter("from the future", "x\r\n", f"Date: {formatdate(time.time() + 86400 * 365)}")
+    others = "bob@customer.test"  # whose first letter here was nobody's yet, as Ann's was the first visit's
+    late = letter("written now", "x\r\n", sender=others)
+    forged = letter("from the future", "x\r\n", f"Date: {formatdate(time.time() + 86400 * 365)}", sender=others)
     for content, holder in [(early, first), (late, second), (forged, second)]:
         found = await told(relay, await relay.mail(address, content))
         assert found["attribution"]["state"] == "likely"
