@@ -24,6 +24,14 @@ LOOK = 0.02
 #: A thread, its call, and of what kind the descriptor is that it begins with (strace -yy: "TCP", "UNIX-STREAM", …).
 _CALL = re.compile(r"^(\d+) +(\w+)\((?:\d+<([\w-]*))?", re.MULTILINE)
 _SYNC = re.compile(r"^(?:\d+ +)?([\d.]+) f(?:data)?sync\(.*\) += (-1 .*\(INJECTED\)|0$)", re.MULTILINE)
+#: What is made of the write-ahead log besides its syncs. SQLite opens it to write, our own code only to look into it.
+LOG_CALLS = "openat,close,pwrite64"
+_OF_LOG = re.compile(
+    r"^(?:\d+ +)?[\d.]+ (?:(openat)(?=.*O_RDWR)|(close)|(pwrite64)|(fdatasync))\(.*/relay\.db-wal.*\) += (-1)?",
+    re.MULTILINE,
+)
+#: The sync of a commit fails, and a later one succeeds, with no closing and opening of the log between them.
+_BELIEVED = re.compile(r"wf(?!co)\w*s")
 
 
 def require_strace(what: str) -> None:
@@ -58,15 +66,16 @@ def threads(pid: int) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def injecting(
-    pid: int, *rules: str, only: Sequence[int] = (), output: Path = Path("/dev/null")
+    pid: int, *rules: str, only: Sequence[int] = (), output: Path = Path("/dev/null"), also: str = ""
 ) -> AsyncIterator[None]:
     """Rules such as "fdatasync:signal=SIGKILL:when=3" in force on every thread of a process; counts are per thread.
 
-    ``only``: on these threads and no others. ``output`` has a line for each of the calls, once strace is away.
+    ``only``: on these threads and no others. ``output`` has a line for each of the calls, once strace is away; where
+    there are calls to note ``also``, all descriptors have the names of their files there.
     Inside the block they are in force; leaving it takes strace away, and the process goes on if it still lives.
     """
-    calls = ",".join(rule.partition(":")[0] for rule in rules)
-    options = [option for rule in rules for option in ("-e", f"inject={rule}")]
+    calls = ",".join(filter(None, [*(rule.partition(":")[0] for rule in rules), also]))
+    options = [*(option for rule in rules for option in ("-e", f"inject={rule}")), *["-y"] * bool(also)]
     async with _tracing(pid, only, output, "-ttt", "-e", f"trace={calls}", *options):
         yield
 
@@ -117,6 +126,18 @@ def syncs(output: Path) -> list[tuple[float, bool]]:
     """When each sync began, and whether it succeeded, by ``injecting``; one that was interrupted did not fail."""
     found = _SYNC.findall(output.read_text(errors="replace"))
     return [(float(time), end == "0") for time, end in found if "EINTR" not in end]
+
+
+def believes_a_failed_sync(output: Path) -> bool:
+    """Whether a sync of the write-ahead log counted although a commit's had failed before on the same descriptor.
+
+    The system tells of such a failure once and takes the pages for written (fsync(2)): to sync again proves nothing.
+    By ``injecting`` with LOG_CALLS on the writer's thread. A checkpoint's sync of the log is of what was synced before.
+    """
+    story = ""
+    for opened, closed, written, _, failed in _OF_LOG.findall(output.read_text(errors="replace")):
+        story += "o" if opened else "c" if closed else "w" if written else "f" if failed else "s"
+    return _BELIEVED.search(story) is not None
 
 
 @contextlib.asynccontextmanager

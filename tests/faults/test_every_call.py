@@ -18,7 +18,18 @@ from pathlib import Path
 import pytest
 
 from tests.faults.calls import A_WAY, CALLS, KILL, PUT_OFF, Case, Sweep, cases, chosen
-from tests.faults.injection import ended, injecting, is_dead, require_strace, struck, syncs, threads, tracing
+from tests.faults.injection import (
+    LOG_CALLS,
+    believes_a_failed_sync,
+    ended,
+    injecting,
+    is_dead,
+    require_strace,
+    struck,
+    syncs,
+    threads,
+    tracing,
+)
 from tests.faults.test_kill import drained, killed
 from tests.ledger import SOAK, Account, Ledger, seeded
 from tests.scenarios.world import world
@@ -89,8 +100,9 @@ class DaemonSweep(Sweep):
     async def fail(self, case: Case, output: Path) -> None:
         """This call fails; the letter is taken at last, and so is the next one, by the same process but for _ENDS."""
         pid = self.relay.daemon.pid
+        also = LOG_CALLS if case.call == "fdatasync" else ""
         async with asyncio.TaskGroup() as group:
-            async with injecting(pid, case.rule, only=bearers(pid, case.thread), output=output):
+            async with injecting(pid, case.rule, only=bearers(pid, case.thread), output=output, also=also):
                 number = self.ledger.begun
                 sending = group.create_task(self.send(large=case.large))
                 ends = group.create_task(ended(pid, A_WAY))
@@ -114,8 +126,10 @@ class DaemonSweep(Sweep):
     def must_be_synced(self, case: Case, number: int, output: Path) -> None:
         """No 250 rests upon a sync that failed. That a kill keeps what the system has in memory would hide it.
 
-        A body that was not synced is written anew, to another file: to sync the same one again would prove nothing.
+        A body that was not synced is written anew, to another file, and the log is opened anew: to sync the same one
+        again would prove nothing.
         """
+        assert not believes_a_failed_sync(output), f"the log was not opened anew: {case}"
         found, heard = syncs(output), self.ledger.heard.get(number, math.inf)
         for failed in (time for time, succeeded in found if not succeeded and time < heard):
             if case.call == "fsync":
