@@ -99,17 +99,28 @@ class Daemon:
 
     # life
 
-    def start(self) -> Daemon:
-        """Start the process and wait until it serves. Raises DaemonFailed."""
-        assert self._process is None, "it is running"
+    def start(self, by: Sequence[str] = ()) -> Daemon:
+        """Start the process and wait until it serves; ``by`` as above, for this start. Raises DaemonFailed."""
         first = len(self.log)
-        if not (first or self._makes_database or self.data_dir.exists()):
+        self.spawn(by)
+        try:
+            ready = self.wait_for("ready", since=first, timeout=START)
+        except BaseException:
+            self.kill()
+            raise
+        self._ports = ready["smtp"][0], ready["http"][0]
+        return self
+
+    def spawn(self, by: Sequence[str] = ()) -> None:
+        """Start the process and wait for nothing."""
+        assert self._process is None, "it is running"
+        if not (self.log or self._makes_database or self.data_dir.exists()):
             self.data_dir.mkdir(mode=0o700, parents=True)
             fresh_database(self.data_dir)
         self._ended = False
         with self._printed.open("wb") as printed:
             self._process = subprocess.Popen(
-                [*self._by, sys.executable, "-m", "relay", "serve", "--config", str(self.config)],
+                [*by, *self._by, sys.executable, "-m", "relay", "serve", "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=subprocess.PIPE,
@@ -120,13 +131,6 @@ class Daemon:
             )
         self._reader = threading.Thread(target=self._collect, daemon=True)
         self._reader.start()
-        try:
-            ready = self.wait_for("ready", since=first, timeout=START)
-        except BaseException:
-            self.kill()
-            raise
-        self._ports = ready["smtp"][0], ready["http"][0]
-        return self
 
     def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
         """End it, and the exit code once it has finished what was under way."""
