@@ -1,27 +1,28 @@
 """What the store does when the system's clock was set: nothing may wait for a time that lies that far ahead, and no
 mail may be given up for a time that has not passed.
 
-The daemon notes what the clock says now and then, in minutes since the epoch, as the database's ``user_version``: so a
-start knows when one ran last. A clock that is ahead then is not to be told from a machine that was off. Either way mail
-has the time left that it had.
+The daemon notes what the clock says now and then: so a start knows when one ran last. A clock that is ahead then is not
+to be told from a machine that was off. Either way mail has the time left that it had.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import BindParameter, ScalarSelect, and_, bindparam, case, func, or_, select, update
+from sqlalchemy import BindParameter, ScalarSelect, and_, bindparam, case, func, insert, or_, select, update
 
 from relay.store.engine import Statement, Tx
-from relay.store.schema import LISTED, OPEN, bindings, deliveries, messages, posts, routes
+from relay.store.schema import LISTED, OPEN, bindings, clock, deliveries, messages, posts, routes
 
 #: Seconds by which the clock may differ from the time that passed before it counts as set.
 TOLERANCE = 10.0
 #: Seconds by which a start may be later than the last note before that counts. More than between two notes
 #: (relay/clockwatch.py): else a daemon that is started again and again would never give anything up.
 AWAY = 3600.0
-_MINUTE = 60.0
 
+_NOTE = Statement(update(clock).where(clock.c.id == 1), "noted_at")
+_FIRST_NOTE = Statement(insert(clock), "noted_at")
+_NOTED = Statement(select(clock.c.noted_at).where(clock.c.id == 1))
 _LATER: BindParameter[float] = bindparam("now")
 _BY: BindParameter[float] = bindparam("by")
 _DELIVERIES = Statement(
@@ -104,8 +105,8 @@ class Began:
 
 def note(tx: Tx, now: float) -> None:
     """A daemon runs, and the clock says ``now``."""
-    minutes = max(1, int(now / _MINUTE))  # 0 says that nothing was noted, and a board without a clock begins in 1970
-    tx.sql(f"PRAGMA user_version = {minutes}")
+    if not tx.run(_NOTE, noted_at=now):
+        tx.run(_FIRST_NOTE, noted_at=now)
 
 
 def was_set(tx: Tx, by: float, now: float, moved: Moved | None = None) -> Moved | None:
@@ -127,15 +128,15 @@ def began(tx: Tx, now: float) -> Began:
 
     Before it, or where holdings begin later than now, the clock was set back while nobody saw it, by as much at least.
     """
-    ((minutes,),) = tx.sql("PRAGMA user_version")
-    noted = minutes * _MINUTE
-    if noted and now - noted > AWAY:
+    row = tx.one(_NOTED)
+    noted = row[0] if row else now
+    if now - noted > AWAY:
         away = now - noted
         note(tx, now)
         tx.run(_EXTEND, by=away, now=now, before=now)
         return Began(away)
     _, _, latest = tx.all(_FIND_HOLDINGS, now=now)[0]
-    back = max(noted, latest or 0.0) - now
+    back = max(noted, latest or noted) - now
     if back <= TOLERANCE:
         return Began(0.0)
     note(tx, now)

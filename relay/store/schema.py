@@ -522,6 +522,9 @@ counters = Table(
     PrimaryKeyConstraint("site_id", "day", "name"),
 )
 
+#: One row: what the clock said when a daemon ran last.
+clock = Table("clock", metadata, _id(), Column("noted_at", Float, nullable=False))
+
 #: Full-text search lives beside the metadata: SQLite's FTS5 has no Core construct. Its content is table texts.
 SEARCH_DDL = (
     "CREATE VIRTUAL TABLE message_search USING fts5(subject, addresses, head, content='texts', "

@@ -21,7 +21,7 @@ from relay.core.channel import Channel, SourceRule
 from relay.core.hook import HookSettings
 from relay.core.model import Method, OutcomeKind
 from relay.core.site import SiteSettings, Touch
-from relay.store import blocked, changes, retention, search, tokens, users
+from relay.store import blocked, changes, clock, retention, search, tokens, users
 from relay.store import posts as post_verbs
 from relay.store.changes import Change
 from relay.store.migrate import HEAD
@@ -61,6 +61,7 @@ async def fill(w: World) -> None:
     """A little of everything: visits of each method, mail in each state, posts delivered, waiting and withheld."""
     await w.store.write(lambda tx: tokens.create(tx, "ci", "0" * 64, "viewer", ["shop"], w.now))
     await people(w)
+    await w.store.write(lambda tx: clock.note(tx, w.now))
     await w.store.write(lambda tx: blocked.block(tx, w.site().id, "@spam.example", w.now))
     bound = await w.bind(page="https://www.shop.example/?roistat=ads_1", google_client_id="GA1.2")
     for _ in range(2):

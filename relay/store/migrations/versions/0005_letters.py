@@ -1,4 +1,4 @@
-"""Of a letter: the label of the static substitute to which it came, and whether its session was ESMTP."""
+"""Of a letter the label of its static substitute, and whether its session was ESMTP; of the daemon, when it ran last."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,3 +17,9 @@ def upgrade() -> None:
     op.add_column("messages", sa.Column("esmtp", sa.Integer(), server_default=sa.text("1"), nullable=False))
     op.add_column("deliveries", sa.Column("label", sa.Text(), nullable=True))
     op.execute(_LABELS)
+    op.create_table(
+        "clock",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("noted_at", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_clock")),
+    )
