@@ -64,7 +64,7 @@ async def test_a_power_cut_loses_nothing_that_was_answered_250(kind: str, tmp_pa
                     under_way.update(await cut(relay, disk, ledger))
                     for _ in range(starts):
                         relay.daemon.spawn()
-                        await asyncio.sleep(chance.random() * a_start)
+                        await asyncio.sleep((1 + chance.random()) * a_start / 2)  # until then Python reads modules
                         under_way.update(await cut(relay, disk, ledger))
                     await asyncio.to_thread(relay.daemon.start)
                     await visitors.must_be_known()
