@@ -130,6 +130,14 @@ def test_what_hangs_from_before_it_went_down_keeps_no_probe_back(accounts: Desti
     assert accounts.capacity(["a"], NOW + 60 + 120) == {"a": 1}
 
 
+def test_nor_does_as_much_as_a_destination_may_have(accounts: Destinations) -> None:
+    fill(accounts, "a", LARGEST)
+    refused = accounts.begin("a", 1)
+    accounts.note("a", False, refused, NOW, 0.0)
+    accounts.end("a", 1, refused)
+    assert accounts.capacity(["a"], NOW + 60) == {"a": 1}
+
+
 def test_nor_does_it_when_it_goes_down_a_second_time(accounts: Destinations) -> None:
     hang = []
     for _ in range(2):

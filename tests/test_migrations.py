@@ -21,6 +21,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, select
 from sqlalchemy.exc import OperationalError
 
+from relay.core.address import sender_key
 from relay.core.site import SiteSettings
 from relay.store import damage, history, migrate
 from relay.store.engine import Tx
@@ -325,6 +326,17 @@ class TestLettersOf0004:
         migrate.migrate(path)
         found = {(row["attribution_method"] == "static/1", row["label"]) for row in contents(path)["deliveries"]}
         assert found == {(True, label), (False, None)}
+
+    def test_senders_that_are_blocked_stay_so_under_the_form_that_they_are_looked_up_by(self, tmp_path: Path) -> None:
+        path = unpacked(UPGRADE / "0004.db.gz", tmp_path)
+        odd = ['"a..b"@x.test', '"a b"@x.test', "c@x.test"]
+        with database(path) as connection:
+            connection.execute("DELETE FROM blocked_senders")
+            block = "INSERT INTO blocked_senders SELECT id, ?, 1.0 FROM sites"
+            connection.executemany(block, [(sender,) for sender in odd])
+        migrate.migrate(path)
+        found = {row["address"] for row in contents(path)["blocked_senders"]}
+        assert found == {"a..b@x.test", '"a b"@x.test', "c@x.test"} == {sender_key(sender) for sender in odd}
 
     def test_their_sessions_go_on_being_called_esmtp(self, tmp_path: Path) -> None:
         path = unpacked(UPGRADE / "0004.db.gz", tmp_path)

@@ -238,6 +238,17 @@ class TestTwoSites:
         assert shares.get(holder) == (None if share is None else pytest.approx(share, abs=0.01))
         assert len(shares) == (0 if share is None else 2)  # the other is nobody's
 
+    async def test_nor_is_it_the_labels_for_certain_where_the_pool_was_another_sites(self, w: World) -> None:
+        await w.declare(SHOP)
+        _, leased = await w.shown()
+        w.pass_time(300)
+        left = pool_target("sales@example.com", f"info2@{TRACK}")
+        store = replace(SHOP, name="store", targets=(left, *SHOP.targets[1:]), statics=(static(leased),))
+        await w.declare(store)
+        w.pass_time(120)
+        await w.accept(leased)
+        assert await w.rows(select(deliveries.c.attribution, deliveries.c.label)) == [("likely", None)]
+
     async def test_whose_an_address_was_before_it_was_a_pools_is_unknown_and_not_erased(self, w: World) -> None:
         await w.declare(SHOP)
         pool = pool_target("sales@example.com", CARD)

@@ -22,6 +22,7 @@ from relay.store.history_filter import Span, all_messages, candidates, condition
 from relay.store.schema import messages
 from tests.post_fixtures import claim
 from tests.store_fixtures import (
+    DAY,
     NOW,
     OTHER,
     SHOP,
@@ -186,6 +187,7 @@ class TestFilters:
             assert [job.visit for job in await claim(w)] == [None]
             jobs = await w.store.write(lambda tx: queue.claim_due(tx, {"example.com": 9}, "forwarder", w.now))
             assert [job.source for job in jobs] == [None]
+            w.pass_time(6 * DAY)  # until then it may be its last visitor's
             later = (await w.accept(leased, body=b"later")).message_id
             assert await ids(w, source="fair") == [later]
 

@@ -171,6 +171,13 @@ class TestSelection:
         assert await selected(w, FAILURES) == [1]
         assert await selected(w, EVERYTHING) == [1, 2]
 
+    async def test_a_410_changes_nothing_for_one_that_somebody_has_switched_off(self, w: World) -> None:
+        (job,) = await letter(w)
+        await w.store.write(lambda tx: webhook_verbs.switch_off(tx, job.hook.id, webhook_verbs.BY_HAND, w.now))
+        await finish(w, job, "failed", disable_webhook="410")
+        reason = select(webhooks.c.disabled_reason).where(webhooks.c.enabled == 0)
+        assert await w.rows(reason) == [(webhook_verbs.BY_HAND,)]
+
     async def test_failures_of_a_time(self, w: World) -> None:
         for _ in range(3):
             (job,) = await letter(w)

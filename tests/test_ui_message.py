@@ -215,7 +215,7 @@ async def test_every_other_attribution_is_explained(p: Pages) -> None:
         ("retired/1", "No visit. The address is in use no more"),
         ("off/1", "No visit. Track e-mails was off for this site"),
         ("erased/1", "No visit. The visit it came from has been erased."),
-        ("unknown/1", "No visit. Nobody had this address on a page lately. Before, it was printed"),
+        ("unknown/1", "No visit. Nobody that is known had this address"),
     ],
 )
 async def test_why_no_visit_is_looked_up_or_known(p: Pages, method: str, told: str) -> None:

@@ -113,7 +113,7 @@ async def _change(call: Call, body: ChangedWebhook) -> None:
             webhooks.change(tx, webhook.id, wanted)
         if body.enabled and not webhook.enabled:
             webhooks.enable(tx, webhook.id)
-        elif body.enabled is False and webhook.enabled:
+        elif body.enabled is False and webhook.disabled_reason not in webhooks.ON_PURPOSE:
             webhooks.switch_off(tx, webhook.id, webhooks.BY_HAND, now)
 
     await call.redefine(change, always)

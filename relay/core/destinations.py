@@ -80,8 +80,8 @@ class Destinations:
         for name in due:
             known = self._known.get(name) or _UNKNOWN
             if known.down_until:
-                most = 1 if now >= known.down_until and known.in_flight <= known.before else 0
-                room = min(most, self._room(known, flights, memory, self._largest))
+                is_time = now >= known.down_until and known.in_flight <= known.before
+                room = int(is_time and flights > 0 and memory > 0)  # whatever share those have that hang
             else:
                 room = self._room(known, flights, memory, self._largest)
             if room > 0:

@@ -149,7 +149,7 @@ FIELDS: tuple[tuple[str, dict[str, Any], str, object], ...] = (
      "Results as in Authentication-Results (RFC 8601); null where nothing was checked.",
      {"spf": None, "dkim": None, "dmarc": None}),
     ("first_touch", _closed(dict.fromkeys(_TOUCH_KEYS, _TEXT), type=["object", "null"]),
-     "The same browser's first visit and its source; the stated visit where that was the first; null without one.",
+     "The same browser's first visit and its source; the stated visit where that was the first; null if unknown.",
      {**dict.fromkeys(_TOUCH_KEYS), "visit_id": "1001", "marker": "google", "source_level_1": "google"}),
     ("html", _TEXT, "The HTML as the sender wrote it, at most 256 Ki characters: anything may be in it. Null for mail "
      "without, and for mail that was read before a webhook asked for it.", "<p>Test message</p>"),

@@ -216,8 +216,8 @@ def attribute(
 
 
 def _why_gone(tx: Tx, visit: int) -> str:
-    """Why nothing is known of the visit that held an address: it was erased, or never one, but who had the address
-    before it was this pool's (``routes.create``)."""
+    """Why nothing is known of the visit that held an address: it was erased, or was never one and only keeps that
+    somebody had the address (``routes.keep_holding``)."""
     row = tx.one(FIND_LAST_NUMBER, visit=visit)
     return "unknown/1" if row is not None and row[0].startswith(NOBODY) else "erased/1"
 
@@ -245,7 +245,7 @@ def _by_address(
     if (reach := rules.reach(held, written, evidence.window)) > window:
         held = holdings(tx, route.id, written - reach, received)
     astray = {visit for (visit,) in tx.all(FIND_ASTRAY, route=route.id, after=now + AHEAD)}
-    known_since = received - evidence.kept
+    known_since = now - evidence.kept
     return rules.attribute_pool(held, written, received, evidence.window, evidence.delays, astray, known_since)
 
 

@@ -14,11 +14,11 @@ import sqlite3
 
 from sqlalchemy import select, text, update
 
-from relay.core.model import DeliveryState, RouteKind
+from relay.core.model import RouteKind
 from relay.store import routes as route_verbs
 from relay.store.engine import Statement, Tx
 from relay.store.reader import Reader
-from relay.store.schema import LISTED, deliveries, messages, routes, webhooks
+from relay.store.schema import LISTED, OPEN, deliveries, messages, routes, webhooks
 
 #: Tables whose ids are known outside: in payloads, signed links and return paths, in the API's addresses.
 NUMBERED = (messages.name, deliveries.name, webhooks.name)
@@ -28,11 +28,7 @@ LEAP = 1_000_000
 #: Seconds in the unit of user_version, which has 32 bits.
 _UNIT = 60
 
-_REPEATED = Statement(
-    update(deliveries)
-    .where(deliveries.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.DEFERRED.value]))
-    .values(possibly_repeated=1)
-)
+_REPEATED = Statement(update(deliveries).where(OPEN).values(possibly_repeated=1))
 _MADE_AT = Statement(text("PRAGMA user_version"))
 _POOL = Statement(
     select(routes.c.id, routes.c.site_id, routes.c.target_id).where(LISTED, routes.c.kind == RouteKind.POOL.value)

@@ -145,7 +145,9 @@ _LOG = Statement(insert_into(post_attempts), "post_id started_at duration status
 _HAS_MOVED = Statement(
     select(webhooks.c.id).where(webhooks.c.id == bindparam("webhook"), webhooks.c.url != bindparam("asked"))
 )
-_DISABLE = Statement(update(webhooks).where(webhooks.c.id == bindparam("webhook")), "enabled disabled_reason")
+_DISABLE = Statement(
+    update(webhooks).where(webhooks.c.id == bindparam("webhook"), webhooks.c.enabled == 1), "enabled disabled_reason"
+)
 _OUT_OF_USE = Statement(
     select(webhooks.c.disabled_reason).where(webhooks.c.id == bindparam("webhook"), webhooks.c.enabled == 0)
 )

@@ -141,6 +141,7 @@ def create(
     held: Row | None = None
     _refuse_mishearing(tx, address, kind, target_id)
     owner = tx.one(OWNER, domain=domain, local=local)
+    to_static = owner is not None and owner[3] == RouteKind.POOL.value and kind is RouteKind.STATIC
     if owner is not None and owner[1] != site_id and owner[4] is not None and from_any_site:
         held = _held(tx, owner[0], owner[3], now)
         tx.run(DELETE, route=owner[0])
@@ -160,6 +161,8 @@ def create(
         )
         if held is not None:
             keep_holding(tx, route_id, target_id, held, now)
+            if to_static:
+                keep_holding(tx, route_id, target_id, (site_id, now, now), now)
         return route_id
     route_id, owner_site, owner_target, owner_kind, retired_at = owner
     live = retired_at is None
@@ -169,7 +172,7 @@ def create(
         raise AddressTaken(str(address))
     if owner_kind == RouteKind.STATIC.value and kind is RouteKind.POOL:
         held = _held(tx, route_id, owner_kind, now)
-    if owner_kind == RouteKind.POOL.value and kind is RouteKind.STATIC and _held(tx, route_id, owner_kind, now):
+    if to_static and _held(tx, route_id, owner_kind, now):
         held = site_id, now, now
     if not live or defined:
         tx.run(

@@ -94,8 +94,8 @@ def _likely(delivery: DeliveryRow) -> Explained:
     )
     return Explained(
         "Not certain",
-        f"Several visits had {delivery.recipient} on their page around the time the letter was written. One of them "
-        f"wrote it; which one is not known, so none is stated as fact. {how}",
+        f"More than one may have had {delivery.recipient} around the time the letter was written: visits that are "
+        f"known, or somebody who is not. Which of them wrote it is not known, so none is stated as fact. {how}",
     )
 
 
@@ -122,8 +122,8 @@ _NONE = {
     "unique": "The address was made for one visit, and that visit has been erased.",
     "retired": "The address is in use no more: its mail is forwarded, but no visit is looked up for it.",
     "off": "Track e-mails was off for this site: its mail was forwarded, but no visit was looked up for it.",
-    "unknown": "Nobody had this address on a page lately. Before, it was printed or listed somewhere, or was another "
-    "site’s, and who knows it from there is not known.",
+    "unknown": "Nobody that is known had this address on a page lately. It was printed or listed somewhere before, was "
+    "another site’s, or visits had it that were lost when a backup was restored.",
     "operator": "It is mail to the operator of this server, not an enquiry.",
     "erased": "The visit it came from has been erased.",
 }
