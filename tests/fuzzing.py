@@ -384,7 +384,6 @@ async def watched(what: str, cases: int) -> AsyncIterator[Costs]:
         yield costs
     finally:
         watchdog.cancel()
-        gc.unfreeze()
 
 
 async def each(costs: Costs, case: Callable[[int], object]) -> None:
