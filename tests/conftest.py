@@ -17,6 +17,7 @@ import pytest
 
 from relay import eventloop
 from relay.secrets import Keys
+from tests.plain_logs import plain_logs
 from tests.poster_fixtures import SECRET
 from tests.store_fixtures import SHOP, World, hook, world
 from tests.webhook_receiver import Receiver
@@ -25,6 +26,7 @@ from tests.webhook_receiver import Receiver
 def pytest_configure() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    plain_logs()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -15,6 +15,7 @@ import structlog
 
 from relay import logs
 from tests.daemon import ROOT
+from tests.plain_logs import plain_logs
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,7 @@ def restored() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.NOTSET)
     logging.getLogger("aiohttp.access").disabled = False
     structlog.reset_defaults()
+    plain_logs()
 
 
 def entries(stream: io.StringIO) -> list[dict[str, Any]]:
