@@ -59,6 +59,14 @@ def run(config: Path) -> Run:
     return invoke
 
 
+@pytest.fixture
+def serve(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Result]:
+    """`relay serve` in this process, whose log and whose limits it leaves alone, for starts that are refused."""
+    monkeypatch.setattr("relay.logs.setup", lambda level, form: None)
+    monkeypatch.setattr("relay.app._raise_file_limit", lambda: None)
+    return lambda: run("serve")
+
+
 class TestHelp:
     @pytest.mark.parametrize("words", LEAVES, ids=" ".join)
     def test_every_command_has_help_and_takes_a_configuration(self, words: tuple[str, ...]) -> None:
@@ -394,12 +402,12 @@ class TestServe:
         assert not (daemon.data_dir / "control.sock").exists()
 
     def test_beside_it_no_second_one_and_no_migration_begins_and_after_a_kill_it_starts_again(
-        self, tmp_path: Path, run: Run
+        self, tmp_path: Path, run: Run, serve: Callable[[], Result]
     ) -> None:
         with Daemon(tmp_path) as daemon:
             in_use = f"Error: {daemon.data_dir} is in use by another relay (process {daemon.pid})\n"
-            second = daemon.cli("serve")
-            assert (second.returncode, second.stderr) == (1, in_use)
+            second = serve()
+            assert (second.exit_code, second.stderr) == (1, in_use)
             _say_revision(daemon.data_dir, "0000")
             migration = run("migrate")
             assert (migration.exit_code, migration.stderr) == (1, in_use)
@@ -436,30 +444,31 @@ class TestServe:
         assert str(port) in last
         assert "Traceback" not in result.stderr
 
-    def test_a_key_that_others_can_read_is_refused(self, tmp_path: Path) -> None:
-        daemon = Daemon(tmp_path)
-        daemon.data_dir.mkdir(mode=0o700)
-        fresh_keys(daemon.data_dir / "keys")
-        (daemon.data_dir / "keys" / "seal.key").chmod(0o644)
-        result = daemon.cli("serve")
-        assert result.returncode == 1
+    def test_a_key_that_others_can_read_is_refused(self, tmp_path: Path, serve: Callable[[], Result]) -> None:
+        (tmp_path / "data").mkdir(mode=0o700)
+        fresh_keys(tmp_path / "data" / "keys")
+        (tmp_path / "data" / "keys" / "seal.key").chmod(0o644)
+        result = serve()
+        assert result.exit_code == 1
         assert "chmod 600" in result.stderr.splitlines()[-1]
 
-    def test_a_database_of_a_newer_program_is_refused(self, tmp_path: Path) -> None:
-        daemon = Daemon(tmp_path)
-        daemon.data_dir.mkdir(mode=0o700)
-        fresh_database(daemon.data_dir)
-        _say_revision(daemon.data_dir, "9999")
-        result = daemon.cli("serve")
-        assert result.returncode == 1
+    def test_a_database_of_a_newer_program_is_refused(self, tmp_path: Path, serve: Callable[[], Result]) -> None:
+        (tmp_path / "data").mkdir(mode=0o700)
+        fresh_database(tmp_path / "data")
+        _say_revision(tmp_path / "data", "9999")
+        result = serve()
+        assert result.exit_code == 1
         assert "newer than this program's" in result.stderr.splitlines()[-1]
 
-    def test_a_declared_key_that_another_site_has_is_refused(self, tmp_path: Path, config: Path, run: Run) -> None:
+    def test_a_declared_key_that_another_site_has_is_refused(
+        self, config: Path, run: Run, serve: Callable[[], Result]
+    ) -> None:
         config.write_text(toml(BASE))
         made = run("site", "add", "shop", "--origin", "https://shop.test", "--key", "pk_example")
         assert made.exit_code == 0, made.output
-        result = Daemon(tmp_path, {"site": [example_site()]}).cli("serve")
-        assert result.returncode == 1
+        config.write_text(toml(merged(BASE, {"site": [example_site()]})))
+        result = serve()
+        assert result.exit_code == 1
         assert "'pk_example'" in result.stderr.splitlines()[-1]
 
     def test_a_refused_configuration_ends_it_with_2(self, tmp_path: Path) -> None:
