@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy import func, select
 
-from relay.store import copied, figures, migrate
+from relay.store import clock, copied, figures, migrate
 from relay.store.copied import LEAP, as_copy, is_copy, take_place
 from relay.store.engine import Tx
 from relay.store.routes import NOBODY
@@ -131,6 +131,18 @@ class TestHoldings:
         async with restored(directory, w.now + 15 * HOUR) as again:
             _, address = await again.shown()
             again.pass_time(60)
+            await again.accept(address, written_at=w.now + 14 * HOUR)
+            assert await self.states(again) == ["likely"]
+
+    async def test_nor_where_the_clock_was_behind_the_copy_at_the_start(self, w: World, backup: Backup) -> None:
+        _, address = await w.shown()
+        w.pass_time(LEASE)
+        directory = backup(w)
+        wrong, right = 0.0, w.now + 15 * HOUR
+        async with restored(directory, wrong) as again:
+            began = await again.store.write(lambda tx: clock.began(tx, wrong))
+            again.now = right
+            await again.store.write(lambda tx: clock.was_set(tx, right - wrong, right, began.moved))
             await again.accept(address, written_at=w.now + 14 * HOUR)
             assert await self.states(again) == ["likely"]
 

@@ -56,10 +56,11 @@ async def is_copy(reader: Reader) -> bool:
 
 def take_place(tx: Tx, now: float) -> None:
     """At a start, for a copy: put down what is not known of the time since it was made."""
-    begun = min(_made_at(tx) or now, now)
-    _leap(tx, int(now - begun))
+    begun = _made_at(tx) or now
+    ended = max(begun, now)  # a clock that is behind is set, and what begins later than it says goes along (clock.py)
+    _leap(tx, int(ended - begun))
     for route_id, site_id, target_id in tx.all(_POOL):
-        route_verbs.keep_holding(tx, route_id, target_id, (site_id, begun, now), now)
+        route_verbs.keep_holding(tx, route_id, target_id, (site_id, begun, ended), now)
     _mark(tx, 0.0)
 
 
