@@ -237,6 +237,22 @@ class TestReplayTo:
         assert (await claim(w, "other"), await finish(w, job)) == ([], True)
         assert await post_rows(w) == [("delivered",)]
 
+    async def test_what_a_template_had_no_use_for_is_followed_by_what_says_another_visit(self, w: World) -> None:
+        await w.shown()
+        (job,) = await letter(w)
+
+        def mended(tx: Tx) -> None:
+            tx.revise()
+            tx.sql("UPDATE deliveries SET visit_id = (SELECT id FROM visits)")
+
+        await w.store.write(mended)
+        assert await w.store.write(lambda tx: replay.replay(tx, job.message_id, None, w.now)) == 1
+        await finish(w, job, "withheld", status=None)
+        assert (await post_rows(w), await event_rows(w, "state")) == ([("waiting",)], [("posted",)])
+        (other,) = await claim(w)
+        await finish(w, other, "withheld", status=None)  # that is no use to it, either
+        assert (await post_rows(w), await event_rows(w, "state")) == ([("withheld",)], [("withheld",)])
+
     async def test_a_claim_that_ended_is_not_under_way(self, w: World) -> None:
         await letter(w)
         w.pass_time(CLAIM)

@@ -307,7 +307,7 @@ def give_up(tx: Tx, webhook_id: int, reason: str, now: float) -> None:
 def finish_post(tx: Tx, result: PostResult, now: float) -> bool:
     """Record an attempt and what came of it. False when the claim was lost: then nothing is changed.
 
-    What was delivered and says another visit by now is posted once more.
+    What was delivered, or was of no use to a template, and says another visit by now is posted once more.
     """
     job, state, webhook_id = result.job, result.state, result.job.hook.id
     answer = result.answer[:ANSWER_KEPT]
@@ -338,10 +338,10 @@ def finish_post(tx: Tx, result: PostResult, now: float) -> bool:
         digest=result.digest,
         size=result.size,
     )
-    if state == "withheld":
-        _withhold_event(tx, job.post_id)
-    if state == "delivered" and has_another_visit(tx, job):
+    if state in ("delivered", "withheld") and has_another_visit(tx, job):
         again(tx, job.post_id, now)  # whoever asked for the other visit was told that it is posted
+    elif state == "withheld":
+        _withhold_event(tx, job.post_id)
     if result.deal is not None:
         deals.of_post(tx, job.post_id, *result.deal)
     if disable is not None:
