@@ -6,7 +6,6 @@ Who may do what is the API's to say; here it is tried over the pages, with forms
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -15,7 +14,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from argon2 import PasswordHasher
 
 from relay.core.channel import SourceRule
 from relay.secrets import token_hash
@@ -26,7 +24,7 @@ from tests.page_forms import forms_of
 from tests.store_fixtures import TRACK
 from tests.test_api_auth import Filled, dump, fill
 from tests.test_ui_login import CHOSEN, PASSWORD, invitation, logged_in, nobody, with_password
-from tests.ui_fixtures import OWN_FORM, Answer, Pages, pages
+from tests.ui_fixtures import HASHER, OWN_FORM, Answer, Pages, pages
 from webapi import passwords
 from webapi.auth import Role
 from webapi.ui import render, session
@@ -214,19 +212,13 @@ async def filled_pages(directory: Path) -> AsyncIterator[tuple[Pages, Scene]]:
             for name in ("sites", "webhooks"):
                 tx.sql(f"UPDATE {name} SET declared = 0")
             tx.sql("UPDATE sites SET settings = json_set(settings, '$.rules', json(?)) WHERE name = 'shop'", (rules,))
-            tx.sql("UPDATE users SET password = ? WHERE name = ?", (hashed(), p.name))
+            tx.sql("UPDATE users SET password = ? WHERE name = ?", (HASHER.hash(PASSWORD), p.name))
             ((number,),) = tx.sql("SELECT id FROM users WHERE name = ?", (p.name,))
             return int(number)
 
         number = await p.world.store.redefine(prepare)
         await session.begin(p.api.context, number, "192.0.2.1", "another browser")
         yield p, Scene(**vars(filled), forms=await page_forms(p, filled))
-
-
-@functools.cache
-def hashed() -> str:
-    """PASSWORD as the store keeps it: once a process, since it takes its time."""
-    return PasswordHasher().hash(PASSWORD)
 
 
 class TestRoles:

@@ -26,6 +26,8 @@ from webapi.ui import session
 
 #: What a browser sends with a form of the page itself.
 OWN_FORM = {"Sec-Fetch-Site": "same-origin"}
+#: Hashes with little work: a real one takes 64 MiB and as long as everything else of a test together.
+HASHER = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,8 @@ class Pages:
 
 @contextlib.asynccontextmanager
 async def pages(directory: Path, *definitions: SiteDefinition, **changes: Any) -> AsyncIterator[Pages]:
-    """The pages as the administrator "admin-all" sees them; ``changes`` as for serving.
-
-    Passwords are hashed with little work: a real hash takes 64 MiB and as long as everything else of a test together.
-    """
+    """The pages as the administrator "admin-all" sees them, with HASHER for passwords; ``changes`` as for serving."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passwords, "_HASHER", PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
+        patch.setattr(passwords, "_HASHER", HASHER)
         async with serving(directory, *definitions, **changes) as api:
             yield await Pages(api, "", "").user("admin")
