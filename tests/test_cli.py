@@ -61,7 +61,15 @@ def run(config: Path) -> Run:
 
 @pytest.fixture
 def serve(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Result]:
-    """`relay serve` in this process, whose log and whose limits it leaves alone, for starts that are refused."""
+    """`relay serve` in this process, whose log and whose limits it leaves alone, for starts that are refused.
+
+    One that is not would run for good: it fails instead where it would say that it is ready.
+    """
+
+    def started(text: str) -> None:
+        raise AssertionError("it started")
+
+    monkeypatch.setattr("relay.notify.ready", started)
     monkeypatch.setattr("relay.logs.setup", lambda level, form: None)
     monkeypatch.setattr("relay.app._raise_file_limit", lambda: None)
     return lambda: run("serve")
