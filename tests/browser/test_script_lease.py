@@ -214,18 +214,20 @@ async def test_the_second_page_is_swapped_before_its_first_frame_and_bound_once(
         head = f"<script src='/mailtrack.js'></script><script>{FIRST_FRAME}</script>"
         body = f"<p>{SALES}</p><a href='mailto:{SALES}'></a>"
         site.pages["/"] = site.pages["/2"] = html(body, "", head)
-        async with opened(browser, site) as page:
-            assert await page.evaluate("painted[0]") in (SALES, None)
-            gate = []
+        async with visiting(browser, site) as page:
 
             async def slow(body: dict[str, Any]) -> dict[str, Any]:
-                gate.append(await page.wait_for_function("window.painted"))  # bind answers after the first frame
+                await page.wait_for_function("window.painted")  # bind answers after the first frame
                 return BOUND
 
             site.answer = slow
+            await page.goto("/")
+            await bound(page)
+            assert await page.evaluate("painted[0]") in (SALES, None)
             await page.goto("/2")
             await site.bound(2)
-            assert await page.evaluate("window.painted") == [SHOWN, f"mailto:{SHOWN}"]
+            await page.wait_for_function("window.painted")
+            assert await page.evaluate("painted") == [SHOWN, f"mailto:{SHOWN}"]
             await quiet(page)
             assert len(site.binds) == 2
 
