@@ -293,6 +293,7 @@ async def _simulate(setup: Setup, visitors: Plan, seed: int, path: Path) -> Tall
     )
     with closing(connect(path)) as connection:
         connection.execute("PRAGMA synchronous=OFF")
+        connection.execute("PRAGMA wal_autocheckpoint=1000")  # nobody else brings the log in here
         tx = Tx(connection)
         connection.execute("BEGIN IMMEDIATE")
         declare_all(tx, [site], BEGIN - 10 * DAY)

@@ -10,6 +10,7 @@ checkpoint and the beginning of a new log (sqlite.org/wal.html, "The WAL-Reset B
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import structlog
 
 from relay.core.metrics import SECONDS, Histogram
+from relay.store.connection import BUSY_TIMEOUT
 
 log = structlog.get_logger()
 
@@ -25,6 +27,8 @@ PAGE = 4096
 SHORT, LONG = 500, 4000
 #: Pages that a verb writes until it is known, and at least, later.
 FIRST, LEAST = 40.0, 1.0
+#: The exit code of an input/output error (sysexits.h).
+EX_IOERR = 74
 
 
 class Checkpoints:
@@ -33,7 +37,10 @@ class Checkpoints:
     How many pages are in the log SQLite tells at a checkpoint only. Until the next one that is guessed by the verbs;
     but the file grows whenever the log is longer than ever, which bounds what a wrong guess may cost.
 
-    A failure is logged, and the log grows until the next one; at connection.MOST_PAGES SQLite does it within a COMMIT.
+    A failure is logged, and the log grows until the next one. But what somebody reads cuts one short, and SQLite syncs
+    only what reaches the end of the log. When the sync of the next one fails, the system may have dropped pages of the
+    one before, too, and does not tell again (fsync(2)); SQLite would not write them again, and begin a new log. All of
+    them are still in this one: the process ends at once, as if killed, and the next one reads the whole log.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,6 +50,7 @@ class Checkpoints:
         self._pages = FIRST  # of a verb, by the last one
         self._log = 0, b""  # at the last one: pages in the log, and which log it was
         self._octets = 0  # of its file, at the last one
+        self._is_partial = False  # pages may have been written to the database and not synced
 
     def committed(self, verbs: int) -> None:
         """Count the verbs of a batch."""
@@ -61,14 +69,38 @@ class Checkpoints:
         began = time.perf_counter()
         try:
             # Waits for nobody: what somebody reads just now stays in the log, which goes on growing then.
-            _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            _, pages, brought = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as error:
+            self._end_if_pages_may_be_lost(error)
             log.warning("write-ahead log not brought into the database yet", reason=str(error))
             return
+        self._is_partial = brought < pages
         self.seconds.observe(time.perf_counter() - began)
         known, before = self._log
         self._log = pages, (sequence := self._sequence())
         self._pages = max(LEAST, (pages - known if sequence == before else pages) / verbs)
+
+    def reset(self, connection: sqlite3.Connection, patience: float) -> str | None:
+        """Bring what a killed process left in the log into the database, and begin the log anew; or why not.
+
+        A sync that failed before the kill may have left frames in the log that the system has in memory and the disk
+        does not: commits chained behind them would be lost with the power. ``patience``: seconds for who reads it now.
+        """
+        try:
+            connection.execute(f"PRAGMA busy_timeout={patience * 1000:.0f}")
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            self._end_if_pages_may_be_lost(error)
+            return str(error)
+        finally:
+            connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT * 1000:.0f}")
+        self._is_partial = bool(busy)
+        return "somebody reads the database" if busy else None
+
+    def _end_if_pages_may_be_lost(self, error: sqlite3.Error) -> None:
+        if self._is_partial and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_FSYNC:
+            log.critical("pages of the database may be lost, ending: the next start has them", reason=str(error))
+            os._exit(EX_IOERR)
 
     def _sequence(self) -> bytes:
         """Its number and salts (sqlite.org/fileformat.html, The WAL file format), which each log has of its own.

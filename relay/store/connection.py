@@ -1,4 +1,4 @@
-"""The writing connection to the database, and the write-ahead log that another process has left."""
+"""The writing connection to the database, and which files it has opened."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from relay.store.errors import StoreUnavailable
 
 #: Seconds to wait for a lock that a foreign process holds on the database.
 BUSY_TIMEOUT = 5.0
-#: Pages (4 KiB each) in the write-ahead log before a commit itself brings them into the database. The writer is before
-#: it (relay/store/checkpoint.py).
-MOST_PAGES = 16_000
 
 
 def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
@@ -30,7 +27,7 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
         connection.execute("PRAGMA secure_delete=ON")
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("PRAGMA cache_size=-16000")
-        connection.execute(f"PRAGMA wal_autocheckpoint={MOST_PAGES}")
+        connection.execute("PRAGMA wal_autocheckpoint=0")  # in a COMMIT, which keeps its failure to itself
         connection.execute("PRAGMA journal_size_limit=67108864")
         for pragma, expected in (
             ("journal_mode", "wal"),
@@ -47,22 +44,6 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-def reset_log(connection: sqlite3.Connection, patience: float) -> str | None:
-    """Bring what a killed process left in the write-ahead log into the database, and begin the log anew; or why not.
-
-    A sync that failed before the kill may have left frames in the log that the system has in memory and the disk does
-    not: commits chained behind them would be lost with the power. ``patience``: seconds for who reads just now.
-    """
-    try:
-        connection.execute(f"PRAGMA busy_timeout={patience * 1000:.0f}")
-        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    except sqlite3.Error as error:
-        return str(error)
-    finally:
-        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT * 1000:.0f}")
-    return "somebody reads the database" if busy else None
 
 
 def files(path: Path) -> tuple[tuple[int, int] | None, ...]:

@@ -41,7 +41,7 @@ from sqlalchemy.sql.elements import BindParameter
 
 from relay.core.metrics import SECONDS, Histogram
 from relay.store.checkpoint import Checkpoints
-from relay.store.connection import connect, files, reset_log
+from relay.store.connection import connect, files
 from relay.store.edition import Edition
 from relay.store.errors import CommitUnknown as CommitUnknown
 from relay.store.errors import Replaced
@@ -224,7 +224,7 @@ class Writer:
     def start(self) -> None:
         """Open the database and start the thread; raises sqlite3.Error or StoreUnavailable."""
         self._connection = connect(self._path)
-        reason = reset_log(self._connection, READERS_AT_START)
+        reason = self._checkpoints.reset(self._connection, READERS_AT_START)
         self._files = files(self._path)
         self._log_is_old = reason is not None
         if reason is not None:  # that, or a full disk, is no reason not to start
@@ -297,7 +297,7 @@ class Writer:
                 self._connection = connect(self._path)
                 self._files = files(self._path)
             if self._log_is_old:
-                self._log_is_old = reset_log(self._connection, 0.0) is not None
+                self._log_is_old = self._checkpoints.reset(self._connection, 0.0) is not None
             if not self._attempt(batch):
                 self._attempt_apart(batch)
         except (sqlite3.Error, StoreUnavailable) as error:

@@ -66,16 +66,22 @@ def threads(pid: int) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def injecting(
-    pid: int, *rules: str, only: Sequence[int] = (), output: Path = Path("/dev/null"), also: str = ""
+    pid: int,
+    *rules: str,
+    only: Sequence[int] = (),
+    on: Path | None = None,
+    output: Path = Path("/dev/null"),
+    also: str = "",
 ) -> AsyncIterator[None]:
     """Rules such as "fdatasync:signal=SIGKILL:when=3" in force on every thread of a process; counts are per thread.
 
-    ``only``: on these threads and no others. ``output`` has a line for each of the calls, once strace is away; where
-    there are calls to note ``also``, all descriptors have the names of their files there.
+    ``only``: on these threads and no others; ``on``: about this file alone. ``output`` has a line for each of them,
+    once strace is away; where there are calls to note ``also``, all descriptors have the names of their files there.
     Inside the block they are in force; leaving it takes strace away, and the process goes on if it still lives.
     """
     calls = ",".join(filter(None, [*(rule.partition(":")[0] for rule in rules), also]))
     options = [*(option for rule in rules for option in ("-e", f"inject={rule}")), *["-y"] * bool(also)]
+    options += [word for word in ("-P", str(on)) if on]
     async with _tracing(pid, only, output, "-ttt", "-e", f"trace={calls}", *options):
         yield
 
