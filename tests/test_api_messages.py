@@ -140,7 +140,7 @@ class TestPaging:
             ("state=lost", "state"),
             ("visit=12a", "visit"),
             ("visit=" + "1" * 21, "visit"),
-            ("sender=" + "a" * 321, "sender"),
+            ("sender=" + "a" * 515, "sender"),
             ("sender=a%00b", "sender"),
             ("q=" + "a" * 501, "q"),
             ("sort=best", "sort"),
@@ -178,6 +178,9 @@ class TestFilters:
         assert await self.ids(api, f"visit={visit}", "other") == []
         assert await self.ids(api, "visit=4711") == [claimed]
         assert await self.ids(api, "sender=BOB@Example.org") == [of_visit]
+        longest = "a" * 505 + "@x.test"
+        of_longest = (await api.letter(substitute, number=4, sender=longest)).message_id
+        assert await self.ids(api, f"sender={longest}") == [of_longest]
         assert await self.ids(api, "sender=nobody") == []
 
     async def test_by_time(self, api: Api) -> None:

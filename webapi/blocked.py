@@ -8,21 +8,18 @@ from pydantic import BaseModel, Field
 
 from relay.config import fields as f
 from relay.config.models import Section
-from relay.core.address import MAX_SENDER
 from relay.store import blocked
 from relay.store.noting import always
 from webapi.auth import Role, visible_site
 from webapi.operation import Call, Operation
 from webapi.problems import Problem, not_found
-
-#: Characters of a sender: the octets that one may have, and the quotes that History shows around odd dots.
-LONGEST = MAX_SENDER + 2
+from webapi.values import LONGEST_SENDER
 
 
 class NewBlocked(Section):
     """An address, or a whole domain as "@example.com"."""
 
-    sender: Annotated[str, f.by(f.blocked_sender), Field(max_length=LONGEST)]
+    sender: Annotated[str, f.by(f.blocked_sender), Field(max_length=LONGEST_SENDER)]
 
 
 class BlockedList(BaseModel):

@@ -19,7 +19,7 @@ from webapi.message_views import MessageDetail, MessagePage
 from webapi.operation import Call, Operation, Parameters, Strict
 from webapi.problems import Problem, not_found
 from webapi.replays import reattribute
-from webapi.values import Cursor, Digits, Limit, Moment, Text, cursor_of, row_id
+from webapi.values import Cursor, Digits, Limit, Moment, Sender, Text, cursor_of, row_id
 
 #: Transactions in which one sender's messages are erased at most; a bite each.
 ERASE_BITES = 10_000
@@ -30,7 +30,7 @@ State = Literal["queued", "deferred", "forwarded", "failed", "quarantined", "dro
 class MessageQuery(Parameters):
     site: Annotated[str | None, Field(description="Name of a site.")] = None
     visit: Annotated[Digits | None, Field(description="Number of a visit.")] = None
-    sender: Annotated[Text | None, Field(max_length=320, description="Bare address of the sender.")] = None
+    sender: Sender | None = None
     q: Annotated[
         str | None,
         Field(

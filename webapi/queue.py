@@ -18,7 +18,7 @@ from webapi import requeue
 from webapi.auth import Caller, Role, visible_site
 from webapi.operation import Call, Operation, Parameters, Strict
 from webapi.problems import Problem, not_found
-from webapi.values import LARGEST_ID, Text, moment, moment_or_none, row_id
+from webapi.values import LARGEST_ID, Sender, Text, moment, moment_or_none, row_id
 
 #: Deliveries that one request may name: as many as one list shows.
 MOST_NAMED = 1000
@@ -57,7 +57,7 @@ class QueueQuery(Parameters):
     site: Annotated[str | None, Field(description="Name of a site.")] = None
     state: Annotated[Literal["queued", "deferred", "failed"] | None, Field(description="failed: held.")] = None
     destination: Destination | None = None
-    sender: Annotated[Text | None, Field(max_length=320, description="Bare address of the sender.")] = None
+    sender: Sender | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 200
     cursor: Cursor | None = None
 
@@ -96,7 +96,7 @@ class Retry(Strict):
     site: Annotated[str | None, Field(description="With `all`: of this site.")] = None
     state: Annotated[Literal["deferred", "failed"] | None, Field(description="With `all`: only these.")] = None
     destination: Destination | None = None
-    sender: Annotated[Text, Field(max_length=320)] | None = None
+    sender: Sender | None = None
 
     @model_validator(mode="after")
     def _either(self) -> Retry:

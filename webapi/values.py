@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
+from relay.core.address import MAX_SENDER
 from webapi.problems import not_found
 
 LARGEST_ID = (1 << 63) - 1
@@ -84,3 +85,6 @@ def _no_nul(value: object) -> object:
 
 #: Text that a client may store or search for.
 Text = Annotated[str, BeforeValidator(_no_nul)]
+#: Characters of a sender: the octets that one may have, and the quotes that History shows around odd dots.
+LONGEST_SENDER = MAX_SENDER + 2
+Sender = Annotated[Text, Field(max_length=LONGEST_SENDER, description="Bare address of the sender.")]

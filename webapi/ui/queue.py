@@ -18,6 +18,7 @@ from webapi.queue import DROP, MOST_NAMED, RETRY, cursor_of, narrowed, read_curs
 from webapi.ui import reasons
 from webapi.ui.page import Page, View, perform, see_other
 from webapi.ui.render import render
+from webapi.values import LONGEST_SENDER
 
 PATH = "/ui/queue"
 #: Deliveries of one page, and of each kind where all is shown.
@@ -25,9 +26,6 @@ PAGE = 50
 FIRST = 20
 #: Deliveries from which on they are counted by destination.
 MANY = 20
-#: Characters of a filter that are read.
-LONGEST = 320
-
 _WAITING = frozenset((DeliveryState.QUEUED, DeliveryState.DEFERRED))
 #: What may be asked for, and the words for it.
 SHOWN = {
@@ -60,7 +58,7 @@ class Asked:
 
     @classmethod
     def of(cls, fields: dict[str, str]) -> Asked:
-        read = {name: fields.get(name, "")[:LONGEST].replace("\0", "") for name in cls.__slots__}
+        read = {name: fields.get(name, "")[:LONGEST_SENDER].replace("\0", "") for name in cls.__slots__}
         return cls(**read | {"show": read["show"] if read["show"] in SHOWN else ""})
 
 
@@ -198,7 +196,7 @@ def _back(view: View) -> str:
     """The part of the queue that the form was on: built anew, so that it leads nowhere else."""
     fields = parse_qs(view.field("back").partition("?")[2])
     return Asked.of({name: values[-1] for name, values in fields.items()}).url(
-        cursor=fields.get("cursor", [""])[-1][:LONGEST]
+        cursor=fields.get("cursor", [""])[-1][:LONGEST_SENDER]
     )
 
 

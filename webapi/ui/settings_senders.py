@@ -6,11 +6,11 @@ from aiohttp import web
 
 from relay.core.model import folded
 from webapi.auth import Role
-from webapi.blocked import LONGEST
 from webapi.messages import Erased
 from webapi.problems import Problem
 from webapi.ui.page import Page, View, perform, see_other
 from webapi.ui.settings_parts import OPERATIONS, SETTINGS, settings_page, shown_again
+from webapi.values import LONGEST_SENDER
 
 SENDERS = f"{SETTINGS}/senders"
 _BLOCKED = "/v1/sites/{name}/blocked-senders"
@@ -42,11 +42,11 @@ async def _senders(
         status=problem.status if problem else 200,
         site=site,
         names=names,
-        q=view.query("q")[:320],
+        q=view.query("q")[:LONGEST_SENDER],
         blocked=found[:SHOWN],
         more=len(found) - SHOWN,
-        sender=view.field("sender")[:LONGEST],
-        longest=LONGEST,
+        sender=view.field("sender")[:LONGEST_SENDER],
+        longest=LONGEST_SENDER,
         blocking=blocking,
         erasing=erasing,
     )
