@@ -1,7 +1,7 @@
 """A dead destination with 10,000 letters that wait: what it costs the acceptance of mail, and mail to a sound one.
 
 Two daemons take turns as in benchmarks/webhooks.py. Both have as many letters in their history; of one they wait for a
-next hop that refuses connections, of the other they were delivered.
+next hop that refuses connections, or for one that takes them and never says a word, of the other they were delivered.
 """
 
 from __future__ import annotations
@@ -27,17 +27,23 @@ PATIENCE = 300.0
 
 
 def measure(place: Workplace, backlog: int, rounds: int) -> None:
-    report, rounds = place.report, ROUNDS * rounds
-    backlog -= backlog % CONNECTIONS
+    for way in ("refuses", "silent"):
+        _measure(place, way, backlog - backlog % CONNECTIONS, ROUNDS * rounds)
+
+
+def _measure(place: Workplace, way: str, backlog: int, rounds: int) -> None:
+    report = place.report
     report.line()
-    report.line(f"dead · {backlog} letters wait for a dead destination, against none · {rounds} rounds of each in turn")
+    report.line(f"dead, {way} · {backlog} letters wait for it, against none · {rounds} rounds of each in turn")
     port = place.next_hop.port
     with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        if way == "silent":
+            closed.listen(0)  # nobody accepts: the first wait for a greeting, and the others for the connection itself
         target = dead_target(closed.getsockname()[1])
         with (
-            Relay(place.directory / "sound", port, (), target) as sound,
-            Relay(place.directory / "dead", port, (), target) as dead,
+            Relay(place.directory / f"sound {way}", port, (), target) as sound,
+            Relay(place.directory / f"dead {way}", port, (), target) as dead,
         ):
             load = Load()
             asyncio.run(load.saturating(sound, backlog))
@@ -56,9 +62,9 @@ def measure(place: Workplace, backlog: int, rounds: int) -> None:
                 _settle(relay, waits)
             delays = [relay.delays(since) for relay, since in zip((sound, dead), before, strict=True)]
             memory = [pss(relay.pid) / 1e6 for relay in (sound, dead)]
-    _judge(place, paced, delays)
+    _judge(place, way, paced, delays)
     report.line(f"  memory (PSS): {memory[0]:.0f} MB without, {memory[1]:.0f} MB with {backlog} that wait")
-    report.figures.setdefault("dead", {})["memory"] = memory
+    report.figures["dead"][way]["memory"] = memory
 
 
 def _settle(relay: Relay, waits: int) -> None:
@@ -72,9 +78,9 @@ def _settle(relay: Relay, waits: int) -> None:
         raise LoadFailed(f"{relay.backlog()} is left, {waits} deliveries were to wait")
 
 
-def _judge(place: Workplace, rounds: Sequence[tuple[Sent, Sent]], delays: Sequence[Sequence[float]]) -> None:
+def _judge(place: Workplace, way: str, rounds: Sequence[tuple[Sent, Sent]], delays: Sequence[Sequence[float]]) -> None:
     report = place.report
-    figures = report.figures.setdefault("dead", {})
+    figures = report.figures.setdefault("dead", {}).setdefault(way, {})
     for which, label in enumerate(("none dead", "one dead")):
         took = [value * 1000 for pair in rounds for value in pair[which].took]
         arrived = [value * 1000 for value in delays[which]]
@@ -89,6 +95,8 @@ def _judge(place: Workplace, rounds: Sequence[tuple[Sent, Sent]], delays: Sequen
     low, found, high = ratio(rounds)
     figures["ratio"] = [low, found, high]
     shown = f"{found:.2f} (95 % of the draws {low:.2f}-{high:.2f})"
-    report.judge(f"dead: p99 of acceptance at most {GOAL_RATIO:g} x that without", found <= GOAL_RATIO, shown)
+    report.judge(f"dead, {way}: p99 of acceptance at most {GOAL_RATIO:g} x that without", found <= GOAL_RATIO, shown)
     slower = percentile(delays[1], 0.99) / percentile(delays[0], 0.99)
-    report.judge(f"dead: p99 of delivery at most {GOAL_RATIO:g} x that without", slower <= GOAL_RATIO, f"{slower:.2f}")
+    report.judge(
+        f"dead, {way}: p99 of delivery at most {GOAL_RATIO:g} x that without", slower <= GOAL_RATIO, f"{slower:.2f}"
+    )
