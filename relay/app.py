@@ -117,7 +117,8 @@ async def running(
         forwarder = await _start_forwarding(stack, config, store, bodies, keys, poster, clock, watch.is_doubtful)
         _background(stack, background.begin("clock", watch.run))
         extraction = await _start_posting(stack, config, store, bodies, poster, clock, pace)
-        sweeper = Sweeper(store, bodies, _ages(config), clock, away)
+        sweeper = Sweeper(store, bodies, _ages(config), clock)
+        await sweeper.begin(away)
         _background(stack, background.begin("sweep", sweeper.run))
         stopping = asyncio.Event()
         agents.load()  # what the first page view would else wait for

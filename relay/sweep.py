@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import structlog
 
 from relay.bodies import Bodies
 from relay.store import changes, retention
+from relay.store import clock as clock_verbs
 from relay.store.engine import StoreUnavailable, Turn
 from relay.store.retention import Cut
 from relay.store.store import Store
@@ -48,22 +50,34 @@ class Ages:
 
 
 class Sweeper:
-    """``away``: seconds for which no daemon ran before this start, by the clock."""
+    """:meth:`begin`, then :meth:`run`."""
 
-    def __init__(self, store: Store, bodies: Bodies, ages: Ages, clock: Callable[[], float], away: float = 0.0) -> None:
+    def __init__(self, store: Store, bodies: Bodies, ages: Ages, clock: Callable[[], float]) -> None:
         self._store = store
         self._bodies = bodies
         self._ages = ages
         self._clock = clock
         self._ahead = clock() - time.monotonic()
-        self._trusted_at = time.monotonic() + DISTRUST if away > DISTRUST else 0.0
+        self._trusted_at = 0.0
+
+    async def begin(self, away: float) -> None:
+        """``away``: seconds for which no daemon ran before this start, by the clock. Raises StoreUnavailable.
+
+        A start on the day after the clock was doubted goes on to doubt it.
+        """
+        if away > DISTRUST:
+            await self._doubt()
+        elif (since := await clock_verbs.doubted(self._store.reader)) is not None:
+            left = since + DISTRUST - self._clock()
+            if 0 < left <= DISTRUST:  # beyond that it was set back since
+                self._trusted_at = time.monotonic() + left
 
     async def run(self) -> None:
         """Sweep until cancelled."""
         await asyncio.sleep(FIRST)
         while True:
             try:
-                if self.trusts_clock():
+                if await self.trusts_clock():
                     await self.sweep()
             except (StoreUnavailable, OSError) as error:
                 log.error("sweep failed", error=str(error))
@@ -71,15 +85,21 @@ class Sweeper:
                 log.exception("sweep failed")  # a bug here must not keep anything for ever
             await asyncio.sleep(INTERVAL)
 
-    def trusts_clock(self) -> bool:
+    async def trusts_clock(self) -> bool:
         """Whether things may be deleted by the clock: not on the day after it leapt ahead, for it may be corrected."""
         passed = time.monotonic()
         ahead = self._clock() - passed
         leap, self._ahead = ahead - self._ahead, ahead
         if leap > LEAP:
-            self._trusted_at = passed + DISTRUST
             log.error("nothing is deleted: the clock leapt ahead", seconds=round(leap), hours=DISTRUST / 3600)
+            await self._doubt()
         return passed >= self._trusted_at
+
+    async def _doubt(self) -> None:
+        self._trusted_at = time.monotonic() + DISTRUST
+        now = self._clock()
+        with contextlib.suppress(StoreUnavailable):  # the writer has logged why; a full disk is no reason not to start
+            await self._store.write(lambda tx: clock_verbs.doubt(tx, now), turn=Turn.IDLE)
 
     async def sweep(self) -> int:
         """Everything that is past its time, in small bites; the number of body files removed."""

@@ -203,14 +203,14 @@ async def test_a_leap_ahead_deletes_nothing_for_a_day(tmp_path: Path, monkeypatc
     async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
         monkeypatch.setattr("relay.sweep.time.monotonic", lambda: passed[0])
         sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR, YEAR, YEAR), parts.clock)
-        assert sweeper.trusts_clock()
+        assert await sweeper.trusts_clock()
         parts.clock.ahead = 2 * YEAR
-        assert not sweeper.trusts_clock()
+        assert not await sweeper.trusts_clock()
         passed[0] += DISTRUST - 1
         parts.clock.ahead += DISTRUST - 1
-        assert not sweeper.trusts_clock()
+        assert not await sweeper.trusts_clock()
         passed[0] += 2
-        assert sweeper.trusts_clock()
+        assert await sweeper.trusts_clock()
 
 
 @pytest.mark.parametrize(("away", "trusted"), [(DISTRUST + 60, False), (DISTRUST - 60, True)])
@@ -220,14 +220,44 @@ async def test_a_start_more_than_a_day_after_the_last_run_by_the_clock_deletes_n
     passed = [1000.0]
     async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
         monkeypatch.setattr("relay.sweep.time.monotonic", lambda: passed[0])
-        sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR, YEAR, YEAR), parts.clock, away)
-        assert sweeper.trusts_clock() is trusted
+        sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR, YEAR, YEAR), parts.clock)
+        await sweeper.begin(away)
+        assert await sweeper.trusts_clock() is trusted
         passed[0] += DISTRUST - 1
         parts.clock.ahead += DISTRUST - 1
-        assert sweeper.trusts_clock() is trusted
+        assert await sweeper.trusts_clock() is trusted
         passed[0] += 2
         parts.clock.ahead += 2
-        assert sweeper.trusts_clock()
+        assert await sweeper.trusts_clock()
+
+
+@pytest.mark.parametrize("leaps", [True, False], ids=["it leapt while the daemon ran", "it was ahead at a start"])
+async def test_starts_on_the_day_after_delete_nothing_either_unless_the_clock_was_set_back(
+    leaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
+        monkeypatch.setattr("relay.sweep.time.monotonic", lambda: 1000.0)
+
+        async def begun(away: float = 0.0) -> Sweeper:
+            sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR, YEAR, YEAR), parts.clock)
+            await sweeper.begin(away)
+            return sweeper
+
+        if leaps:
+            running = await begun()
+            parts.clock.ahead = 2 * YEAR
+            assert not await running.trusts_clock()
+        else:
+            parts.clock.ahead = 2 * YEAR
+            assert not await (await begun(2 * YEAR)).trusts_clock()
+        for _ in range(2):
+            parts.clock.ahead += DISTRUST / 3
+            later = await begun()
+            assert not await later.trusts_clock()
+        parts.clock.ahead = 0.0
+        assert await (await begun()).trusts_clock()
+        parts.clock.ahead = 2 * YEAR + DISTRUST + 1
+        assert await (await begun()).trusts_clock()
 
 
 def test_a_rate_refills_after_the_clock_was_set_back() -> None:

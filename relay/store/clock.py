@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import BindParameter, ScalarSelect, and_, bindparam, case, func, insert, or_, select, update
 
 from relay.store.engine import Statement, Tx
+from relay.store.reader import Reader
 from relay.store.schema import LISTED, OPEN, bindings, clock, deliveries, messages, posts, routes
 
 #: Seconds by which the clock may differ from the time that passed before it counts as set.
@@ -20,9 +21,11 @@ TOLERANCE = 10.0
 #: (relay/clockwatch.py): else a daemon that is started again and again would never give anything up.
 AWAY = 3600.0
 
-_NOTE = Statement(update(clock).where(clock.c.id == 1), "noted_at")
-_FIRST_NOTE = Statement(insert(clock), "noted_at")
-_NOTED = Statement(select(clock.c.noted_at).where(clock.c.id == 1))
+#: Rows of the table.
+RAN, DOUBTED = 1, 2
+_NOTE = Statement(update(clock).where(clock.c.id == bindparam("row")), "noted_at")
+_FIRST_NOTE = Statement(insert(clock), "id noted_at")
+_NOTED = Statement(select(clock.c.noted_at).where(clock.c.id == bindparam("row")))
 _LATER: BindParameter[float] = bindparam("now")
 _BY: BindParameter[float] = bindparam("by")
 _DELIVERIES = Statement(
@@ -105,8 +108,23 @@ class Began:
 
 def note(tx: Tx, now: float) -> None:
     """A daemon runs, and the clock says ``now``."""
-    if not tx.run(_NOTE, noted_at=now):
-        tx.run(_FIRST_NOTE, noted_at=now)
+    _note(tx, RAN, now)
+
+
+def doubt(tx: Tx, now: float) -> None:
+    """The clock says ``now`` and may be far ahead: nothing is to be deleted by it for a while, in later starts too."""
+    _note(tx, DOUBTED, now)
+
+
+async def doubted(reader: Reader) -> float | None:
+    """What the clock said when it was doubted last; None: never. Raises StoreUnavailable."""
+    rows = await reader.run(_NOTED, row=DOUBTED)
+    return rows[0][0] if rows else None
+
+
+def _note(tx: Tx, row: int, now: float) -> None:
+    if not tx.run(_NOTE, row=row, noted_at=now):
+        tx.run(_FIRST_NOTE, id=row, noted_at=now)
 
 
 def was_set(tx: Tx, by: float, now: float, moved: Moved | None = None) -> Moved | None:
@@ -128,7 +146,7 @@ def began(tx: Tx, now: float) -> Began:
 
     Before it, or where holdings begin later than now, the clock was set back while nobody saw it, by as much at least.
     """
-    row = tx.one(_NOTED)
+    row = tx.one(_NOTED, row=RAN)
     noted = row[0] if row else now
     if now - noted > AWAY:
         away = now - noted

@@ -522,7 +522,7 @@ counters = Table(
     PrimaryKeyConstraint("site_id", "day", "name"),
 )
 
-#: One row: what the clock said when a daemon ran last.
+#: What the clock said: in row 1 when a daemon ran last, in row 2 when it was doubted last (store/clock.py).
 clock = Table("clock", metadata, _id(), Column("noted_at", Float, nullable=False))
 
 #: Full-text search lives beside the metadata: SQLite's FTS5 has no Core construct. Its content is table texts.
