@@ -49,6 +49,16 @@ async def one_answer(client: SmtpClient) -> Answer:
     return answer
 
 
+async def in_two(client: SmtpClient, fed: Fed, stream: bytes, cut: int) -> Answer:
+    """The answer to a message whose first ``cut`` octets the server gets by themselves."""
+    assert (await client.start()).code == 354
+    goal = fed.octets + cut
+    await client.send(stream[:cut])
+    await fed.reach(goal)
+    await client.send(stream[cut:])
+    return await one_answer(client)
+
+
 def check(served: Served, sequence: bytes, answer: Answer, before: int, bare_lf: str) -> None:
     taken = served.recorder.wires[before:]
     refused = carries_bare_cr_or_nul(sequence) or bare_lf == "refuse"
@@ -73,12 +83,7 @@ async def test_no_sequence_ends_a_message_whatever_octet_a_chunk_ends_at(
             stream = BEFORE + sequence + AFTER + END
             for cut in range(1, len(stream)):
                 before = len(served.recorder.wires)
-                assert (await client.start()).code == 354
-                goal = fed.octets + cut
-                await client.send(stream[:cut])
-                await fed.reach(goal)
-                await client.send(stream[cut:])
-                answer = await one_answer(client)
+                answer = await in_two(client, fed, stream, cut)
                 check(served, sequence, answer, before, "normalise")
                 outcomes[answer.code] += 1
     splits = dict.fromkeys((False, True), 0)
@@ -101,6 +106,24 @@ async def test_no_sequence_ends_a_message_that_comes_octet_by_octet(
                 await client.send(bytes((octet,)))
                 await fed.reach(goal)
             check(served, sequence, await one_answer(client), before, "normalise")
+
+
+async def test_no_sequence_ends_a_message_over_tls_whatever_octet_of_it_a_record_ends_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader and its states are those of plain text: so the octets of the sequences and round them will do."""
+    certificate, fed, records = Certificate.make(tmp_path, "mx.test"), Fed(monkeypatch), 0
+    files = TlsFiles(certificate.cert, certificate.key)
+    async with serving(tmp_path, tls=files) as served, await SmtpClient.hello(served.port) as client:
+        await client.starttls(certificate.client_context())
+        assert (await client.command("EHLO client.test")).code == 250
+        for sequence in sequences():
+            for cut in range(len(BEFORE), len(BEFORE + sequence) + 2):
+                before = len(served.recorder.wires)
+                answer = await in_two(client, fed, BEFORE + sequence + AFTER + END, cut)
+                check(served, sequence, answer, before, "normalise")
+                records += 1
+    assert records == sum(map(len, sequences())) + 2 * 12
 
 
 @pytest.mark.parametrize("bare_lf", ["normalise", "refuse"])
