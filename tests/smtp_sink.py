@@ -13,6 +13,7 @@
     Vanish()                 the connection is gone and the client is told nothing, as by a power cut (`can_vanish`)
     Slow(0.1, "250 ok")      the reply after some seconds
     Later(event, "250 ok")   the reply when the event is set
+    Drip(0.1, "250 ok")      the reply octet by octet, some seconds after each
     None                     the usual behaviour
     [step, step]             one for each time the stage is reached over all sessions, then the usual
     function(session, line)  called each time, returns one of the steps above
@@ -69,7 +70,13 @@ class Later:
     reply: str
 
 
-Step = str | bytes | Close | Hang | Stall | Vanish | Slow | Later | None
+@dataclass(frozen=True)
+class Drip:
+    seconds: float
+    reply: str
+
+
+Step = str | bytes | Close | Hang | Stall | Vanish | Slow | Later | Drip | None
 Script = Step | list[Step] | Callable[["SinkSession", str], Step]
 
 
@@ -365,7 +372,7 @@ class SinkSession:
         """Answer as the script says, else as usual; the answer is noted in ``message`` before it is sent."""
         step = self.sink.step(stage, self, line)
         step = usual if step is None else step
-        if message is not None and isinstance(step, str | Close | Slow | Later):
+        if message is not None and isinstance(step, str | Close | Slow | Later | Drip):
             message.answer = step if isinstance(step, str) else step.reply
         return await self._act(step)
 
@@ -386,6 +393,12 @@ class SinkSession:
             case Later():
                 await step.event.wait()
                 await self._reply(step.reply)
+                return step.reply
+            case Drip():
+                for octet in step.reply.encode() + b"\r\n":
+                    self._writer.write(bytes((octet,)))
+                    await self._writer.drain()
+                    await asyncio.sleep(step.seconds)
                 return step.reply
             case Close():
                 if step.reply:
