@@ -14,7 +14,9 @@ import pytest_asyncio
 
 from tests.certificates import Certificate
 from tests.corpora import corpus
+from tests.dkim_signatures import LETTERS, WAYS, Signer, published, verdicts
 from tests.postfix import Postfix, mailboxes, offers_tls
+from tests.scenarios.test_corpora import as_sent
 from tests.scenarios.world import DOMAIN, World, letter, site, target, unique_letter, world
 from tests.smtp_client import SmtpClient
 
@@ -151,6 +153,51 @@ async def test_postfix_behind_us_delivers_the_letters_as_they_were_sent(name: st
     assert all((b"using TLSv1" in message) is (name == "encrypted") for message in delivered)
     for message in messages:
         await mta.relay.forwarded(message)
+
+
+async def at_both_ends(mta: Mta, mark: bytes, contents: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """What has ``mark`` in its header, as Postfix has delivered it and as our next hop got it, once all is there."""
+
+    def marked(messages: list[bytes]) -> list[bytes]:
+        return [message for message in messages if mark in message.partition(b"\r\n\r\n")[0]]
+
+    for content in contents:
+        await mta.relay.mail(mta.address("plain"), content, BASE)
+    delivered = await mta.behind["plain"].delivered(len(contents))
+    while len(marked(delivered)) < len(contents):
+        delivered = await mta.behind["plain"].delivered(len(delivered) + 1)
+    arrived = await mta.relay.arrived(b"")
+    while len(marked([received.content for received in arrived])) < len(contents):
+        arrived = await mta.relay.arrived(b"", len(arrived) + 1)
+    return marked(delivered), marked([received.content for received in arrived])
+
+
+def changed(message: bytes, at: int) -> bytes:
+    """With another octet there."""
+    return message[:at] + bytes([message[at] ^ 1]) + message[at + 1 :]
+
+
+async def test_what_was_signed_verifies_behind_postfix_and_at_the_next_hop(mta: Mta) -> None:
+    signer = Signer(b"twenty")
+    for ends in await at_both_ends(mta, b" s=twenty;", [signer.signed(content) for content in letters()]):
+        assert [verdicts(message, signer.keys) for message in ends] == [[True] * len(WAYS)] * 20
+
+
+async def test_another_octet_ends_every_signature(mta: Mta) -> None:
+    """So that the test before is known to test something."""
+    signer = Signer(b"one")
+    (message,), _ = await at_both_ends(mta, b" s=one;", [signer.signed(letter("dots", "..text\r\n\r\n"))])
+    for signed in (b"\r\nSubject: ", b"\r\n\r\n"):
+        assert verdicts(changed(message, message.index(signed) + len(signed)), signer.keys) == [False] * len(WAYS)
+    # What is added behind what l= counts is not signed.
+    assert verdicts(message + b"added\r\n", signer.keys) == [length for _, length in WAYS]
+
+
+async def test_what_others_have_signed_verifies_behind_postfix_and_at_the_next_hop(mta: Mta) -> None:
+    keys = published(LETTERS / "08-our_signature.dns")
+    contents = [as_sent(path.read_bytes()) for path in LETTERS.glob("*.msg")]
+    for ends in await at_both_ends(mta, b" s=brisbane;", contents):
+        assert [verdicts(message, keys) for message in ends] == [[True] * 3] * 2
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["DATA", "BDAT"])
