@@ -189,7 +189,8 @@ class Intake:
                 turn=Turn.FIRST,
             )
         except StoreUnavailable as error:
-            raise Refused(reply.STORE_UNAVAILABLE, body_stays=isinstance(error, CommitUnknown)) from None
+            refusal = reply.INSUFFICIENT_STORAGE if error.no_room else reply.STORE_UNAVAILABLE
+            raise Refused(refusal, body_stays=isinstance(error, CommitUnknown)) from None
         if claim is not None:
             forwarding.submit(accepted.jobs)
         else:

@@ -202,6 +202,13 @@ async def test_a_store_that_fails_is_451_and_the_session_goes_on(parts: Parts, m
     assert await mail(parts, MAIL, "<sales@track.example.com>") == "250 2.0.0"
 
 
+async def test_a_store_that_finds_no_room_on_the_disk_is_452_and_the_next_try_is_taken(parts: Parts) -> None:
+    text = "Subject: hi\r\n\r\n" + "x" * 100_000 + "\r\n.\r\n"
+    await parts.store.write(lambda tx: tx.sql("PRAGMA max_page_count=1"))  # may not grow, until it is opened anew
+    assert await mail(parts, text, "<sales@track.example.com>") == "452 4.3.1"
+    assert await mail(parts, text, "<sales@track.example.com>") == "250 2.0.0"
+
+
 @pytest.mark.parametrize("known", [{"reason": "malformed"}, {"looking": True}], ids=["damaged", "looked through"])
 async def test_a_database_that_may_be_damaged_knows_of_nobody_that_he_is_not_there(
     parts: Parts, monkeypatch: pytest.MonkeyPatch, known: dict[str, object]

@@ -304,12 +304,12 @@ class Writer:
             self.stats.failures += 1
             log.error("store.transaction_failed", error=str(error), verbs=len(batch))
             self._discard_connection()
-            kind = type(error) if isinstance(error, StoreUnavailable) else StoreUnavailable
+            kind, no_room = type(error) if isinstance(error, StoreUnavailable) else StoreUnavailable, is_full(error)
             for job in batch:
-                job.error = kind(str(error))
+                job.error = kind(str(error), no_room=no_room)
             # Who came meanwhile has waited as long, and would wait for the same lock or disk once more.
             for job in (job for turn in (Turn.FIRST, Turn.NEXT) for job in self._taken(turn)):
-                job.error = StoreUnavailable(str(error))
+                job.error = StoreUnavailable(str(error), no_room=no_room)
                 batch.append(job)
 
     def _attempt(self, batch: list[_Job]) -> bool:
@@ -384,6 +384,12 @@ class Writer:
 def is_fatal(error: BaseException) -> bool:
     """Whether it ends the transaction: then it is no fault of the verb, and not for the verb to catch."""
     return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _FATAL
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it says that the disk is full; an error of ours goes by what it was raised from."""
+    said = error if isinstance(error, sqlite3.Error) else error.__cause__
+    return getattr(said, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _settle(jobs: list[_Job]) -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 
 class StoreUnavailable(Exception):
-    """The transaction died: disk full, I/O error, lock. Nothing was changed; try again later (SMTP 451)."""
+    """The transaction died: disk full, I/O error, lock. Nothing was changed; try again later.
+
+    ``no_room``: the disk was full (SMTP 452, else 451).
+    """
+
+    def __init__(self, reason: str, *, no_room: bool = False) -> None:
+        super().__init__(reason)
+        self.no_room = no_room
 
 
 class Replaced(StoreUnavailable):
