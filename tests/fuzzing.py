@@ -1,4 +1,4 @@
-"""Input that grammars make and chance spoils: SMTP sessions, header blocks, MIME trees, addresses; and what they cost.
+"""Input that grammars make and chance spoils: SMTP sessions, header blocks, MIME trees, addresses.
 
 A case is made from a ``random.Random`` alone, so that the printed seed makes it again. What the grammars produce is
 mostly right, for only then does the program go far into it; ``spoil`` makes it wrong at a few places.
@@ -7,14 +7,9 @@ mostly right, for only then does the program go far into it; ``spoil`` makes it 
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from random import Random
 
 from relay.core.wire import stuff
@@ -24,8 +19,6 @@ from tests.smtp_client import PATIENCE, bdat
 
 #: Stands in messages as a sender; as the sender of a transaction it means that octets of a message became commands.
 CANARY = b"canary@evil.test"
-
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 # ── chance
@@ -315,80 +308,3 @@ async def play(service: Service, case: Case, rng: Random) -> bytes:
         await played.task
     assert wire.closed
     return bytes(wire.written)
-
-
-# ── what it costs
-
-
-class Costs:
-    """Growth of this process, and the longest that its event loop was busy without a pause.
-
-    Of the two figures of that the second is this thread's own time: it says what the program does, where the first
-    also has what others do on the machine.
-    """
-
-    def __init__(self, what: str, cases: int) -> None:
-        self.what = what
-        self.cases = cases
-        self.stall = 0.0
-        self.own = 0.0
-        self.measured = False
-        self._warm = max(cases // 10, 1)
-        self._began = time.monotonic()
-        self._memory = 0.0
-        self.growth = 0.0
-
-    def count(self, number: int) -> None:
-        """Case ``number`` is done, from 0 on: the first tenth makes warm what stays warm."""
-        if number + 1 == self._warm:
-            self._memory = self._resident()
-        elif number + 1 == self.cases:
-            self.growth = self._resident() - self._memory
-
-    def _resident(self) -> float:
-        gc.collect()
-        self.measured = True  # and that took its time
-        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
-
-    def __str__(self) -> str:
-        seconds = time.monotonic() - self._began
-        return (
-            f"{self.what}: {self.cases:,} cases in {seconds:.0f} s, memory {self.growth / 1e6:+.1f} MB,"
-            f" event loop busy for {self.own * 1000:.1f} ms at most ({self.stall * 1000:.1f} ms by the clock)"
-        )
-
-
-@asynccontextmanager
-async def watched(what: str, cases: int) -> AsyncIterator[Costs]:
-    """A watchdog in the event loop that looks for its turn all the time.
-
-    As in the daemon, what was there before is out of the garbage collector's sight: to walk over all that the tests
-    have imported takes 0.1 s.
-    """
-    gc.collect()
-    gc.freeze()
-    costs = Costs(what, cases)
-
-    async def watch() -> None:
-        clock, own = time.monotonic(), time.thread_time()
-        while True:
-            await asyncio.sleep(0.001)
-            if not costs.measured:
-                costs.stall = max(costs.stall, time.monotonic() - clock - 0.001)
-                costs.own = max(costs.own, time.thread_time() - own)
-            costs.measured = False
-            clock, own = time.monotonic(), time.thread_time()
-
-    watchdog = asyncio.create_task(watch())
-    try:
-        yield costs
-    finally:
-        watchdog.cancel()
-
-
-async def each(costs: Costs, case: Callable[[int], object]) -> None:
-    """Every case, and a turn for the watchdog after each."""
-    for number in range(costs.cases):
-        case(number)
-        costs.count(number)
-        await asyncio.sleep(0)

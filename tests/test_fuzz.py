@@ -37,7 +37,8 @@ from relay.store.schema import bodies as stored_bodies
 from relay.store.schema import messages
 from relay.store.sites import StaticDefinition, TargetDefinition
 from tests import fuzzing
-from tests.fuzzing import CANARY, Costs
+from tests.costs import Costs, each, watched
+from tests.fuzzing import CANARY
 from tests.ledger import SOAK, seeded
 from tests.parts import PATIENCE, SITE, Parts, running_parts
 from tests.test_extraction import reading
@@ -103,7 +104,7 @@ async def test_any_octets_of_a_client_are_answered_or_end_the_session(
     rng, intake, codes = seeded("fuzzed sessions"), Taker(), Counter[str]()
     limits = Limits(exempt=(), tarpit=0.0, errors=8, commands=60, idle_commands=8)
     service = Service(intake, Bodies(tmp_path), Settings("mx.test", LARGEST, limits=limits))
-    async with fuzzing.watched("sessions", SESSIONS) as costs:
+    async with watched("sessions", SESSIONS) as costs:
         for number in range(SESSIONS):
             case = fuzzing.session(rng)
             intake.sound = case.sound
@@ -161,7 +162,7 @@ async def test_what_is_answered_250_is_stored_and_read_and_nothing_else_is(
         parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
         intake = Witness(parts)
         service = Service(intake, parts.bodies, Settings("mx.test", limits=limits))
-        async with fuzzing.watched("sessions, stored", STORED) as costs:
+        async with watched("sessions, stored", STORED) as costs:
             for number in range(STORED):
                 case = fuzzing.session(rng, large=number % 10 == 9)
                 intake.latest.clear()
@@ -226,8 +227,8 @@ async def test_any_header_is_scanned_within_its_bounds() -> None:
         if found.complete:
             assert scan(without(block[: found.end], found.cut), "mx.test").cut == (), block
 
-    async with fuzzing.watched("headers", HEADERS) as costs:
-        await fuzzing.each(costs, case)
+    async with watched("headers", HEADERS) as costs:
+        await each(costs, case)
     judged(costs)
 
 
@@ -279,8 +280,8 @@ async def test_any_address_is_taken_whole_or_refused_as_an_address_error() -> No
         mail(f"FROM:{text}")
         rcpt(f"TO:{text}", bool(number % 2))
 
-    async with fuzzing.watched("addresses", ADDRESSES) as costs:
-        await fuzzing.each(costs, case)
+    async with watched("addresses", ADDRESSES) as costs:
+        await each(costs, case)
     judged(costs)
     print(f"taken: {dict(outcomes)}")
     assert min(outcomes.values()) > ADDRESSES // 100
