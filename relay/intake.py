@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,7 +199,7 @@ class Intake:
         if not accepted.repeated:
             self._reading.submit(accepted.message_id, transaction.body)
         elif transaction.body.file is not None:
-            self._bodies.remove([transaction.body.file])
+            await asyncio.to_thread(self._bodies.remove, [transaction.body.file])
         self._log(transaction, accepted, looped)
         return str(accepted.message_id)
 

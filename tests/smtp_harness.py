@@ -82,6 +82,12 @@ class Served:
         await asyncio.get_running_loop().shutdown_default_executor()
         await asyncio.sleep(0)  # the callbacks of its last writes
 
+    async def no_files(self) -> None:
+        """Until no file is left: threads remove what is refused or given up, once it is written."""
+        async with asyncio.timeout(PATIENCE):
+            while self.files():
+                await asyncio.sleep(0.001)
+
     async def empty(self) -> None:
         """Until no session is left."""
         async with asyncio.timeout(PATIENCE):

@@ -125,7 +125,31 @@ async def test_a_body_discarded_while_it_is_written_leaves_nothing(bodies: Bodie
     assert writing is not None
     await asyncio.wait([writing])
     await asyncio.sleep(0)  # let its callback run
+    await asyncio.get_running_loop().shutdown_default_executor()
     assert list((tmp_path / "bodies").iterdir()) == []
+
+
+async def test_the_file_of_a_body_discarded_is_removed_off_the_event_loop(
+    bodies: Bodies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To free a large one takes the system its time, and a busy disk may take longer."""
+    threads, unlink = list[int](), Path.unlink
+
+    def noted(path: Path, missing_ok: bool = False) -> None:
+        threads.append(threading.get_ident())
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", noted)
+    writer = bodies.writer()
+    for _ in range(2):  # the second waits for the first
+        writer.write(b"x" * (INLINE + 1))
+        await writer.flush()
+    await writer.close()
+    writer.discard()
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert list(bodies.path("").iterdir()) == []
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
 
 
 async def test_a_body_discarded_twice_keeps_its_file_open_for_the_write_under_way(
@@ -153,6 +177,7 @@ async def test_a_body_discarded_twice_keeps_its_file_open_for_the_write_under_wa
     go.set()
     await asyncio.wait([writing])
     await asyncio.sleep(0)  # let its callback run
+    await asyncio.get_running_loop().shutdown_default_executor()
     assert sum(written) == INLINE + 1
     assert list((tmp_path / "bodies").iterdir()) == []
 

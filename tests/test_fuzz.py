@@ -194,6 +194,7 @@ async def test_what_is_answered_250_is_stored_and_read_and_nothing_else_is(
             large += file is not None
             assert extraction in ("done", "partial"), message_id
         shown = await history.page(parts.store.reader, history.Filter(), 5)
+    await asyncio.get_running_loop().shutdown_default_executor()  # it removes the files of what was refused
     judged(costs)
     print(f"{len(stored):,} messages stored, {large} in files; replies: {dict(sorted(codes.items()))}")
     assert stored == intake.taken

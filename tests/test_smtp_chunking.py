@@ -146,7 +146,7 @@ async def test_octets_of_a_chunk_without_a_transaction_are_read_off_and_not_carr
         assert (await client.chunk(COMMANDS, last)).short == answer
         assert (await client.command("NOOP")).text == "2.0.0 OK"
         assert len(served.recorder.rooms) == asked
-        assert served.files() == []
+        await served.no_files()
 
 
 @pytest.mark.parametrize("command", ["DATA", "RCPT TO:<u2@track.test>", "MAIL FROM:<b@ext.test>"])
@@ -167,7 +167,7 @@ async def test_a_reset_between_chunks_forgets_them_and_their_file(command: str, 
         await client.envelope()
         await client.chunk(HEAD + lines(4 * INLINE))
         assert (await client.command(command)).code == 250
-        await _no_files(served.directory)
+        await served.no_files()
         assert (await client.chunk(b"rest\r\n", last=True)).short == "503 5.5.1"
         assert (await client.mail_in_chunks(HEAD)).code == 250
         assert served.recorder.wires == [HEAD]
@@ -297,7 +297,7 @@ async def test_a_chunk_larger_than_anything_that_would_be_thrown_away_ends_the_s
         assert (await client.command(f"BDAT {size} LAST")).short == "552 5.3.4"
         client.writer.write_eof()
         assert await client.at_end()
-        assert served.files() == []
+        await served.no_files()
 
 
 async def test_no_smuggling_sequence_in_chunks_becomes_an_end_of_data_for_the_next_hop(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ async def test_what_the_intake_refuses_leaves_no_file_and_the_session_goes_on(tm
     async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
         served.recorder.accept_error = Refused(reply.LOOP)
         assert (await client.mail_in_chunks(HEAD, lines(3 * INLINE))).short == "554 5.4.6"
-        assert served.files() == []
+        await served.no_files()
         served.recorder.accept_error = None
         assert (await client.mail_in_chunks(HEAD)).code == 250
 
@@ -340,7 +340,7 @@ async def test_an_error_of_the_disk_is_answered_at_its_chunk_and_the_rest_is_rea
             patch.setattr(BodyWriter, "_append", fail)
             assert (await client.mail_in_chunks(*pieces(HEAD + lines(5 * INLINE), INLINE))).short == "452 4.3.1"
         assert [entry["event"] for entry in entries][:2] == ["message body not written", "message refused"]
-        assert served.files() == []
+        await served.no_files()
         assert (await client.mail_in_chunks(HEAD)).code == 250
 
 
@@ -409,7 +409,7 @@ async def test_a_client_that_goes_between_chunks_leaves_nothing(abort: bool, tmp
             client.writer.write_eof()
             assert await client.at_end()
         await served.empty()
-        await _no_files(served.directory)
+        await served.no_files()
         assert served.recorder.transactions == []
 
 
@@ -425,13 +425,6 @@ async def test_a_message_in_chunks_may_end_although_the_daemon_stops(tmp_path: P
         client.writer.close()
         await stop
         assert served.recorder.wires == [HEAD + b"more\r\nend\r\n"]
-
-
-async def _no_files(directory: Path) -> None:
-    """A write that is under way removes its file when it ends."""
-    async with asyncio.timeout(5):
-        while list(directory.iterdir()):
-            await asyncio.sleep(0.001)
 
 
 async def test_what_was_said_before_a_chunk_is_answered_while_its_octets_are_waited_for(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ async def test_a_message_of_the_maximum_size_is_taken_and_one_octet_more_is_refu
         assert (await client.mail(wire + DOT)).code == 250
         assert (await client.mail(b"X" + wire + DOT)).short == "552 5.3.4"
         assert (await client.mail(wire + DOT)).code == 250
+        await served.written()
         assert len(served.recorder.transactions) == len(served.files()) == 2
 
 
@@ -92,6 +93,7 @@ async def test_doubled_dots_and_what_bare_lfs_are_given_do_not_count(size: int, 
         assert (await client.mail(sent + DOT)).code == 250
         assert (await client.mail(b"X" + sent + DOT)).short == "552 5.3.4"
         assert served.recorder.wires == [sent.replace(b"bare\n", b"bare\r\n")]
+        await served.written()
         assert len(served.files()) == (1 if size > INLINE else 0)
 
 
@@ -108,7 +110,7 @@ async def test_an_endless_message_is_cut_off(tmp_path: Path) -> None:
         assert (await client.answer()).short == "552 5.3.4"
         client.writer.write_eof()
         assert await client.at_end()
-        assert served.files() == []
+        await served.no_files()
 
 
 async def test_an_over_large_message_has_bounded_time_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +157,8 @@ async def test_an_error_while_a_message_at_the_limit_is_counted_again_is_451_and
             patch.setattr("relay.bodies.os.pread", fail)
             assert (await client.mail(sent + DOT)).short == "451 4.3.0"
         assert [entry["event"] for entry in entries] == ["message not received", "message refused"]
-        assert served.files() == served.recorder.transactions == []
+        await served.no_files()
+        assert served.recorder.transactions == []
         assert (await client.mail(sent + DOT)).code == 250
 
 
@@ -171,7 +174,7 @@ async def _broken_disk(step: str, error: OSError, answer: str, tmp_path: Path, m
         assert [entry["event"] for entry in entries] == ["message body not written", "message refused"]
         assert entries[1]["answer"].startswith(answer)
         assert (entries[1]["sender"], entries[1]["recipients"]) == ("ann@ext.test", 1)
-        assert served.files() == []
+        await served.no_files()
         assert (await client.mail(wire)).code == 250
 
 
@@ -219,7 +222,7 @@ async def test_what_the_intake_refuses_leaves_no_file_and_the_session_goes_on(tm
     async with serving(tmp_path) as served, await SmtpClient.hello(served.port) as client:
         served.recorder.accept_error = Refused(reply.LOOP)
         assert (await client.mail(wire)).short == "554 5.4.6"
-        assert served.files() == []
+        await served.no_files()
         served.recorder.accept_error = None
         assert (await client.mail(wire)).code == 250
 
@@ -234,6 +237,7 @@ async def test_an_unknown_error_of_the_intake_is_451_and_keeps_the_file_whose_ro
         assert f"{answer.code} {answer.text}" == reply.INTERNAL_ERROR.line
         assert [entry["event"] for entry in entries] == ["message not accepted", "message refused"]
         assert "secret" not in str(entries[1])
+        await served.written()
         assert len(served.files()) == 1
 
 
@@ -349,9 +353,7 @@ async def test_nothing_is_read_while_the_disk_is_busy(tmp_path: Path, monkeypatc
 async def _gone(served: Served, client: SmtpClient) -> None:
     client.reset()
     await served.empty()
-    async with asyncio.timeout(5):
-        while served.files():  # a write that is under way removes its file when it ends
-            await asyncio.sleep(0.001)
+    await served.no_files()
 
 
 Stage = Callable[[SmtpClient], Awaitable[object]]
@@ -382,7 +384,7 @@ async def test_a_client_that_goes_before_its_message_leaves_nothing(stage: str, 
                 await served.empty()
         assert [entry["event"] for entry in entries] == ["SMTP session"]
         assert served.recorder.transactions == []
-        assert served.files() == []
+        await served.no_files()
 
 
 @pytest.mark.parametrize("size", [100, 3 * INLINE])

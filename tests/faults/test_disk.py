@@ -120,7 +120,7 @@ async def test_a_large_message_that_fills_the_disk_gets_452_and_leaves_nothing(t
             await relay.mail(BASE, unique_letter())
             filler = fill(disk, MIB)
             assert (await relay.answer(LARGE, BASE)).short == "452 4.3.1"
-            assert bodies(relay) == []
+            await relay.until(lambda: asyncio.to_thread(bodies, relay), lambda found: not found)
             filler.unlink()
             message = await relay.mail(BASE, LARGE)
             assert await relay.octets("GET", f"/v1/messages/{message}/raw") == LARGE
@@ -153,7 +153,7 @@ async def test_what_could_not_be_written_for_sure_is_not_acknowledged_and_the_ne
         (received,) = await relay.arrived(content)
         assert received.content.endswith(content)
         assert await relay.octets("GET", f"/v1/messages/{message}/raw") == content
-        assert len(bodies(relay)) == (content is LARGE)
+        await relay.until(lambda: asyncio.to_thread(bodies, relay), lambda found: len(found) == (content is LARGE))
 
 
 async def test_an_outcome_that_cannot_be_recorded_at_once_is_recorded_later_and_the_mail_not_sent_again(
