@@ -1,7 +1,8 @@
 """Input that grammars make and chance spoils: SMTP sessions, header blocks, MIME trees, addresses.
 
-A case is made from a ``random.Random`` alone, so that the printed seed makes it again. What the grammars produce is
-mostly right, for only then does the program go far into it; ``spoil`` makes it wrong at a few places.
+A case is made from a ``random.Random`` and the letters that are given, so that the printed seed makes it again. What
+the grammars produce is mostly right, for only then does the program go far into it; ``spoil`` makes it wrong at a few
+places.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ def split(rng: Random, octets: bytes) -> list[bytes]:
         case _:
             places = sorted({0, len(octets), *(rng.randrange(len(octets) + 1) for _ in range(rng.randrange(1, 12)))})
             return [octets[start:end] for start, end in pairwise(places)]
+
+
+def real(rng: Random, letters: Sequence[bytes], made: bytes) -> bytes:
+    """Of four messages one that no grammar made, if there are such: programs write what no grammar thinks of."""
+    return rng.choice(letters) if letters and not rng.randrange(4) else made
 
 
 # ── addresses
@@ -177,22 +183,21 @@ def _command(rng: Random) -> bytes:
             return rng.choice(_COMMANDS)
 
 
-def _body(rng: Random, large: bool) -> bytes:
+def _body(rng: Random, large: bool, letters: Sequence[bytes]) -> bytes:
     """Nothing but CR LF lines, the last one perhaps without its end; ``large``: more than is kept in memory."""
-    content = rng.choice(_CONTENTS)
+    made = header(rng) + rng.choice(_CONTENTS) * rng.choice((1, 1, 2, 300))
     return (
-        header(rng)
-        + content * rng.choice((1, 1, 2, 300))
+        real(rng, letters, made)
         + b"a line of a large letter\r\n" * (12_000 if large else 0)
         + _BAIT
         + rng.choice((b".\r\n", b"..\r\n", b"", b"no line end"))
     )
 
 
-def _transaction(rng: Random, large: bool) -> tuple[list[bytes], bytes]:
+def _transaction(rng: Random, large: bool, letters: Sequence[bytes]) -> tuple[list[bytes], bytes]:
     """Groups that wait for no answer within them, and the message. DATA has to end its group."""
     envelope = [rng.choice(_SENDERS), _RECIPIENTS[0], *[rng.choice(_RECIPIENTS) for _ in range(rng.choice((0, 0, 2)))]]
-    body = _body(rng, large)
+    body = _body(rng, large, letters)
     whole = body if body.endswith(b"\r\n") else body + b"\r\n"
     if rng.randrange(2):
         return [b"".join(envelope) + b"DATA\r\n", stuff(whole) + b".\r\n"], whole
@@ -211,13 +216,13 @@ class Case:
     messages: list[bytes]
 
 
-def session(rng: Random, large: bool = False) -> Case:
-    """``large``: its messages have more octets than are kept in memory."""
+def session(rng: Random, large: bool = False, letters: Sequence[bytes] = ()) -> Case:
+    """``large``: its messages have more octets than are kept in memory. ``letters``: see ``real``."""
     groups = [b"EHLO c.test\r\n"] if rng.randrange(10) else []
     sound, messages = bool(groups), list[bytes]()
     for _ in range(rng.randrange(1, 4)):
         if rng.randrange(4):
-            more, message = _transaction(rng, large)
+            more, message = _transaction(rng, large, letters)
             groups.extend(more)
             messages.append(message)
         else:

@@ -37,16 +37,20 @@ from relay.store.schema import bodies as stored_bodies
 from relay.store.schema import messages
 from relay.store.sites import StaticDefinition, TargetDefinition
 from tests import fuzzing
+from tests.corpora import as_sent, mail_files
 from tests.costs import Costs, each, watched
 from tests.fuzzing import CANARY
 from tests.ledger import SOAK, seeded
 from tests.parts import PATIENCE, SITE, Parts, running_parts
+from tests.scenarios.test_text import LETTERS
 from tests.test_extraction import reading
 
 #: Cases of each kind: a million together.
 SESSIONS, HEADERS, TREES, ADDRESSES = (150_000, 300_000, 150_000, 400_000) if SOAK else (400, 500, 200, 1_000)
 #: Sessions with the real intake and the real store behind them: each message costs a sync.
 STORED = 10_000 if SOAK else 80
+#: Octets up to which a real message is spoiled.
+REAL = 64 * 1024
 #: Octets that a message may have here.
 LARGEST = 5_000
 #: The site whose addresses the grammars know.
@@ -63,6 +67,18 @@ def judged(costs: Costs) -> None:
     if SOAK:
         assert costs.own < 0.1
         assert costs.growth < 50e6
+
+
+def letters() -> list[bytes]:
+    """Real ones: those that the suite keeps, in the soak the corpora's too, where there are any."""
+    found = [letter.content for letter in LETTERS.values()]
+    if SOAK:
+        try:
+            found += [as_sent(path.read_bytes()) for path in mail_files() if path.stat().st_size <= REAL]
+        except pytest.skip.Exception as missing:
+            print(f"\n{missing}")
+    print(f"real letters: {len(found)}")
+    return found
 
 
 class Taker:
@@ -156,7 +172,7 @@ async def test_what_is_answered_250_is_stored_and_read_and_nothing_else_is(
     """The same sessions, a large letter now and then, down to the database, the files and the search index."""
     monkeypatch.setattr("relay.smtp_limits.UNKNOWN_TIME", 0.0)
     monkeypatch.setattr("relay.smtp_session.SPREAD", 0.0)
-    rng, codes, large = seeded("fuzzed sessions, stored"), Counter[str](), 0
+    rng, codes, large, kept = seeded("fuzzed sessions, stored"), Counter[str](), 0, letters()
     limits = Limits(exempt=(), tarpit=0.0, errors=8, commands=60, idle_commands=8)
     async with running_parts(tmp_path, "smtp://127.0.0.1:9", sites=(U1,), start_forwarding=False) as parts:
         parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
@@ -164,7 +180,7 @@ async def test_what_is_answered_250_is_stored_and_read_and_nothing_else_is(
         service = Service(intake, parts.bodies, Settings("mx.test", limits=limits))
         async with watched("sessions, stored", STORED) as costs:
             for number in range(STORED):
-                case = fuzzing.session(rng, large=number % 10 == 9)
+                case = fuzzing.session(rng, number % 10 == 9, kept)
                 intake.latest.clear()
                 with capture_logs() as entries:
                     replies = await fuzzing.play(service, case, rng)
@@ -206,9 +222,10 @@ async def test_what_is_answered_250_is_stored_and_read_and_nothing_else_is(
 
 async def test_any_header_is_scanned_within_its_bounds() -> None:
     rng = seeded("fuzzed headers")
+    heads = [letter[: letter.find(b"\r\n\r\n") + 4] for letter in letters()]
 
     def case(number: int) -> None:
-        block = fuzzing.header(rng) + rng.choice((b"", b"body\r\n", b"X-Visit-Id: 1\r\n"))
+        block = fuzzing.real(rng, heads, fuzzing.header(rng)) + rng.choice((b"", b"body\r\n", b"X-Visit-Id: 1\r\n"))
         if rng.randrange(4):
             block = fuzzing.spoil(rng, block, fuzzing.HEADER_PIECES)
         limit = rng.choice((len(block) // 2 + 1, 256 * 1024))
@@ -236,9 +253,9 @@ async def test_any_header_is_scanned_within_its_bounds() -> None:
 async def test_any_tree_is_read_to_an_answer_and_its_parts_lie_inside_it() -> None:
     """In this process, where the daemon has others for it."""
     rng = seeded("fuzzed trees")
-    costs, attachments, partial = Costs("trees", TREES), 0, 0
+    costs, attachments, partial, kept = Costs("trees", TREES), 0, 0, letters()
     for number in range(TREES):
-        message = fuzzing.entity(rng)
+        message = fuzzing.real(rng, kept, fuzzing.entity(rng))
         if rng.randrange(4):
             message = fuzzing.spoil(rng, message, fuzzing.MIME_PIECES)
         found = extract(message, careful=not rng.randrange(8), with_html=not rng.randrange(4))

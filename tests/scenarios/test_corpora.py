@@ -12,23 +12,15 @@ from pathlib import Path
 import pytest
 
 from relay.core.wire import stuff
-from tests.corpora import corpus
+from tests.corpora import as_sent, mail_files
 from tests.ledger import SOAK
 from tests.scenarios.world import DOMAIN, World, world
 from tests.smtp_client import SmtpClient
 
 pytestmark = pytest.mark.scenario
 
-CORPORA = ("mime-cpython", "mime-haraka", "mime-mailparser-stalwart", "mime-nodemailer")
 #: Messages that one session of the sender brings.
 A_SESSION = 100
-_LICENCE = re.compile(r"(?i)licen[sc]e|copying|readme")
-
-
-def as_sent(octets: bytes) -> bytes:
-    """The message as a correct MTA sends a file: every LF a CR LF. A bare CR or a NUL stays what it is."""
-    lines = octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    return lines if lines.endswith(b"\r\n") else lines + b"\r\n"
 
 
 def must_be_refused(content: bytes) -> bool:
@@ -86,10 +78,8 @@ async def same_bytes_everywhere(relay: World, contents: Sequence[bytes]) -> Coun
 
 
 async def test_every_message_of_the_corpora_is_forwarded_and_kept_octet_by_octet(tmp_path: Path) -> None:
-    files = [path for name in CORPORA for path in sorted(corpus(name).rglob("*")) if path.is_file()]
-    files = [path for path in files if not _LICENCE.search(path.name)]
+    files = mail_files()
     letters = sum(path.suffix == ".eml" for path in files)
-    # What is no letter (pictures, sounds, JSON beside the letters) makes a message with an odd header, or none.
     async with world(tmp_path) as relay:
         counts = await same_bytes_everywhere(relay, [as_sent(path.read_bytes()) for path in files])
         assert relay.daemon.errors == []
