@@ -8,6 +8,8 @@ import io
 import json
 import signal
 import socket
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,14 @@ def alternative(plain: str, page: str) -> bytes:
         f"--b\r\n\r\n{plain}\r\n--b\r\nContent-Type: text/html; charset=utf-8\r\n\r\n{page}\r\n--b--\r\n",
         "multipart/alternative; boundary=b",
     )
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return made.getvalue()
 
 
 def crlf(raw: bytes) -> bytes:
@@ -259,6 +269,27 @@ def test_nested_messages_and_tnef_are_attachments() -> None:
         "multipart/mixed; boundary=b",
     )
     assert [part.name for part in extract(raw).attachments] == ["part-1.eml", "winmail.dat"]
+
+
+def test_archives_are_attachments_as_they_came_and_nobody_opens_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zip of zips of zeros and one of many entries; nor is zlib, which Python knows as a codec, a charset."""
+    zeros = zipped({"zeros": bytes(10_000_000)})
+    bomb = zipped({f"{number}.zip": zeros for number in range(10)})
+    many = zipped({str(number): b"" for number in range(1_000)})
+    text, opened = zlib.compress(bytes(10_000_000)), list[str]()
+    for module, name in ((zlib, "decompress"), (zlib, "decompressobj"), (zipfile, "ZipFile")):
+        monkeypatch.setattr(module, name, lambda *_, name=name, **__: opened.append(name))
+    parts = [("text/plain; charset=zlib", text), ("application/zip; name=a.zip", bomb), ("x/y; name=b.zip", many)]
+    entities = b"".join(
+        b"--b\r\nContent-Type: %s\r\nContent-Transfer-Encoding: base64\r\n\r\n%s\r\n"
+        % (kind.encode(), base64.encodebytes(octets))
+        for kind, octets in parts
+    )
+    found = extract(mail(entities + b"--b--\r\n", "multipart/mixed; boundary=b"))
+    assert [(part.name, part.size) for part in found.attachments] == [("a.zip", len(bomb)), ("b.zip", len(many))]
+    assert found.text is not None
+    assert len(found.text) <= len(text)
+    assert (found.partial, opened) == (False, [])
 
 
 # ---- the corpora
