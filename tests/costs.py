@@ -6,9 +6,11 @@ import asyncio
 import gc
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from threading import Event
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 #: Seconds between two looks of the watchdog.
@@ -101,3 +103,38 @@ async def each(costs: Costs, case: Callable[[int], object]) -> None:
         case(number)
         costs.count(number)
         await asyncio.sleep(0)
+
+
+#: Where a loop sleeps that has nothing to do, by two generations of kernels.
+_IDLE = ("ep_poll", "do_epoll_wait")
+#: Seconds between two looks from outside.
+_GLANCE = 0.005
+
+
+@contextmanager
+def sleeps(pid: int) -> Iterator[dict[str, float]]:
+    """Seconds for which the main thread of another process slept on end, by the kernel's function that it slept in.
+
+    Its waiting for events is left out. As long as its count of voluntary switches is the same it has not been awake;
+    a wait for a core is none, and one for the interpreter's lock ends every 5 ms (sys.setswitchinterval).
+    """
+    found, ended = dict[str, float](), Event()
+    where, status = Path(f"/proc/{pid}/wchan"), Path(f"/proc/{pid}/status")
+
+    def look() -> None:
+        before, since = ("", ""), 0.0
+        while not ended.wait(_GLANCE):
+            now = time.monotonic()
+            seen = (where.read_text(), status.read_text().rpartition("\nvoluntary_ctxt_switches:")[2].split()[0])
+            if seen != before:
+                before, since = seen, time.monotonic()
+            elif seen[0] != "0" and seen[0] not in _IDLE:
+                found[seen[0]] = max(found.get(seen[0], 0.0), now - since)
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        try:
+            yield found
+        finally:
+            ended.set()
+            looking.result()

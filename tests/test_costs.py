@@ -12,12 +12,17 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.costs import Costs, watched
+from tests.costs import Costs, sleeps, watched
+from tests.smtp_client import PATIENCE
 
 #: Seconds that the loop is held up, and how many the fuzzers allow.
 HELD, ALLOWED = 0.2, 0.1
 #: Computes on the core it is given until it is killed, once it has said that it does.
 BUSY = "import os, sys; os.sched_setaffinity(0, [int(sys.argv[1])]); print(flush=True)\nwhile True: pass"
+
+#: Sleep for good, once they have said so: as a loop that has nothing to do, and in a system call that blocks.
+IDLE = "import select; print(flush=True); select.epoll().poll()"
+BLOCKED = "import sys; print(flush=True); sys.stdin.read()"
 
 
 @contextmanager
@@ -73,3 +78,12 @@ async def test_what_another_process_computes_on_the_same_core_is_not_the_loops_d
     print(f"\n{costs}")
     assert costs.stall > 1.9 * HELD
     assert costs.own < 0.75 * costs.stall  # the half, when both get their share
+
+
+def test_who_sleeps_elsewhere_than_in_a_wait_for_events_is_seen_from_outside() -> None:
+    with running(IDLE) as idle, running(BLOCKED) as blocked, sleeps(idle) as of_idle, sleeps(blocked) as of_blocked:
+        end = time.monotonic() + PATIENCE
+        while max(of_blocked.values(), default=0.0) < ALLOWED:
+            assert time.monotonic() < end
+            time.sleep(ALLOWED)
+    assert of_idle == {}
