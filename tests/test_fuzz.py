@@ -1,7 +1,7 @@
 """A million inputs that strangers may send, of which some two thousand in every run: nothing raises, nothing hangs.
 
-`make soak` runs all of them; it also holds the event loop to 100 ms without a pause and the process to 50 MB of growth.
-RELAY_SEED repeats a run.
+Nor does one hold the event loop up for half a second. `make soak` runs all of them and allows 100 ms without a pause
+and 50 MB of growth. RELAY_SEED repeats a run.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ from tests.test_extraction import reading
 SESSIONS, HEADERS, TREES, ADDRESSES = (150_000, 300_000, 150_000, 400_000) if SOAK else (400, 500, 200, 1_000)
 #: Sessions with the real intake and the real store behind them: each message costs a sync.
 STORED = 10_000 if SOAK else 80
+#: Seconds for which the event loop may be held up by its own doing.
+STALL = 0.1 if SOAK else 0.5
 #: Octets up to which a real message is spoiled.
 REAL = 64 * 1024
 #: Octets that a message may have here.
@@ -64,9 +66,8 @@ _REPLIES = re.compile(rb"(?:[245]\d\d[ -][ -~]*\r\n|354 [ -~]*\r\n)+").fullmatch
 
 def judged(costs: Costs) -> None:
     print(f"\n{costs}")
-    if SOAK:
-        assert costs.own < 0.1
-        assert costs.growth < 50e6
+    assert costs.own < STALL
+    assert costs.growth < 50e6 or not SOAK
 
 
 def letters() -> list[bytes]:
