@@ -8,6 +8,7 @@ between leaves a file that no row names; relay/sweep.py removes those.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import secrets
@@ -187,7 +188,8 @@ class BodyWriter:
             os.close(self._file)
             self._file = -1
         if self._name is not None:
-            (self._directory / self._name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the sweep finds it, and says what keeps it from being removed
+                (self._directory / self._name).unlink(missing_ok=True)
             self._name = None
 
     def _append(self, pieces: list[bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -56,7 +57,10 @@ class Costs:
 
 
 def _queued() -> dict[str, int]:
-    """Nanoseconds for which each thread of this process has waited for a core (Linux, sched-stats, field 2)."""
+    """Nanoseconds for which each thread of this process has waited for a core (Linux, sched-stats, field 2).
+
+    Nothing where the kernel does not tell (CONFIG_SCHED_INFO).
+    """
     found = {}
     for thread in Path("/proc/self/task").iterdir():
         with suppress(OSError):  # it has ended meanwhile
@@ -66,6 +70,8 @@ def _queued() -> dict[str, int]:
 
 def _queued_since(before: dict[str, int]) -> float:
     """Seconds for which all threads together have waited since: what one of them holds, others wait for."""
+    if not before:
+        return math.inf
     return sum(waited - before.get(thread, 0) for thread, waited in _queued().items()) / 1e9
 
 
