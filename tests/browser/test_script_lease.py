@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Browser, Page
 
@@ -38,12 +36,6 @@ HIDE = """hidden => {
 FIRST_FRAME = """requestAnimationFrame(() => {
     window.painted = [...document.querySelectorAll('p, a')].map((e) => e.textContent + (e.href || ''));
 });"""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium(back_forward_cache=True) as browser:
-        yield browser
 
 
 async def with_clock(page: Page, path: str = "/") -> None:
@@ -294,8 +286,12 @@ async def test_another_visit_takes_nothing_from_the_one_before(browser: Browser)
         assert await page.evaluate("[mailtrack.visit, mailtrack.addresses]") == ["77", {HELP: NEXT}]
 
 
-async def test_a_page_back_from_the_browsers_cache_shows_what_is_known_and_binds_again(browser: Browser) -> None:
-    async with serving(PAGE) as site, visiting(browser, site) as page:
+async def test_a_page_back_from_the_browsers_cache_shows_what_is_known_and_binds_again() -> None:
+    async with (
+        chromium(back_forward_cache=True) as browser,
+        serving(PAGE) as site,
+        visiting(browser, site) as page,
+    ):
         site.pages["/other"] = html("<p>other</p>", "")
         await page.goto("/")
         await bound(page)
