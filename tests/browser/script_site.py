@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -139,6 +140,23 @@ async def opened(browser: Browser, site: Site, path: str = "/", **context: Any) 
 
 async def bound(page: Page) -> None:
     await page.wait_for_function("window.mailtrack && mailtrack.visit")
+
+
+async def stopped(page: Page) -> None:
+    """From here on its clock stands still: only run_for sets it on, which timers of 0 wait for, too.
+
+    So no answer comes too late, however slow the machine is: the script gives a bind up after three seconds.
+    """
+    await page.clock.install()
+    await page.clock.pause_at(time.time() + 3600)  # behind it, whatever time this takes: back it cannot be set
+
+
+async def opened_and_stopped(page: Page, path: str = "/") -> None:
+    """The same with the site's page in it, bound and swapped."""
+    await stopped(page)
+    await page.goto(path)
+    await page.clock.run_for(1)
+    await bound(page)
 
 
 async def cookies(context: BrowserContext) -> dict[str, str]:

@@ -18,8 +18,10 @@ from tests.browser.script_site import (
     cookies,
     html,
     opened,
+    opened_and_stopped,
     quiet,
     serving,
+    stopped,
     visiting,
 )
 
@@ -241,9 +243,7 @@ async def test_another_target_that_appears_is_asked_for_once_and_a_flood_of_them
         site.answer = lambda body: (
             BOUND | {"addresses": {a: f"x-{a.split('@')[0]}@track.example.com" for a in body["addresses"]}}
         )
-        await page.clock.install()
-        await page.goto("/")
-        await bound(page)
+        await opened_and_stopped(page)
         flood = """async () => {
             for (let i = 0; i < 20; i++) await document.body.append(`n${i}@track.example.com `);
         }"""
@@ -318,17 +318,18 @@ async def test_a_failing_api_leaves_the_real_address_and_is_asked_again_after_a_
         page = await visitor.new_page()
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
-        await page.clock.install()
+        await stopped(page)
         async with page.expect_response("**/v1/bind") as response:
             await page.goto("/")
+            await page.clock.run_for(1)
         await (await response.value).finished()
         await page.evaluate(f"document.body.append('{HELP}')")
-        await page.clock.run_for(50_000)  # real time goes on beside it
+        await page.clock.run_for(59_000)
         assert SALES in await page.inner_text("#text")
         assert (await page.get_attribute("#link", "href") or "").startswith("mailto:sales%40example.com?")
         assert (len(site.binds), await cookies(visitor)) == (1, {})
         site.answer = BOUND
-        await page.clock.run_for(11_000)
+        await page.clock.run_for(2_000)
         await page.wait_for_function(f"document.getElementById('caps').textContent === '{SHOWN.upper()}'")
         assert (len(site.binds), errors) == (2, [])
 

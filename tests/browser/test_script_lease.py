@@ -20,6 +20,7 @@ from tests.browser.script_site import (
     bound,
     html,
     opened,
+    opened_and_stopped,
     quiet,
     serving,
     visiting,
@@ -65,13 +66,14 @@ REAL = [SALES, f"mailto:{SALES}", SALES]
 
 async def test_a_visible_page_renews_at_half_the_lease_and_a_hidden_one_does_not(browser: Browser) -> None:
     async with serving(PAGE) as site, visiting(browser, site) as page:
-        await with_clock(page)
+        await opened_and_stopped(page)
         await page.clock.run_for(LEASE // 2 - 2000)
         assert len(site.binds) == 1
-        await page.clock.run_for(4000)
+        async with page.expect_response("**/v1/bind") as renewed:
+            await page.clock.run_for(4000)
         body = await site.bound(2)
         assert (body["visit"], body["addresses"]) == ("1234567890", [SALES])
-        await quiet(page)
+        await (await renewed.value).finished()
         await page.evaluate(HIDE, True)
         await page.clock.run_for(3 * LEASE)
         assert len(site.binds) == 2
@@ -93,7 +95,7 @@ async def test_a_page_that_is_seen_again_renews_if_it_is_due_and_not_before(brow
 
 async def test_a_renewal_that_answers_another_address_puts_it_in(browser: Browser) -> None:
     async with serving(PAGE) as site, visiting(browser, site) as page:
-        await with_clock(page)
+        await opened_and_stopped(page)
         site.answer = BOUND | {"addresses": {SALES: NEXT}}
         await page.clock.run_for(LEASE // 2 + 1000)
         await page.wait_for_function(f"document.querySelector('p').textContent === '{NEXT}'")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from playwright.async_api import Browser, Route
+from playwright.async_api import Browser, Route, expect
 
 from tests.browser.script_site import (
     BOUND,
@@ -18,8 +18,10 @@ from tests.browser.script_site import (
     cookies,
     html,
     opened,
+    opened_and_stopped,
     quiet,
     serving,
+    stopped,
     visiting,
 )
 
@@ -51,14 +53,16 @@ async def test_a_target_that_appears_while_the_answer_is_on_its_way_is_asked_for
             return web.json_response(BOUND | {"addresses": shown})
 
         site.answer = answer
+        await stopped(page)
         await page.goto("/")
+        await page.clock.run_for(1)
         await site.bound()
         footer = f"Object.assign(document.createElement('footer'), {{textContent: '{HELP}'}})"
         await page.evaluate(f"document.body.append({footer})")
-        await quiet(page)
         footer_is_there.set()
-        await page.wait_for_function("document.querySelector('footer').textContent.startsWith('x-help@')")
-        assert await page.inner_text("p") == CRM
+        await expect(page.locator("p")).to_have_text(CRM)
+        await page.clock.run_for(1000)
+        await expect(page.locator("footer")).to_have_text("x-help@track.example.com")
         assert [body["addresses"] for body in site.binds] == [[SALES], [SALES, HELP]]
 
 
@@ -71,13 +75,15 @@ async def test_a_refresh_while_the_answer_is_on_its_way_is_a_bind_of_its_own(bro
             return web.json_response(BOUND)
 
         site.answer = answer
+        await stopped(page)
         await page.goto("/")
+        await page.clock.run_for(1)
         await site.bound()
         await page.evaluate("mailtrack.params = {1: 'changed'}; mailtrack.refresh(); mailtrack.refresh()")
-        await quiet(page)
         refreshed.set()
+        await expect(page.locator("p")).to_have_text(SHOWN)
+        await page.clock.run_for(1000)
         await site.bound(2)
-        await page.wait_for_function(f"document.querySelector('p').textContent === '{SHOWN}'")
         assert [body.get("params") for body in site.binds] == [None, {"1": "changed"}]
 
 
@@ -117,8 +123,8 @@ async def test_a_cookie_from_before_there_was_a_cookie_domain_does_not_hide_the_
         old = {"name": "mailtrack_visit", "value": "111", "url": "https://www.example.test"}
         await page.context.add_cookies([old])  # type: ignore[list-item]
         for path in ("?utm_source=new", "inner"):
-            await page.goto(f"https://www.example.test/{path}")
-            await bound(page)
+            async with page.expect_response("**/bind"):  # the second page shows at once what the tab remembers
+                await page.goto(f"https://www.example.test/{path}")
         assert [body["visit"] for body in asked] == ["111", "222"]
 
 
@@ -154,16 +160,12 @@ async def test_a_tab_goes_on_with_its_own_visit_and_leaves_the_cookie_to_the_lat
     async with serving(f"<p>{SALES}</p>", **settings) as site, visiting(browser, site) as page:
         if settings:
             site.answer = setting_cookies
-        await page.clock.install()
-        await page.goto("/")
-        await bound(page)
+        await opened_and_stopped(page)
         await page.evaluate("document.cookie = 'mailtrack_visit=999; path=/'")  # a second tab, from another campaign
-        async with page.expect_event("requestfinished"):
-            await page.clock.run_for(
-                451_000
-            )  # half of the lease; three seconds later a request without an answer is given up
+        await page.evaluate("mailtrack.on('bind', () => { window.renewed = true; })")
+        await page.clock.run_for(451_000)  # half of the lease
+        await page.wait_for_function("window.renewed")
         assert (await site.bound(2))["visit"] == BOUND["visit"]
-        await quiet(page)
         assert (await cookies(page.context))["mailtrack_visit"] == "999"
 
 
@@ -193,12 +195,14 @@ async def test_who_refuses_while_the_answer_is_on_its_way_keeps_no_cookie_of_it(
             return response
 
         site.answer = answer
+        await stopped(page)
         await page.goto("/")
+        await page.clock.run_for(1)
         await site.bound()
         await page.evaluate("mailtrack.consent(false)")
         async with page.expect_event("requestfinished"):
             refused.set()
-        await quiet(page)
+        await page.wait_for_function("!document.cookie")
         assert await cookies(page.context) == {}
         assert await page.inner_text("p") == SALES
 
