@@ -356,7 +356,7 @@ async def test_a_chunk_that_stops_coming_is_421(tmp_path: Path) -> None:
 
 
 async def test_the_next_chunk_has_the_time_of_a_command(tmp_path: Path) -> None:
-    limits = Limits(data_timeout=0.02, data_grace=0.0, command_timeout=0.3)
+    limits = Limits(data_timeout=0.02, data_grace=0.0, command_timeout=1.0)
     async with serving(tmp_path, limits) as served, await SmtpClient.hello(served.port) as client:
         await client.envelope()
         await client.chunk(HEAD)
