@@ -41,7 +41,7 @@ class Site:
 
     async def bound(self, times: int = 1) -> dict[str, Any]:
         """Waits for so many binds in all; the last one's body."""
-        async with asyncio.timeout(10), self.asked:
+        async with asyncio.timeout(30), self.asked:
             await self.asked.wait_for(lambda: len(self.binds) >= times)
         return self.binds[times - 1]
 

@@ -140,6 +140,7 @@ async def retired_and_used_again(page: Page) -> None:
 
 async def everything_open(page: Page) -> None:
     """What is folded away is as readable as the rest."""
+    await page.wait_for_load_state()  # all of it is there
     for summary in await page.locator("main .plots summary, main details.card > summary").all():
         await summary.click()
     await expect(page.get_by_text("links an address to a visit for 15 minutes")).to_be_visible()

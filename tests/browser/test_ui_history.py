@@ -62,6 +62,7 @@ async def test_letters_appear_by_themselves_and_are_found_again(browser: Browser
         await expect(page.get_by_label("Deal")).to_be_visible()
         await page.get_by_label("Source").fill("google")
         await page.keyboard.press("Enter")
+        await page.wait_for_url("**source=google**")
         await expect(row).to_have_count(1)
         await pictured(page, "history-filtered")
         async with page.expect_download() as download:
