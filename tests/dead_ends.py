@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 from relay.core.wire import stuff
 from tests.daemon import Daemon, example_site
+from tests.ports import dead_port
 from tests.smtp_client import SmtpClient
 
 CARD = "card@track.test"
@@ -18,13 +18,6 @@ def letter(number: int) -> bytes:
         f"From: Ann <Ann@Customer.test>\r\nSubject: letter {number}\r\nDate: Mon, 23 Nov 2026 08:00:00 +0000\r\n\r\n"
         f"Hello\r\n.leading dot {number}\r\n"
     ).encode()
-
-
-def dead_port() -> int:
-    """A port where nobody listens: bound for a moment, then given back."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def declared(**changes: Any) -> dict[str, Any]:

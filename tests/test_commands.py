@@ -28,8 +28,9 @@ from relay.cli.root import cli
 from relay.control import ControlError, DirectoryLock, call
 from relay.secrets import token_hash
 from tests.daemon import PATIENCE, ROOT, Daemon, environment
-from tests.dead_ends import CARD, SECRET, SETTINGS, dead_port, declared, letter, mail
+from tests.dead_ends import CARD, SECRET, SETTINGS, declared, letter, mail
 from tests.missing import missing
+from tests.ports import dead_port
 from tests.smtp_sink import SmtpSink
 from webapi.hook_models import WebhookShown
 from webapi.message_views import MessageItem

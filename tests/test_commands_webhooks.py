@@ -17,7 +17,8 @@ import pytest
 
 from relay.store.webhooks import MOST
 from tests.daemon import PATIENCE, Daemon
-from tests.dead_ends import CARD, SECRET, SETTINGS, dead_port, declared, letter
+from tests.dead_ends import CARD, SECRET, SETTINGS, declared, letter
+from tests.ports import dead_port
 from tests.test_commands import ALONE, BESIDE, Place
 from tests.webhook_receiver import Answer, Receiver, deal
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from playwright.async_api import Browser, Page, expect
 from tests.browser.script_site import html, serving
 from tests.browser.ui_browser import complaints_of, daemon_pages, daemon_url, looked_at, pictured, violations
 from tests.daemon import Daemon
+from tests.ports import dead_port
 from tests.smtp_sink import SmtpSink
 from tests.webhook_receiver import Receiver, deal
 
@@ -21,14 +21,8 @@ SALES = "sales@example.test"
 LETTER = b"From: Ann <ann@customer.test>\r\nSubject: Windows for a school\r\n\r\nHow much?\r\n"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 async def test_from_nothing_to_a_letter_that_is_posted_and_replayed(browser: Browser, tmp_path: Path) -> None:
-    port = free_port()  # the tag names it
+    port = dead_port()  # the tag names it
     async with SmtpSink() as sink, Receiver(deal("D-17", "https://crm.test/17")) as crm, serving() as website:
         settings = {
             "http": {"listen": [f"127.0.0.1:{port}"], "public_url": f"http://127.0.0.1:{port}"},

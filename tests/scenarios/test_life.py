@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from pathlib import Path
 
 import pytest
 
 from tests.certificates import Certificate
+from tests.ports import dead_port
 from tests.scenarios.world import DOMAIN, World, letter, unique_letter, world
 from tests.smtp_client import SmtpClient
 from tests.smtp_sink import Slow, SmtpSink
@@ -20,16 +20,8 @@ BASE = f"plus@{DOMAIN}"
 LARGE = letter("large", "A line of text that is not so very long.\r\n" * 10_000)
 
 
-def refused_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def test_mail_queued_for_a_dead_next_hop_survives_a_restart_and_arrives_once(tmp_path: Path) -> None:
-    port = refused_port()
+    port = dead_port()
     async with world(tmp_path, {"forward": {"next_hop": f"smtp://127.0.0.1:{port}"}}) as relay:
         contents = [unique_letter(), LARGE]
         messages = [await relay.mail(await relay.shown("sales@example.test"), content) for content in contents]

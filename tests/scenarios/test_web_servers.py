@@ -19,6 +19,7 @@ import pytest
 from tests.certificates import Certificate
 from tests.exposition import ROOT
 from tests.missing import missing
+from tests.ports import dead_port
 from tests.scenarios.world import LOOK, ORIGIN, world
 
 pytestmark = pytest.mark.scenario
@@ -108,8 +109,7 @@ async def test_the_documented_settings_do_what_is_said_of_them(name: str, tmp_pa
     if name == "nginx" and os.geteuid() != 0:
         pytest.skip("NOT TESTED, the settings for nginx: only root can start one that is root's")
     made = Certificate.make(tmp_path, NAME)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = dead_port()
     settings = {
         "http": {"trusted_proxies": ["127.0.0.1/32"]},
         "limits": {"exempt": [], "binds_per_address_per_minute": 2},
