@@ -188,7 +188,7 @@ async def test_after_a_week_end_everything_that_failed_is_posted_again_under_its
     for message in messages:
         assert why(await settled(relay, message), "/plain") == ("delivered", "")
     came = [post for post in relay.crm.posts[since:] if post.path == "/plain"]
-    assert [post.headers["webhook-id"] for post in came] == uids
+    assert sorted(post.headers["webhook-id"] for post in came) == sorted(uids)  # ten at a time
     for post in came:
         post.verify(SECRET)
     day = "2000-01-01"
