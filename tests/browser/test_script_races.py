@@ -42,6 +42,13 @@ WRITING = """{
     Object.defineProperty(Document.prototype, 'cookie', {get, set(text) { written.push(text); set.call(this, text); }});
 }"""
 
+#: Counts the walks over what is on the page.
+WALKING = """{
+    walks = 0;
+    const walker = Document.prototype.createTreeWalker;
+    Document.prototype.createTreeWalker = function (...all) { walks++; return walker.apply(this, all); };
+}"""
+
 
 async def test_a_target_that_appears_while_the_answer_is_on_its_way_is_asked_for_next(browser: Browser) -> None:
     async with serving(f"<p>{SALES}</p>") as site, visiting(browser, site) as page:
@@ -226,12 +233,12 @@ async def test_on_later_pages_the_documented_tag_from_the_cache_can_swap_before_
         head = f"<script async src='/mailtrack.js?site=pk_x'></script>{FIRST_FRAME}"
         site.pages["/"] = html(f"<p>{SALES}</p>", "", head)
         async with opened(browser, site) as page:
-            painted = []
-            for _ in range(10):
+            painted: list[str] = []
+            while len(painted) < 10 or (SHOWN not in painted and len(painted) < 100):
                 await page.goto("/")
                 await page.wait_for_function("window.painted")
                 painted.append(await page.evaluate("window.painted"))
-            print(f"swapped before the first frame: {painted.count(SHOWN)} of 10")
+            print(f"swapped before the first frame: {painted.count(SHOWN)} of {len(painted)}")
             assert SHOWN in painted
             assert set(painted) <= {SHOWN, SALES}
 
@@ -271,9 +278,11 @@ async def test_a_page_full_of_additional_addresses_is_looked_over_once_more_and_
         f"<i data-mailtrack-add='a{number}@example.com constructor __proto__'></i>" for number in range(1500)
     )
     async with serving(f"{many}<p>{SALES} constructor</p>") as site, visiting(browser, site) as page:
-        await page.goto("/", timeout=5000)
+        await page.add_init_script(WALKING)
+        await page.goto("/")
         await bound(page)
         assert await page.inner_text("p") == f"{SHOWN} constructor"
+        assert 0 < await page.evaluate("walks") < 100
 
 
 async def test_a_number_that_another_counter_gives_late_is_bound_at_once_from_the_same_page(browser: Browser) -> None:

@@ -41,6 +41,12 @@ class Scene:
         await asyncio.to_thread(self.daemon.send, "ann@example.org", ["card@track.test"], content)
         await self.daemon.logged("delivery", since=since, answer=f"RCPT: {answer}")
 
+    async def forwarded(self, count: int, since: int) -> None:
+        """Until so many are recorded as forwarded in the log from there on: a page that is opened before shows them."""
+        for _ in range(count):
+            entry = await self.daemon.logged("delivery", since=since, state="forwarded")
+            since = self.daemon.log.index(entry) + 1
+
     async def queue(self) -> None:
         await self.page.goto(f"{self.url}/ui/queue")
 
@@ -81,10 +87,12 @@ async def test_mail_waits_says_why_and_arrives_when_the_next_hop_is_mended(scene
     await looked_at(page, "queue")
 
     # The next hop is well again: it takes what it is given from now on.
+    since = len(scene.daemon.log)
     await waits.get_by_role("button", name="Retry").click()
     await expect(page.get_by_role("status")).to_contain_text("Tried again now")
     (arrived,) = await scene.sink.wait_for_messages(1)
     assert b"Subject: Brass lamps" in arrived.content
+    await scene.forwarded(1, since)
     await scene.queue()
     await expect(scene.row("Brass lamps")).to_have_count(0)
 
@@ -98,6 +106,7 @@ async def test_mail_waits_says_why_and_arrives_when_the_next_hop_is_mended(scene
         for message in await scene.sink.wait_for_messages(3)
     }
     assert subjects == {b"Brass lamps", b"Two doors", b"Sash windows"}
+    await scene.forwarded(3, since)
     await scene.queue()
     await expect(page.get_by_role("heading", name="Held")).to_have_count(0)
 
@@ -151,5 +160,8 @@ async def test_without_script_everything_works(scene: Scene, browser: Browser) -
         await expect(page.get_by_role("status")).to_contain_text("Dropped.")
         await page.goto(f"{scene.url}/ui/checks")
         await page.get_by_role("button", name=re.compile("Test again ?: Disk")).click()
+        disk = page.get_by_role("region", name="Disk").locator("h2 .badge")
         await page.get_by_role("link", name="Checks").click()
-        await expect(page.get_by_role("region", name="Disk").locator("h2 .badge")).to_have_text("ok")
+        while await disk.inner_text() == "testing":
+            await page.get_by_role("link", name="Checks").click()
+        await expect(disk).to_have_text("ok")
