@@ -7,6 +7,7 @@ different things about them; the mail is retried in both cases.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -201,7 +202,7 @@ class Resolver:
         except dns.resolver.NoNameservers as error:
             raise DnsTemporary(f"{rdtype} of {name}: {_reason(error)}") from None
         except (dns.exception.DNSException, OSError) as error:
-            raise DnsTemporary(f"{rdtype} of {name}: {type(error).__name__}") from None
+            raise DnsTemporary(f"{rdtype} of {name}: {_why(error)}") from None
         ttl = answer.chaining_result.minimum_ttl
         if answer.rrset is None and _is_referral(answer.response):
             # Taken for "no MX" it would send the mail to the domain's web server.
@@ -251,10 +252,17 @@ def _is_referral(response: dns.message.Message) -> bool:
 
 
 def _reason(error: dns.resolver.NoNameservers) -> str:
-    """What the last server said: "SERVFAIL", or the kind of exception that asking it raised."""
+    """What the last server said: "SERVFAIL", or why it could not be asked."""
     errors = error.kwargs.get("errors") or []
     last = errors[-1][3] if errors else "no name server"
-    return last if isinstance(last, str) else type(last).__name__
+    return last if isinstance(last, str) else _why(last)
+
+
+def _why(error: Exception) -> str:
+    """ "Network is unreachable" where the system said so, else the kind of exception."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return type(error).__name__
 
 
 def _literal(host: str) -> str | None:

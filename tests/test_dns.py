@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import socket
 import sys
@@ -124,6 +125,15 @@ async def test_an_unreachable_server_is_temporary() -> None:
         resolver = Resolver([f"127.0.0.1:{taken.getsockname()[1]}"], timeout=0.02, lifetime=0.05)
         with pytest.raises(DnsTemporary):
             await resolver.mx("example.com")
+
+
+async def test_a_server_that_cannot_be_asked_says_why(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "as an event loop words it")
+
+    monkeypatch.setattr("dns._asyncio_backend.Backend.make_socket", fail)
+    with pytest.raises(DnsTemporary, match=r"^MX of example\.com: Too many open files$"):
+        await resolver.mx("example.com")
 
 
 async def test_the_next_server_is_asked_when_one_fails(dns: DnsServer, tmp_path: Path) -> None:
