@@ -194,7 +194,7 @@ class ChildSweep(Sweep):
             f"{dict(+self.ends)}; {len(ledger.acknowledged)} letters acknowledged, {account.repeats} came twice, "
             f"{account.reposts} were posted twice, the last was posted after {self.latest:.1f} s"
         )
-        assert len(self.missed) < len(tried) / 2
+        self.must_have_struck(tried)
 
     async def expose(self) -> None:
         """What waits may be struck, too."""
