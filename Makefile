@@ -82,7 +82,7 @@ format: setup
 bench: setup debian
 	$(BIN)/python -m benchmarks
 
-# The full counts: 120 kills and 10 stops at any moment, 110 kills at exact points, 2,200 kills and errors at the daemon's
+# The full counts: 120 kills and 10 stops at any moment, 110 kills at exact points, 3,000 kills and errors at the daemon's
 # calls and 800 at those of its processes, 50 kills among posts, 20 power cuts each of ext4 and XFS, 1,000 real messages,
 # 1,000,000 fuzzed inputs, 200 right and 200 wrong requests to each operation of the API, and the database of places as
 # npm has it today; some hours.

@@ -68,13 +68,17 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "io_uring_setup": ("EMFILE",),
     "getcwd": ("EIO",),
 }
-#: What they fail with besides where they are on a connection.
-ON_SOCKETS = {
-    "read": ("ECONNRESET",),
-    "write": ("ECONNRESET", "EPIPE"),
-    "writev": ("ECONNRESET", "EPIPE"),
-    "sendmsg": ("ECONNRESET", "EPIPE"),
-    "recvmsg": ("ECONNRESET",),
+#: What they fail with besides on a connection, and on a socket for datagrams.
+ON_SOCKETS: dict[str, dict[str, tuple[str, ...]]] = {
+    "TCP": {
+        "connect": ("ENETUNREACH",),
+        "read": ("ECONNRESET",),
+        "write": ("ECONNRESET", "EPIPE"),
+        "writev": ("ECONNRESET", "EPIPE"),
+        "sendmsg": ("ECONNRESET", "EPIPE"),
+        "recvmsg": ("ECONNRESET",),
+    },
+    "UDP": {"sendmsg": ("ENETUNREACH", "EPERM"), "recvmsg": ("ENOMEM",)},  # EPERM: a packet filter's
 }
 #: Threads of which there are several with one name.
 SHARED = ("readers", "pool")
@@ -112,7 +116,12 @@ class Case:
 
 def errors_at(call: str, kind: str) -> tuple[str, ...]:
     """What a call may fail with; ``kind``: its descriptor's, see injection.made."""
-    return FAULTS[call] + (ON_SOCKETS.get(call, ()) if kind.startswith("TCP") else ())
+    return FAULTS[call] + ON_SOCKETS.get(kind.removesuffix("v6"), {}).get(call, ())
+
+
+def is_on_socket(call: str, kind: str) -> bool:
+    """Whether it makes a socket, or is made on one that may lead to another host."""
+    return call == "socket" or kind.removesuffix("v6") in ON_SOCKETS
 
 
 def cases(
@@ -120,10 +129,12 @@ def cases(
     role: Callable[[int], str | None],
     large: bool,
     faults: Callable[[str, str], tuple[str, ...]] = errors_at,
+    wanted: Callable[[str, str], bool] = lambda call, kind: True,
 ) -> Iterator[Case]:
     """All of a clean run, by what was traced of it.
 
     ``role``: what a thread is called, None for one that is left out; of several with one name the busiest counts.
+    ``wanted``: whether a call on a descriptor of such a kind is struck.
     """
     most: dict[tuple[str, str], list[str]] = {}
     for (thread, call), kinds in made(output).items():
@@ -134,7 +145,7 @@ def cases(
     assert not (unknown := {call for _, call in most} - FAULTS.keys()), f"calls of which nobody has thought: {unknown}"
     for (name, call), kinds in most.items():
         for number, kind in enumerate(kinds, 1):
-            for fault in (KILL, *faults(call, kind)):
+            for fault in (KILL, *faults(call, kind)) if wanted(call, kind) else ():
                 yield Case(name, call, number, fault, large, len(kinds))
 
 

@@ -3,7 +3,8 @@
 A clean delivery is traced first: which thread makes which call how often on the way from the sender to the next hop and
 the CRM. Then for each (thread, call, occurrence) a letter is sent while strace makes just that one fail or kills the
 daemon there. Whatever is answered 250 is there whole after a ``kill -9``, the daemon goes on by itself, and the next
-letter is taken.
+letter is taken. In the soak all calls are struck on the way to a fixed next hop, and those on sockets also where it is
+looked up, or wants encryption and a login (ways.py).
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.calls import A_WAY, CALLS, KILL, PUT_OFF, Case, Sweep, cases, chosen
+from tests.faults.calls import A_WAY, CALLS, KILL, PUT_OFF, Case, Sweep, cases, chosen, is_on_socket
 from tests.faults.injection import (
     LOG_CALLS,
     believes_a_failed_sync,
     ended,
     injecting,
     is_dead,
+    made,
     require_strace,
     struck,
     syncs,
@@ -31,9 +33,8 @@ from tests.faults.injection import (
     tracing,
 )
 from tests.faults.test_kill import drained, killed
-from tests.ledger import SOAK, Account, Ledger, seeded
-from tests.scenarios.world import world
-from tests.smtp_sink import Close, SmtpSink
+from tests.faults.ways import PARTS, WAYS, Way, world_by
+from tests.ledger import Account, Ledger, seeded
 
 pytestmark = pytest.mark.fault
 
@@ -45,9 +46,7 @@ _ENDS = re.compile(r'(?:write\(\d+, "\\1(?:\\0){7}", 8\)|read\(\d+, \S+, 1024\)|
 OCTETS = 3_000_000
 UNREAD = b"Content-Type: application/octet-stream\r\n"
 #: Cases of which the suite tries so many: the daemon takes seconds to start again after each kill.
-KILLS, ERRORS = 1, 14
-#: Parts of the soak's run, each with a data_dir of its own.
-PARTS = 40
+KILLS, ERRORS = 1, 16
 
 
 def role(pid: int, thread: int) -> str:
@@ -64,6 +63,7 @@ def bearers(pid: int, wanted: str) -> list[int]:
 class DaemonSweep(Sweep):
     """And what became of the daemon."""
 
+    way: Way = field(kw_only=True)
     under_way: Counter[int] = field(default_factory=Counter)
     ends: list[Case] = field(default_factory=list)  # errors that ended the daemon
 
@@ -71,12 +71,14 @@ class DaemonSweep(Sweep):
         """All cases, by one clean delivery of each size."""
         found: list[Case] = []
         pid = self.relay.daemon.pid
-        for large in (False, True):
+        wanted = is_on_socket if self.way.only_sockets else lambda call, kind: True
+        for large in self.way.sizes:
             await self.goes_through(await self.send(large=large))  # once before, so that all threads are there
             async with tracing(pid, output, CALLS):
                 await self.goes_through(await self.send(large=large))
-            found += cases(output, lambda thread: role(pid, thread), large)
-        assert {case.thread for case in found if case.call == "fdatasync"} == {"writer"}
+            found += cases(output, lambda thread: role(pid, thread), large, wanted=wanted)
+            assert {role(pid, thread) for thread, call in made(output) if call == "fdatasync"} == {"writer"}
+        assert {(one.tls, one.user) for one in self.relay.sink.accepted} == {(self.way.tls, self.way.user)}
         return found
 
     async def goes_through(self, number: int) -> None:
@@ -180,19 +182,21 @@ class DaemonSweep(Sweep):
         return account
 
 
-@pytest.mark.parametrize("part", range(PARTS) if SOAK else [0])
-async def test_whatever_call_fails_or_is_the_last_nothing_acknowledged_is_lost(part: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "part"), PARTS)
+async def test_whatever_call_fails_or_is_the_last_nothing_acknowledged_is_lost(
+    name: str, part: int, tmp_path: Path
+) -> None:
     require_strace("a fault at every call")
+    way = WAYS[name]
     chance = seeded("every call")
     large = set[int]()
     ledger = Ledger(chance.randrange(10**6), large.__contains__, OCTETS, UNREAD)
-    sink = SmtpSink(script={"dot": lambda session, line: Close("250 2.0.0 taken")})  # so each makes a connection
-    async with world(tmp_path, sink=sink, start=False) as relay:
+    async with world_by(name, tmp_path) as relay:
         await asyncio.to_thread(relay.daemon.start)
-        sweep = DaemonSweep(relay, ledger, large)
+        sweep = DaemonSweep(relay, ledger, large, way=way)
         output = tmp_path / "calls.txt"
         found = await sweep.trace(output)
-        tried = chosen(found, chance, slice(part, None, PARTS), KILLS, ERRORS)
+        tried = chosen(found, chance, slice(part, None, way.parts), KILLS, ERRORS)
         for case in tried:
             try:
                 await (sweep.kill(case) if case.fault == KILL else sweep.fail(case, output))
@@ -201,7 +205,7 @@ async def test_whatever_call_fails_or_is_the_last_nothing_acknowledged_is_lost(p
         account = await sweep.settle()
         faults = ", ".join(f"{count} {fault}" for fault, count in Counter(case.fault for case in tried).items())
         print(
-            f"{len(tried)} of {len(found)} cases: {faults}; never reached {len(sweep.missed)}; "
+            f"{name}: {len(tried)} of {len(found)} cases: {faults}; never reached {len(sweep.missed)}; "
             f"{len(sweep.ends)} ended the daemon; "
             f"{len(ledger.acknowledged)} letters acknowledged, put off {dict(ledger.put_off)}, {ledger.resent} sent "
             f"again by their sender, {account.repeats} came twice, {account.reposts} were posted twice"
