@@ -17,6 +17,7 @@ from relay.store import damage
 from tests.daemon import ROOT, DaemonFailed, environment
 from tests.exposition import parse, rules, selected
 from tests.missing import missing
+from tests.runbook import Host, blocks, installed
 from tests.scenarios.world import DOMAIN, World, letter, unique_letter, world
 from tests.smtp_client import SmtpClient
 
@@ -204,7 +205,7 @@ async def test_what_is_left_of_a_damaged_database_is_got_at_as_the_documentation
 async def test_what_was_removed_under_the_running_daemon_is_brought_back_from_its_open_files(
     tmp_path: Path, whole: bool
 ) -> None:
-    async with world(tmp_path) as relay:
+    async with installed(tmp_path) as relay:
         contents = [unique_letter(), unique_letter()]
         messages = [await relay.mail(BASE, content) for content in contents]
         for message in messages:
@@ -226,23 +227,19 @@ async def test_what_was_removed_under_the_running_daemon_is_brought_back_from_it
             assert parse(await response.text())["relay_database_trouble"].value(kind="damaged") == 1
         assert list(relay.daemon.data_dir.glob("relay.db*")) == []
 
-        # As docs/operations.md says: the files have no names, and are there as long as the daemon has them open.
-        text = (ROOT / "docs" / "operations.md").read_text()
-        (block,) = re.findall(r"```\nPID=\$\(systemctl show -p MainPID --value relay\)\n(.*?)```", text, re.DOTALL)
-        assert "/root/rescued" in block
-        rescued = tmp_path / "rescued"
-        script = f"PID={relay.daemon.pid}\n{block.replace('/root/rescued', str(rescued))}"
-        done = await asyncio.create_subprocess_exec("bash", "-euc", script)
-        assert await done.wait() == 0
-        relay.daemon.kill()
-        if whole:
-            relay.daemon.data_dir.mkdir(mode=0o700)
-            (tmp_path / "keys").rename(relay.daemon.data_dir / "keys")
-        else:
+        # The files have no names, and are there as long as the daemon has them open.
+        shows = f'[ "$*" = "show -p MainPID --value relay" ] && echo {relay.daemon.pid}'
+        host = Host(tmp_path, relay.daemon, {"systemctl": shows})
+        host.place_of_program()
+        take_out, put_in_place, start = blocks("### A database that was removed under the daemon")[:3]
+        await asyncio.to_thread(host.follow, take_out)
+        if not whole:
+            relay.daemon.kill()
             with pytest.raises(DaemonFailed, match=r"it is missing, but .*database-was-made is there"):
                 await asyncio.to_thread(relay.daemon.start)
-        for name in ("relay.db", "relay.db-wal"):
-            (rescued / name).rename(relay.daemon.data_dir / name)
-        await asyncio.to_thread(relay.daemon.start)
+        await asyncio.to_thread(host.follow, put_in_place)
+        if whole:
+            (tmp_path / "keys").rename(relay.daemon.data_dir / "keys")
+        await asyncio.to_thread(host.follow, start)
         for message, content in zip(messages, contents, strict=True):
             assert await relay.octets("GET", f"/v1/messages/{message}/raw") == content

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ from typing import Any
 import pytest
 
 from tests.daemon import ROOT, Entry
+from tests.missing import missing
+from tests.runbook import block
 from tests.scenarios.world import DOMAIN, SECRET, letter, site, target, world
 from tests.smtp_client import SmtpClient
 from tests.webhook_receiver import Post, Receiver, Step, retry_after
@@ -110,3 +115,18 @@ async def test_each_thing_has_one_line_with_the_fields_that_the_document_lists(t
     assert {entry["message"] for entry in lines["delivery"]} == {entry["id"] for entry in lines["message"]}
     assert {entry["message"] for entry in lines["post"]} == {entry["id"] for entry in lines["message"]}
     assert [entry["resent"] for entry in lines["message"]] == [False, True, False, False, False, False]
+
+
+def test_a_letter_is_followed_through_the_log_by_the_command_of_the_documentation() -> None:
+    if shutil.which("jq") is None:
+        missing("NOT TESTED: a letter followed through the log: no jq (apt-get install jq)")
+    command = block("So a letter is followed by").removeprefix("journalctl -u relay -o cat | ")
+    its = [
+        {"event": "message", "id": 4711, "session": "c57bc38a"},
+        {"event": "delivery", "id": 17, "message": 4711},
+        {"event": "post", "webhook": 1, "message": 4711},
+    ]
+    others = [{"event": "message", "id": 17}, {"event": "delivery", "id": 4711, "message": 17}]
+    log = "".join(f"{json.dumps(entry)}\n" for entry in its + others)
+    done = subprocess.run(["sh", "-c", command], input=f"Traceback\n{log}", capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == its

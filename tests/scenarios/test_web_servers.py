@@ -20,6 +20,7 @@ from tests.certificates import Certificate
 from tests.exposition import ROOT
 from tests.missing import missing
 from tests.ports import dead_port
+from tests.runbook import replaced
 from tests.scenarios.world import LOOK, ORIGIN, world
 
 pytestmark = pytest.mark.scenario
@@ -33,14 +34,6 @@ def snippet(language: str) -> str:
     text = (ROOT / "docs" / "operations.md").read_text("utf-8")
     (found,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     return found
-
-
-def replaced(text: str, *changes: tuple[str, str]) -> str:
-    """The text with other ports and places; each of them must be in it."""
-    for old, new in changes:
-        assert old in text, old
-        text = text.replace(old, new)
-    return text
 
 
 def nginx(directory: Path, made: Certificate, port: int, behind: int) -> list[str]:
