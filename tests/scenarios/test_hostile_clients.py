@@ -14,6 +14,7 @@ import pytest_asyncio
 from benchmarks.processes import pss, rss
 from relay.core import reply, substitute
 from relay.core.wire import stuff
+from relay.smtp_limits import UNKNOWN_TIME
 from tests.certificates import Certificate
 from tests.costs import sleeps
 from tests.daemon import Entry
@@ -33,6 +34,8 @@ LETTERS = 200 if SOAK else 20
 PER_ADDRESS = 50
 #: Guesses of addresses at once, and how often. A session has five before it is made to wait.
 GUESSES, WAVES, QUICK = (1_000, 100, 5) if SOAK else (100, 4, 5)
+#: Seconds by which six waits together may be read short: those of uvloop go by milliseconds.
+TICK = 0.05
 #: How often all bombs come, one behind the other. In the soak they may hold the event loop up for so many seconds, and
 #: the daemon may have grown by so many octets.
 ROUNDS, STALL, GROWTH = 20 if SOAK else 1, "0.1", 50e6
@@ -163,6 +166,37 @@ async def test_whoever_guesses_addresses_learns_nothing_and_holds_up_no_mail(rel
     assert letters == {"250 2.0.0": WAVES}
     for content in contents:
         assert len(await relay.arrived(content)) == 1
+    assert relay.daemon.errors == []
+
+
+async def test_mail_comes_in_while_the_attackers_addresses_have_all_they_may_and_are_in_the_tarpit(
+    relay: World,
+) -> None:
+    """By the daemon's own settings: five guesses of a session are refused at once, as it seems, the sixth after 1 s."""
+    port, loop, letters = relay.daemon.smtp_port, asyncio.get_running_loop(), Counter[str]()
+    sources = [source for source in ("127.4.0.1", "127.4.0.2") for _ in range(PER_ADDRESS)]
+    guesser = b"MAIL FROM:<>\r\n" + b"".join(b"RCPT TO:<%s>\r\n" % to.encode() for to in [*guesses(0), "no@one.test"])
+
+    async def guess(client: SmtpClient) -> float:
+        began = loop.time()
+        await client.send(guesser)
+        assert [(await client.answer()).code for _ in range(QUICK + 2)] == [250] + [550] * (QUICK + 1)
+        return loop.time() - began
+
+    async def write(number: int) -> None:
+        async with await SmtpClient.hello(port, source=f"127.1.0.{number}") as client:
+            letters[(await client.mail(stuff(unique_letter()) + b".\r\n", f"<{BASE}>")).short] += 1
+
+    guessers = await asyncio.gather(*(SmtpClient.hello(port, source=source) for source in sources))
+    try:
+        for source in set(sources):
+            async with await SmtpClient.connect(port, source=source) as one_more:
+                assert (await one_more.answer()).short == "421 4.7.0"
+        times, *_ = await asyncio.gather(asyncio.gather(*map(guess, guessers)), *map(write, range(1, 11)))
+    finally:
+        await asyncio.gather(*(client.__aexit__() for client in guessers))
+    assert letters == {"250 2.0.0": 10}
+    assert min(times) >= QUICK * UNKNOWN_TIME + 1.0 - TICK
     assert relay.daemon.errors == []
 
 
