@@ -21,8 +21,12 @@ log = structlog.get_logger()
 Listen = tuple[str, int] | socket.socket
 Protocol = Callable[[], asyncio.BaseProtocol]
 
-#: Connections that the kernel holds for us while the event loop is busy.
-BACKLOG = 512
+#: Connections that the kernel holds for us while the event loop is busy. One too many is dropped, and its client tries
+#: again after a second, three, seven; but who is the last of very many waits as long for the others.
+BACKLOG = 2048
+#: Connections that are accepted in one turn of the loop at most. A turn is long while many sessions have something to
+#: do, and a sender waits for all who came before him.
+A_TURN = 16
 #: Seconds until the next try, where the system had no descriptor or memory for a connection.
 PAUSE = 1.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -34,7 +38,7 @@ SHUTDOWN = 5.0
 
 
 class Listener:
-    """Accepts on one socket, which is its own, from now until it is closed: one connection in each turn of the loop."""
+    """Accepts on one socket, which is its own, from now until it is closed: up to A_TURN connections in each turn."""
 
     def __init__(self, protocol: Protocol, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -64,18 +68,22 @@ class Listener:
             await asyncio.wait(self._adopting)
 
     def _accept(self) -> None:
-        try:
-            accepted, _ = self.socket.accept()
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                log.error("out of system resource, connections wait", error=error.strerror, seconds=PAUSE)
-                self._loop.remove_reader(self.socket)
-                self._again = self._loop.call_later(PAUSE, self._loop.add_reader, self.socket, self._accept)
-            return  # else the client is gone already (accept(2)), or another process has taken it
-        accepted.setblocking(False)
-        task = self._loop.create_task(self._adopt(accepted))
-        self._adopting.add(task)
-        task.add_done_callback(self._adopting.discard)
+        for _ in range(A_TURN):
+            try:
+                accepted, _ = self.socket.accept()
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._pause(error)
+                return  # else nobody waits, the client is gone already (accept(2)), or another process has taken it
+            accepted.setblocking(False)
+            task = self._loop.create_task(self._adopt(accepted))
+            self._adopting.add(task)
+            task.add_done_callback(self._adopting.discard)
+
+    def _pause(self, error: OSError) -> None:
+        log.error("out of system resource, connections wait", error=error.strerror, seconds=PAUSE)
+        self._loop.remove_reader(self.socket)
+        self._again = self._loop.call_later(PAUSE, self._loop.add_reader, self.socket, self._accept)
 
     async def _adopt(self, accepted: socket.socket) -> None:
         try:

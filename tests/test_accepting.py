@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import struct
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -43,6 +45,12 @@ async def exhausted() -> AsyncIterator[Exhausted]:
     with Exhausted(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock
+
+
+def backlog(listener: Listener) -> int:
+    about = listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    (found,) = struct.unpack_from("I", about, 28)  # tcpi_sacked: of a listening socket its backlog (tcp_get_info)
+    return int(found)
 
 
 async def greeting(port: int) -> bytes:
@@ -94,9 +102,32 @@ async def test_closed_in_a_pause_it_does_not_begin_again(exhausted: Exhausted, m
 @pytest.mark.skipif(sys.platform != "linux", reason="needs TCP_INFO")
 async def test_of_a_socket_that_listens_already_as_many_connections_may_wait_as_before() -> None:
     (listener,) = await serve(Greeter, [socket.create_server(("127.0.0.1", 0), backlog=7)])
-    about = listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-    assert struct.unpack_from("I", about, 28) == (7,)  # tcpi_sacked: of a listening socket its backlog (tcp_get_info)
+    assert backlog(listener) == 7
     assert await greeting(listener.socket.getsockname()[1]) == b"hello"
+    listener.close()
+
+
+async def test_who_comes_at_once_is_accepted_at_once_as_far_as_others_can_wait() -> None:
+    (listener,) = await serve(Greeter, [("127.0.0.1", 0)])
+    with contextlib.ExitStack() as clients:
+        for _ in range(accepting.A_TURN + 1):
+            clients.enter_context(socket.create_connection(listener.socket.getsockname(), PATIENCE))
+        accepted = []
+        async with asyncio.timeout(PATIENCE):
+            while sum(accepted) <= accepting.A_TURN:
+                known = set(listener._adopting)
+                await asyncio.sleep(0)
+                accepted.append(len(listener._adopting - known))
+        assert max(accepted) == accepting.A_TURN
+        await listener.handed_over()
+    listener.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs TCP_INFO")
+async def test_as_many_connections_may_wait_as_the_system_lets() -> None:
+    (listener,) = await serve(Greeter, [("127.0.0.1", 0)])
+    most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    assert backlog(listener) == min(accepting.BACKLOG, most)
     listener.close()
 
 
