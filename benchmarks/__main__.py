@@ -1,6 +1,6 @@
-"""python -m benchmarks [mail | binds | webhooks | dead | memory | start | hours | day | history] …: PASS or FAIL.
+"""python -m benchmarks [mail | binds | webhooks | dead | siege | memory | start | hours | day | history] …
 
-Exit code 1 after a FAIL.
+It prints PASS or FAIL for each goal; exit code 1 after a FAIL.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import binds, day, dead, history, hours, mail, memory, start, webhooks
+from benchmarks import binds, day, dead, history, hours, mail, memory, siege, start, webhooks
 from benchmarks.postfix import Postfix, PostfixFailed
 from benchmarks.processes import file_system
 from benchmarks.programs import LoadFailed
@@ -25,7 +25,7 @@ from benchmarks.workplace import Workplace, workplace
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parts = ("all", "mail", "binds", "webhooks", "dead", "memory", "start", "hours", "day", "history")
+    parts = ("all", "mail", "binds", "webhooks", "dead", "siege", "memory", "start", "hours", "day", "history")
     parser.add_argument("part", nargs="?", choices=parts, default="all")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each server in turn")
     parser.add_argument("--size", type=int, help="mail: only the workloads with this size in octets")
@@ -42,6 +42,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--binds", type=int, default=20_000, help="binds: requests of a run")
     parser.add_argument("--backlog", type=int, default=dead.BACKLOG, help="dead: letters that wait")
+    parser.add_argument("--attack", choices=list(siege.ATTACKS), help="siege: only this one, and without any")
     parser.add_argument("--pools", type=_sizes, default=day.POOLS, help="day: pool sizes, with commas between them")
     parser.add_argument("--writers", type=float, default=day.WRITERS, help="day: share of the visits that write")
     parser.add_argument("--seed", type=int, default=day.SEED, help="day, history: what chance is drawn from")
@@ -124,6 +125,8 @@ def main() -> int:
                 webhooks.measure(place, wanted.rounds)
             if wanted.part in ("all", "dead"):
                 dead.measure(place, wanted.backlog, wanted.rounds)
+            if wanted.part in ("all", "siege"):
+                siege.measure(place, wanted.rounds, wanted.attack)
             if wanted.part in ("all", "memory"):
                 with Relay(place.directory / "memory", place.next_hop.port, place.webhook.port) as relay:
                     mail.prepare(place, relay, mail.RECIPIENTS)

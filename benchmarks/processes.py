@@ -74,6 +74,14 @@ def machine_seconds() -> float:
     return (sum(ticks) - ticks[3] - ticks[4]) / _TICK
 
 
+def turned_away() -> int:
+    """Connections that the kernel has dropped since it started, of anybody here: too many waited to be accepted."""
+    names, values = [
+        line.split() for line in (_PROC / "net" / "netstat").read_text().splitlines() if line.startswith("TcpExt:")
+    ]
+    return int(values[names.index("ListenOverflows")])
+
+
 def file_system(path: Path) -> str:
     """The type of the file system that ``path`` is on ("ext4", "tmpfs")."""
     device = path.stat().st_dev
@@ -145,6 +153,14 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+
+
+def give_way() -> None:
+    """Have this process play the machines of other people: ours does their work when it has nothing else to do."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(40)
 
 
 def _stat(pid: int) -> list[str]:

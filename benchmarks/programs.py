@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 SOURCES = Path(__file__).parent
 PROGRAMS = ("smtpload", "smtpsink", "bindload", "hooksink")
@@ -51,12 +52,17 @@ def run_client(program: Path, timeout: float, **options: str | int | float | boo
     return figures
 
 
-class Sink:
-    """A sink process on a free port. It ends when its standard input does, so it never outlives us."""
+class Peer:
+    """A process that answers orders, a line each. It ends when its standard input does, so it never outlives us.
 
-    def __init__(self, program: Path) -> None:
-        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.port = int(self._line())
+    ``hello``: the first line it prints, without being asked.
+    """
+
+    def __init__(self, command: Sequence[str | Path], directory: Path | None = None) -> None:
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=directory
+        )
+        self.hello = self._line()
 
     @property
     def pid(self) -> int:
@@ -87,10 +93,18 @@ class Sink:
             raise LoadFailed(f"{self._process.args!r} ended with {self._process.wait(PATIENCE)}")
         return line.strip()
 
-    def __enter__(self) -> Sink:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Sink(Peer):
+    """A sink on a free port."""
+
+    def __init__(self, program: Path) -> None:
+        super().__init__([program])
+        self.port = int(self.hello)

@@ -34,6 +34,8 @@ from typing import Any
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from benchmarks.processes import give_way
+
 ROOT = Path(__file__).resolve().parent.parent
 #: Longer than the daemon waits for an answer.
 SLEEP = 20.0
@@ -252,9 +254,5 @@ class Receivers:
 
 
 if __name__ == "__main__":
-    # In life these are other people's machines: ours does their work only when it has nothing else to do.
-    if hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.nice(40)
+    give_way()
     asyncio.run(_serve(int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None))

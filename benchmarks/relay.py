@@ -52,8 +52,7 @@ trusted_proxies = ["127.0.0.1"]
 files = {geoip}
 
 [limits]
-connections = 2000
-binds_per_site_per_minute = 10000000
+{limits}
 
 [forward]
 next_hop = "smtp://127.0.0.1:{next_hop}"
@@ -76,6 +75,11 @@ address = "{unique}"
 method = "unique"
 domain = "track.test"
 
+"""
+#: What a load needs that comes from one address, or is more than a site has.
+LIMITS = """\
+connections = 2000
+binds_per_site_per_minute = 10000000
 """
 DEAD_RECIPIENT = "gone+"
 DEAD_TARGET = """
@@ -162,8 +166,13 @@ class Relay:
     recipient = "sales+"
     first_recipient = FIRST_VISIT
 
-    def __init__(self, root: Path, next_hop: int, webhook: int | Sequence[str], more: str = "") -> None:
-        """``webhook``: the port of the one there is, or the URLs of all. ``more``: further settings of the site."""
+    def __init__(
+        self, root: Path, next_hop: int, webhook: int | Sequence[str], more: str = "", limits: str = LIMITS
+    ) -> None:
+        """``webhook``: the port of the one there is, or the URLs of all. ``more``: further settings of the site.
+
+        ``limits``: the settings that differ from the default.
+        """
         urls = [f"http://127.0.0.1:{webhook}/hook"] if isinstance(webhook, int) else webhook
         root.mkdir(parents=True, exist_ok=True)
         self._config = root / "relay.toml"
@@ -175,6 +184,7 @@ class Relay:
                 address=ADDRESS,
                 unique=UNIQUE_ADDRESS,
                 geoip=json.dumps([str(file) for file in GEOIP]),
+                limits=limits,
             )
             + "".join(WEBHOOK.format(url=url, secret=SECRET) for url in urls)
             + more

@@ -173,36 +173,44 @@ class Load:
 
     async def _session(self, relay: Relay, sent: Sent, messages: int, recipient: str = Relay.recipient) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
-        await _reply(reader)
-        await _say(reader, writer, b"EHLO client.test")
+        await reply(reader)
+        await say(reader, writer, b"EHLO client.test")
         for _ in range(messages):
             self._number += 1
             await self._letter(reader, writer, sent, self._number, recipient)
-        await _say(reader, writer, b"QUIT")
+        await say(reader, writer, b"QUIT")
         writer.close()
         await writer.wait_closed()
 
     async def _letter(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: Sent, number: int, recipient: str
     ) -> None:
-        text = b"Is it still to be had? " * 2 + b"\r\n"
-        head = b"From: Ann <ann@ext.test>\r\nSubject: letter %d\r\nMessage-ID: <%d@ext.test>\r\n\r\n" % (number, number)
         began = time.monotonic()
-        await _say(reader, writer, b"MAIL FROM:<ann@ext.test>")
-        await _say(reader, writer, b"RCPT TO:<%s%d@track.test>" % (recipient.encode(), 1_000_000 + number))
-        await _say(reader, writer, b"DATA")
-        await _say(reader, writer, head + text * 80 + b".")
+        await send_letter(reader, writer, number, recipient)
         now = time.monotonic()
         sent.took.append(now - began)
         sent.accepted[number] = now
 
 
-async def _say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: bytes) -> None:
+async def send_letter(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int, recipient: str = Relay.recipient
+) -> None:
+    """From MAIL to the 250 behind the dot. Raises LoadFailed for a refusal."""
+    text = b"Is it still to be had? " * 2 + b"\r\n"
+    head = b"From: Ann <ann@ext.test>\r\nSubject: letter %d\r\nMessage-ID: <%d@ext.test>\r\n\r\n" % (number, number)
+    await say(reader, writer, b"MAIL FROM:<ann@ext.test>")
+    await say(reader, writer, b"RCPT TO:<%s%d@track.test>" % (recipient.encode(), 1_000_000 + number))
+    await say(reader, writer, b"DATA")
+    await say(reader, writer, head + text * 80 + b".")
+
+
+async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: bytes) -> None:
+    """Send a command and read its reply. Raises LoadFailed for a refusal."""
     writer.write(line + b"\r\n")
-    await _reply(reader)
+    await reply(reader)
 
 
-async def _reply(reader: asyncio.StreamReader) -> None:
+async def reply(reader: asyncio.StreamReader) -> None:
     """Read one reply; raises LoadFailed for a refusal."""
     while (line := await reader.readline())[3:4] == b"-":
         pass

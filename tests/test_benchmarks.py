@@ -12,17 +12,20 @@ import sqlite3
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import archive, binds, day, history, history_http, hours, mail, processes
+from benchmarks import archive, attackers, binds, day, history, history_http, hours, mail, processes, siege
 from benchmarks.programs import Figures, LoadFailed, Sink, run_client
 from benchmarks.relay import Relay
 from benchmarks.report import Report
 from benchmarks.visitors import AGAIN, BEGIN, DAY, LEASE, Plan, plan
+from benchmarks.webhooks import Sent
 from benchmarks.workplace import Workplace, workplace
 from relay.core.attribution import Delays
 from relay.core.model import Candidate
@@ -204,6 +207,50 @@ def test_binds_are_paced_timed_and_each_an_address_of_its_own(place: Workplace, 
     assert (paced["bound"], paced["failed"]) == (100, 0)
     assert paced["seconds"] >= 99 / 400
     assert 0 < paced["latency_ms"]["p50"] <= paced["latency_ms"]["p99"]
+
+
+def test_attackers_come_and_go_and_say_what_they_were_answered(measured: Relay) -> None:
+    with siege.Attackers(measured) as found:
+        found.begin(["guesses", "views"])
+        answers = ("guesses", "answered 550"), ("views", "answered 200")
+        assert processes.wait_until(lambda: all(found.counts()[name].get(what, 0) > 20 for name, what in answers), 20)
+        assert 0 < found.counts()["guesses"]["held"] <= attackers.GUESSERS
+        found.order("end")
+        assert found.counts() == {}
+
+
+def test_a_letter_that_is_refused_in_a_siege_is_counted(measured: Relay) -> None:
+    senders = siege.Senders()
+    assert len(asyncio.run(senders.paced(measured, 5)).took) == 5
+    assert senders.refused.total() == 0
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nobody listens
+        nobody = SimpleNamespace(port=closed.getsockname()[1])
+        assert asyncio.run(senders.paced(nobody, 5)).took == []  # type: ignore[arg-type]
+    assert senders.refused.total() == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "took", "refused", "kept"),
+    [
+        ("slow connections", 1.9, 0, True),
+        ("slow connections", 2.1, 0, False),
+        ("guesses", 0.01, 1, False),
+        ("page views", 0.045, 0, True),
+        ("page views", 0.06, 0, False),
+        ("bodies", 0.02, 1, False),
+    ],
+)
+def test_a_siege_is_lost_by_a_late_letter_or_one_that_was_refused(
+    name: str, took: float, refused: int, kept: bool
+) -> None:
+    def one(took: float, refused: int = 0) -> siege.Round:
+        counts = {attack: {"held": 1} for attack in siege.ATTACKS[name]}
+        return siege.Round(Sent([took] * 100), Counter({"421": refused}), counts, 0, 0.5)
+
+    report = Report()
+    siege._judge(report, name, [{"quiet": one(0.02), name: one(took, refused)}])
+    assert (report.judged, not report.failed) == (1, kept)
 
 
 @pytest.fixture(scope="module")
