@@ -26,6 +26,9 @@ SPREAD = 0.05
 #: one of its address, or whose message has just begun: an ordinary session is over by then.
 KEPT = 60.0
 SETTLED = 2.0
+#: The address with most connections must have more by such a part of those of who knocks, rounded down. Addresses that
+#: have about as many and come again and again would else drive each other out without end, and each session costs time.
+MORE = 8
 
 Network = IPv4Network | IPv6Network
 BareLf = Literal["normalise", "refuse"]
@@ -103,8 +106,8 @@ class Turnstile:
     """Counts connections. Exempt ones are let in however full it is, and count for the total.
 
     When it is full somebody has to give way, or whoever opens connections and does nothing would shut everybody out.
-    It is the longest inside of the address that has most here, if that has more than the address of who knocks. Who
-    has brought a message gives way to nobody for a while, who is alone has a moment, and the exempt never do.
+    It is the longest inside of the address that has most here, if that has more than the address of who knocks (MORE).
+    Who has brought a message gives way to nobody for a while, who is alone has a moment, and the exempt never do.
 
     Of those whose turn it would be, who is in the middle of a message that keeps up with ``data_rate`` goes last, or a
     first large message over a slow line would never arrive while it is full. But he goes:
@@ -169,7 +172,8 @@ class Turnstile:
             self._strangers.setdefault(first[0].key, {})[first[0]] = None
         crowds = self._strangers.values()
         most = max(map(len, crowds), default=0)
-        if most <= len(self._strangers.get(key, ())):
+        own = len(self._strangers.get(key, ()))
+        if most <= own + own // MORE:
             return False
         ticket = self._whose_turn(most, now - SETTLED if most == 1 else now)
         if ticket is None:

@@ -131,6 +131,17 @@ def test_who_has_most_connections_himself_is_refused_and_nobody_gives_way_to_him
     assert all(guest.inside for guest in inside)
 
 
+def test_addresses_that_have_about_as_many_do_not_drive_each_other_out() -> None:
+    turnstile = Turnstile(Limits(connections=100, exempt=()))
+    knocks = [f"192.0.2.{1 + number % 3}" for number in range(150)]
+    inside = [Guest(turnstile, ip) for ip in knocks[:100]]
+    late = [Guest(turnstile, ip) for ip in knocks[100:]]
+    assert all(guest.inside for guest in inside)
+    assert not any(guest.inside for guest in late)
+    newcomers = [Guest(turnstile, "192.0.2.9") for _ in range(50)]
+    assert sum(guest.inside for guest in newcomers) == 24  # then 26, 25 and 25 are the others': no more than an eighth
+
+
 def test_where_everybody_has_one_connection_the_longest_inside_gives_way_after_a_moment() -> None:
     now = [0.0]
     turnstile = Turnstile(Limits(connections=3, exempt=()), lambda: now[0])
