@@ -584,6 +584,7 @@ WAITING = (
 #: over the pools at the start, of a restored copy, too; hourly, over the two thousand latest exact deliveries.
 SELDOM = (
     *(
+        "directory._TARGETS",
         "routes.DOMAINS",
         "routes.REAL",
         "routes.RETIRE_TARGET",

@@ -150,7 +150,7 @@ class TestSwitches:
         await w.declare(SHOP)
         shop = w.site().id
         with monkeypatch.context() as patch:
-            patch.setattr(Reader, "all", fail)
+            patch.setattr(Reader, "run", fail)
             with pytest.raises(StoreUnavailable):
                 await w.store.redefine(lambda tx: switch(tx, shop, tracking=False))
             assert w.site().tracking

@@ -13,6 +13,7 @@ from relay.core.address import parse
 from relay.core.model import Address, Method
 from relay.core.site import SiteSettings
 from relay.core.source import host_of
+from relay.store.engine import Statement
 from relay.store.post import Hook
 from relay.store.post_jobs import HOOK_COLUMNS, read_hook
 from relay.store.reader import Reader
@@ -45,6 +46,24 @@ _POOL_SIZE = (
     select(func.count())
     .where(routes.c.target_id == targets.c.id, text("routes.kind = 'pool' AND routes.retired_at IS NULL"))
     .scalar_subquery()
+)
+_SITES = Statement(
+    select(sites.c.id, *SITE_COLUMNS, sites.c.declared).where(sites.c.removed_at.is_(None)).order_by(sites.c.name)
+)
+_TARGETS = Statement(
+    select(targets.c.site_id, *TARGET_COLUMNS, _POOL_SIZE).where(targets.c.removed_at.is_(None)).order_by(targets.c.id)
+)
+_WEBHOOKS = Statement(
+    select(
+        webhooks.c.site_id,
+        webhooks.c.fill,
+        webhooks.c.enabled,
+        webhooks.c.disabled_reason,
+        webhooks.c.declared,
+        *HOOK_COLUMNS,
+    )
+    .where(webhooks.c.removed_at.is_(None))
+    .order_by(webhooks.c.id)
 )
 
 
@@ -110,11 +129,7 @@ class Directory:
 
     async def load(self) -> None:
         """Read all sites anew; raises StoreUnavailable."""
-        site_rows = await self._reader.all(
-            select(sites.c.id, *SITE_COLUMNS, sites.c.declared)
-            .where(sites.c.removed_at.is_(None))
-            .order_by(sites.c.name)
-        )
+        site_rows = await self._reader.run(_SITES)
         targets_of = await self._targets()
         webhooks_of = await self._webhooks()
         loaded = [_site(row, targets_of.get(row[0], []), webhooks_of.get(row[0], [])) for row in site_rows]
@@ -129,11 +144,7 @@ class Directory:
 
     async def _targets(self) -> dict[int, list[TargetView]]:
         found: dict[int, list[TargetView]] = {}
-        for row in await self._reader.all(
-            select(targets.c.site_id, *TARGET_COLUMNS, _POOL_SIZE)
-            .where(targets.c.removed_at.is_(None))
-            .order_by(targets.c.id)
-        ):
+        for row in await self._reader.run(_TARGETS):
             site_id, target_id, address, method, domain, lease, forward_to, next_hop, additional, pool_size = row
             view = TargetView(
                 id=target_id,
@@ -151,18 +162,7 @@ class Directory:
 
     async def _webhooks(self) -> dict[int, list[WebhookView]]:
         found: dict[int, list[WebhookView]] = {}
-        for site_id, fill, enabled, reason, declared, *columns in await self._reader.all(
-            select(
-                webhooks.c.site_id,
-                webhooks.c.fill,
-                webhooks.c.enabled,
-                webhooks.c.disabled_reason,
-                webhooks.c.declared,
-                *HOOK_COLUMNS,
-            )
-            .where(webhooks.c.removed_at.is_(None))
-            .order_by(webhooks.c.id)
-        ):
+        for site_id, fill, enabled, reason, declared, *columns in await self._reader.run(_WEBHOOKS):
             hook = read_hook(tuple(columns))
             view = WebhookView(hook.id, hook.url, fill, bool(enabled), reason, bool(declared), hook)
             found.setdefault(site_id, []).append(view)
