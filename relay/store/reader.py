@@ -44,10 +44,9 @@ class Reader:
     async def start(self) -> None:
         for _ in range(self.size):
             connection = await aiosqlite.connect(
-                f"{self.path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
+                f"{self.path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT
             )
             await connection.execute("PRAGMA query_only=ON")
-            await connection.execute_fetchall(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT * 1000)}")
             self._all.append(connection)
             self._free.put_nowait(connection)
 
