@@ -12,8 +12,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 
 from relay import eventloop
 from relay.secrets import Keys
@@ -21,6 +23,9 @@ from tests.plain_logs import plain_logs
 from tests.poster_fixtures import SECRET
 from tests.store_fixtures import SHOP, World, hook, world
 from tests.webhook_receiver import Receiver
+
+if TYPE_CHECKING:
+    from tests.webapi_fixtures import Api
 
 
 def pytest_configure() -> None:
@@ -61,4 +66,13 @@ async def crm() -> AsyncIterator[Receiver]:
 async def w(tmp_path: Path, keys: Keys, crm: Receiver) -> AsyncIterator[World]:
     async with world(tmp_path, replace(SHOP, webhooks=(hook(crm.url, secret=keys.seal(SECRET)),))) as found:
         found.now = time.time()  # signatures are only good for five minutes
+        yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+    """The web API of a module's tests that leave it as it was (webapi_fixtures.of_all): it takes more than they do."""
+    from tests.webapi_fixtures import serving  # other suites need not import what is served
+
+    async with serving(tmp_path_factory.mktemp("shared")) as found:
         yield found

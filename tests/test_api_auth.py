@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from aiohttp import web
 
 from relay.config import Http, Limits
@@ -20,7 +21,7 @@ from relay.store import blocked, tokens, users
 from relay.store.engine import StoreUnavailable
 from tests.exposition import parse
 from tests.store_fixtures import TRACK
-from tests.webapi_fixtures import Api, fields, serving
+from tests.webapi_fixtures import Api, fields, of_all, serving
 from webapi import app as app_module
 from webapi.app import OPERATIONS
 from webapi.auth import Role
@@ -105,26 +106,38 @@ def _tables(database: sqlite3.Connection) -> list[str]:
     return [name for (name,) in rows if name not in ("tokens", "sqlite_sequence")]
 
 
+async def named(api: Api) -> list[Any]:
+    """The tokens there are, without when they were used."""
+    return await api.w.store.write(lambda tx: tx.sql("SELECT id, name, hash, role, sites FROM tokens"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def filled(shared: Api) -> Filled:
+    return await fill(shared)
+
+
 def name_of(operation: Operation) -> str:
     return f"{operation.method} {operation.path}"
 
 
 class TestTokens:
+    @of_all
     @pytest.mark.parametrize("operation", PROTECTED, ids=name_of)
-    async def test_every_verb_of_the_management_api_takes_a_token(self, api: Api, operation: Operation) -> None:
+    async def test_every_verb_of_the_management_api_takes_a_token(self, shared: Api, operation: Operation) -> None:
         path = Filled("1", 1, 1, 1, 1).path(operation)
         body = BODIES.get((operation.method, operation.path))
-        response, octets = await api.request(operation.method, path, body)
+        response, octets = await shared.request(operation.method, path, body)
         assert response.status == 401
         assert response.headers["WWW-Authenticate"] == "Bearer"
         assert json.loads(octets)["title"] == "Unauthorized"
-        response, _ = await api.request(operation.method, path, body, token="vr_wrong")
+        response, _ = await shared.request(operation.method, path, body, token="vr_wrong")
         assert response.status == 401
         assert response.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
 
+    @of_all
     @pytest.mark.parametrize("header", ["Bearer", "Bearer ", "Basic dXNlcjpwYXNz", "vr_token", "", "Bearer \xe9"])
-    async def test_what_is_no_bearer_token_is_refused(self, api: Api, header: str) -> None:
-        status, _ = await api.call("GET", "/v1/sites", headers={"Authorization": header})
+    async def test_what_is_no_bearer_token_is_refused(self, shared: Api, header: str) -> None:
+        status, _ = await shared.call("GET", "/v1/sites", headers={"Authorization": header})
         assert status == 401
 
     async def test_the_scheme_is_read_in_any_case(self, api: Api) -> None:
@@ -190,14 +203,15 @@ class TestScopes:
     #: Of the whole instance: for administrators of all sites.
     WHOLE = ("/v1/users", "/v1/tokens", "/v1/checks")
 
+    @of_all
     @pytest.mark.parametrize("operation", PROTECTED, ids=name_of)
     async def test_what_belongs_to_a_foreign_site_is_not_there_and_not_changed(
-        self, api: Api, operation: Operation, tmp_path: Path
+        self, shared: Api, filled: Filled, operation: Operation
     ) -> None:
-        path = (await fill(api)).path(operation)
-        token = await api.token("admin", "other")
-        before = dump(tmp_path)
-        status, answer = await api.call(
+        path = filled.path(operation)
+        token = await shared.token("admin", "other")
+        before, names = dump(shared.w.store.path.parent), await named(shared)
+        status, answer = await shared.call(
             operation.method, path, BODIES.get((operation.method, operation.path)), token=token
         )
         if operation.path in self.LISTS:
@@ -212,9 +226,8 @@ class TestScopes:
             assert (status, answer) == (200, {"erased": 0, "left": 0})
         else:
             assert status == 404
-        assert dump(tmp_path) == before
-        ((count,),) = await api.w.store.write(lambda tx: tx.sql("SELECT count(*) FROM tokens"))
-        assert count == 2  # the spare one and this caller's
+        assert dump(shared.w.store.path.parent) == before
+        assert await named(shared) == names
 
     @pytest.mark.parametrize("query", ["site=shop", "site=nobody"])
     async def test_a_foreign_site_and_an_unknown_one_are_the_same(self, api: Api, query: str) -> None:
@@ -252,6 +265,7 @@ class TestEveryAnswer:
             assert response.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
             assert response.headers["Server"] == "visit-relay"
 
+    @of_all
     @pytest.mark.parametrize(
         ("method", "path", "status"),
         [
@@ -261,8 +275,8 @@ class TestEveryAnswer:
             ("PATCH", "/v1/messages", 405),
         ],
     )
-    async def test_what_does_not_exist_is_a_problem(self, api: Api, method: str, path: str, status: int) -> None:
-        response, octets = await api.request(method, path)
+    async def test_what_does_not_exist_is_a_problem(self, shared: Api, method: str, path: str, status: int) -> None:
+        response, octets = await shared.request(method, path)
         assert (response.status, response.headers["Content-Type"]) == (status, "application/problem+json")
         assert json.loads(octets)["status"] == status
 
@@ -310,10 +324,13 @@ class TestBodies:
             status, problem = await api.call("POST", "/v1/sites", data=octets, headers=headers, token=await api.token())
             assert (status, problem["detail"]) == (415, "the body must not be packed (Content-Encoding)")
 
+    @of_all
     @pytest.mark.parametrize("octets", [b"", b"{", b"\xff", b"[1]", b"nul", b"[" * 5000])
-    async def test_malformed_json_is_a_400(self, api: Api, octets: bytes) -> None:
+    async def test_malformed_json_is_a_400(self, shared: Api, octets: bytes) -> None:
         headers = {"Content-Type": "application/json"}
-        status, problem = await api.call("POST", "/v1/sites", data=octets, headers=headers, token=await api.token())
+        status, problem = await shared.call(
+            "POST", "/v1/sites", data=octets, headers=headers, token=await shared.token()
+        )
         assert (status, problem["title"]) == (400, "Bad Request")
 
     async def test_another_content_type_is_refused(self, api: Api) -> None:
@@ -321,9 +338,10 @@ class TestBodies:
         status, _ = await api.call("POST", "/v1/sites", data=b"{}", headers=headers, token=await api.token())
         assert status == 415
 
+    @of_all
     @pytest.mark.parametrize("path", ["/v1/sites?page=2", "/v1/messages?limit=1&limit=2", "/v1/queue?cursor=x"])
-    async def test_unknown_and_repeated_parameters_are_named(self, api: Api, path: str) -> None:
-        status, problem = await api.call("GET", path, token=await api.token())
+    async def test_unknown_and_repeated_parameters_are_named(self, shared: Api, path: str) -> None:
+        status, problem = await shared.call("GET", path, token=await shared.token())
         assert (status, fields(problem)) == (400, [path.partition("?")[2].partition("=")[0]])
 
     async def test_a_client_that_goes_away_in_the_middle_of_its_body_does_no_harm(self, api: Api) -> None:

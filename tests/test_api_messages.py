@@ -17,7 +17,7 @@ from relay.store import posts as post_verbs
 from relay.store.messages import Accepted
 from relay.store.schema import messages
 from tests.store_fixtures import NOW, OTHER, SHOP, TRACK, part
-from tests.webapi_fixtures import Api, fields, serving
+from tests.webapi_fixtures import Api, fields, of_all, serving
 from webapi.values import cursor_of
 
 
@@ -119,6 +119,7 @@ class TestPaging:
         assert len(answer["items"]) == 50
         assert len((await api.get("/v1/messages?limit=200"))["items"]) == 52
 
+    @of_all
     @pytest.mark.parametrize(
         ("query", "field"),
         [
@@ -149,8 +150,8 @@ class TestPaging:
             ("offset=10", "offset"),
         ],
     )
-    async def test_nonsense_is_named(self, api: Api, query: str, field: str) -> None:
-        status, problem = await api.call("GET", f"/v1/messages?{query}", token=await api.token())
+    async def test_nonsense_is_named(self, shared: Api, query: str, field: str) -> None:
+        status, problem = await shared.call("GET", f"/v1/messages?{query}", token=await shared.token())
         if query.startswith("since=0001"):
             assert status in (200, 400)
         else:
@@ -316,15 +317,16 @@ class TestOneMessage:
         seen = await api.get(f"/v1/messages/{accepted.message_id}")
         assert (seen["text"], seen["extraction"], seen["subject"]) == (None, "waiting", "Hi")
 
+    @of_all
     @pytest.mark.parametrize("name", ["0", "-1", "abc", "1.0", "9" * 19, "9" * 40, "%00", "%F0%9F%92%A9", "٣", "1%2F2"])
-    async def test_what_is_no_message_is_not_there(self, api: Api, name: str) -> None:
+    async def test_what_is_no_message_is_not_there(self, shared: Api, name: str) -> None:
         for method, path in (
             ("GET", f"/v1/messages/{name}"),
             ("GET", f"/v1/messages/{name}/raw"),
             ("POST", f"/v1/messages/{name}/replay"),
             ("DELETE", f"/v1/messages/{name}"),
         ):
-            assert (await api.call(method, path, token=await api.token()))[0] == 404
+            assert (await shared.call(method, path, token=await shared.token()))[0] == 404
 
 
 class TestReplay:

@@ -14,7 +14,7 @@ from relay.core.site import SiteSettings
 from relay.store import posts as post_verbs
 from relay.store.schema import sites as sites_table
 from tests.store_fixtures import NOW, SHOP, TRACK, site
-from tests.webapi_fixtures import Api, fields, serving
+from tests.webapi_fixtures import Api, fields, of_all, serving
 from webapi import signature
 
 SITE: dict[str, Any] = {
@@ -132,6 +132,7 @@ class TestCreating:
         assert (status, fields(problem)) == (409, [field])
         assert len(await api.w.rows(sites_table.select())) == 2
 
+    @of_all
     @pytest.mark.parametrize(
         ("changes", "field"),
         [
@@ -170,13 +171,13 @@ class TestCreating:
         ],
     )
     async def test_nonsense_is_named_and_changes_nothing(
-        self, api: Api, admin: str, changes: dict[str, Any], field: str
+        self, shared: Api, changes: dict[str, Any], field: str
     ) -> None:
-        status, problem = await api.call("POST", "/v1/sites", SITE | changes, token=admin)
+        status, problem = await shared.call("POST", "/v1/sites", SITE | changes, token=await shared.token())
         assert status == 400
         assert field in fields(problem)
         assert "site[0]" not in str(problem)
-        assert len(await api.w.rows(sites_table.select())) == 2
+        assert len(await shared.w.rows(sites_table.select())) == 2
 
     async def test_every_error_is_named_at_once(self, api: Api, admin: str) -> None:
         body = {"name": "a b", "origins": [], "tracking": 1}
@@ -444,6 +445,7 @@ class TestOptions:
                 answer = await created(api, await api.token(), **changes)
                 assert (answer["server_cookies"], answer["cookie_domain"]) == (True, "garden.example")
 
+    @of_all
     @pytest.mark.parametrize(
         ("changes", "field"),
         [
@@ -480,12 +482,12 @@ class TestOptions:
         ],
     )
     async def test_nonsense_is_named_and_changes_nothing(
-        self, api: Api, admin: str, changes: dict[str, Any], field: str
+        self, shared: Api, changes: dict[str, Any], field: str
     ) -> None:
-        status, problem = await api.call("POST", "/v1/sites", SITE | changes, token=admin)
+        status, problem = await shared.call("POST", "/v1/sites", SITE | changes, token=await shared.token())
         assert (status, fields(problem)) == (400, [field])
         assert "site[0]" not in str(problem)
-        assert len(await api.w.rows(sites_table.select())) == 2
+        assert len(await shared.w.rows(sites_table.select())) == 2
 
 
 class TestPool:
@@ -503,6 +505,7 @@ class TestPool:
             _, answer = await api.call("POST", self.PATH, {"grow": 1}, token=admin)
             assert answer == {"added": [f"{expected}@{TRACK}"]}
 
+    @of_all
     @pytest.mark.parametrize(
         ("body", "status", "field"),
         [
@@ -518,11 +521,11 @@ class TestPool:
         ],
     )
     async def test_nonsense_is_named_and_changes_nothing(
-        self, api: Api, admin: str, body: dict[str, Any], status: int, field: str
+        self, shared: Api, body: dict[str, Any], status: int, field: str
     ) -> None:
-        found, problem = await api.call("POST", self.PATH, body, token=admin)
+        found, problem = await shared.call("POST", self.PATH, body, token=await shared.token())
         assert (found, fields(problem)) == (status, [field])
-        assert len(await api.w.store.sites.substitutes(api.w.target().id)) == 3
+        assert len(await shared.w.store.sites.substitutes(shared.w.target().id)) == 3
 
     async def test_only_pools_grow(self, api: Api, admin: str) -> None:
         path = "/v1/sites/shop/targets/help@example.com/pool"

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import pytest_asyncio
 from sqlalchemy import select, text
 from sqlalchemy.dialects import sqlite
 
@@ -27,7 +28,7 @@ from tests.hook_fixtures import (
     visited_before,
 )
 from tests.smtp_client import LONG_SENDER
-from tests.webapi_fixtures import Api, fields, serving
+from tests.webapi_fixtures import Api, fields, of_all, serving
 from tests.webhook_receiver import Answer, Receiver
 from webapi.app import OPERATIONS
 
@@ -46,6 +47,22 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         status, answer = await found.call("POST", "/v1/sites", SITE, token=await found.token())
         assert status == 201, answer
         yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(shared: Api) -> Api:
+    """With the garden."""
+    await shared.call("POST", "/v1/sites", SITE, token=await shared.token())
+    return shared
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def posted_to(shared: Api) -> Any:
+    """A webhook that a letter was posted to."""
+    async with Receiver() as crm:
+        webhook = await added(shared, await shared.token(), crm.url)
+        await posted(shared, crm)
+    return webhook
 
 
 @pytest.fixture
@@ -293,6 +310,7 @@ class TestReplay:
         changed = [got for got in crm.posts if got.json.get("event") == "attribution.changed"]
         assert [got.json["previous"]["state"] for got in changed] == ["none", "none"]
 
+    @of_all
     @pytest.mark.parametrize(
         ("body", "field"),
         [
@@ -315,14 +333,12 @@ class TestReplay:
         ],
     )
     async def test_wrong_words_are_named_and_change_nothing(
-        self, api: Api, admin: str, crm: Receiver, body: dict[str, Any], field: str
+        self, shared: Api, posted_to: Any, body: dict[str, Any], field: str
     ) -> None:
-        webhook = await added(api, admin, crm.url)
-        await posted(api, crm)
-        before = await state_of(api)
-        status, problem = await self.replay(api, webhook, body)
+        before = await state_of(shared)
+        status, problem = await self.replay(shared, posted_to, body)
         assert (status, fields(problem)) == (400, [field])
-        assert await state_of(api) == before
+        assert await state_of(shared) == before
 
     async def test_posts_of_another_webhook_are_refused_together_with_its_own(
         self, api: Api, admin: str, crm: Receiver
@@ -371,23 +387,23 @@ WEBHOOK_PATHS = [
 
 
 class TestWho:
+    @of_all
     @pytest.mark.parametrize(("method", "path"), WEBHOOK_PATHS)
     async def test_a_webhook_of_another_site_is_not_there(
-        self, api: Api, admin: str, crm: Receiver, method: str, path: str
+        self, shared: Api, posted_to: Any, method: str, path: str
     ) -> None:
-        webhook = await added(api, admin, crm.url)
-        await posted(api, crm)
-        before = await state_of(api)
+        before = await state_of(shared)
         bodies: dict[str, dict[str, Any]] = {"PATCH": {"fill": "exact"}}
         body = bodies.get(method) or (
             {"failed": True} if path.endswith("replay") else {} if path.endswith("rotate") else None
         )
-        token = await api.token("admin", "shop")
-        for webhook_id in (webhook["id"], "99999", "0", "x", "9" * 19):
-            status, problem = await api.call(method, path.replace("{id}", webhook_id), body, token=token)
+        token = await shared.token("admin", "shop")
+        for webhook_id in (posted_to["id"], "99999", "0", "x", "9" * 19):
+            status, problem = await shared.call(method, path.replace("{id}", webhook_id), body, token=token)
             assert (status, problem["detail"]) == (404, "no such webhook"), webhook_id
-        assert await state_of(api) == before
+        assert await state_of(shared) == before
 
+    @of_all
     @pytest.mark.parametrize(
         ("method", "verb", "least"),
         [
@@ -399,12 +415,13 @@ class TestWho:
             ("POST", "/replay", "manager"),
         ],
     )
-    async def test_lesser_roles_are_refused(self, api: Api, admin: str, method: str, verb: str, least: str) -> None:
-        webhook = await added(api, admin)
+    async def test_lesser_roles_are_refused(
+        self, shared: Api, posted_to: Any, method: str, verb: str, least: str
+    ) -> None:
         for role in ("viewer", "manager")[: 2 if least == "admin" else 1]:
-            token = await api.token(role, "garden")
-            assert (await api.call(method, webhook["path"] + verb, {}, token=token))[0] == 403
-        assert (await api.call(method, webhook["path"] + verb, {}))[0] == 401
+            token = await shared.token(role, "garden")
+            assert (await shared.call(method, posted_to["path"] + verb, {}, token=token))[0] == 403
+        assert (await shared.call(method, posted_to["path"] + verb, {}))[0] == 401
 
 
 class TestBlocked:
@@ -424,6 +441,7 @@ class TestBlocked:
             assert (await api.call("DELETE", f"{self.PATH}/{sender}", token=token))[0] == 404
         assert await api.get(self.PATH) == {"items": []}
 
+    @of_all
     @pytest.mark.parametrize(
         "sender",
         [
@@ -436,24 +454,26 @@ class TestBlocked:
             "@a_b.example",
         ],
     )
-    async def test_whoever_can_send_can_be_blocked_as_history_shows_him(self, api: Api, sender: str) -> None:
-        token = await api.token("manager", "garden")
-        answer = await api.call("POST", self.PATH, {"sender": sender}, token=token)
+    async def test_whoever_can_send_can_be_blocked_as_history_shows_him(self, shared: Api, sender: str) -> None:
+        token = await shared.token("manager", "garden")
+        answer = await shared.call("POST", self.PATH, {"sender": sender}, token=token)
         assert answer == (200, {"items": [sender]})
-        assert await api.call("DELETE", f"{self.PATH}/{quote(sender, safe='')}", token=token) == (204, None)
+        assert await shared.call("DELETE", f"{self.PATH}/{quote(sender, safe='')}", token=token) == (204, None)
 
+    @of_all
     @pytest.mark.parametrize("sender", ["a..b@Bücher.example", '"a..b"@xn--bcher-kva.example'])
-    async def test_an_odd_sender_is_blocked_under_one_form(self, api: Api, sender: str) -> None:
-        token = await api.token("manager", "garden")
-        answer = await api.call("POST", self.PATH, {"sender": sender}, token=token)
+    async def test_an_odd_sender_is_blocked_under_one_form(self, shared: Api, sender: str) -> None:
+        token = await shared.token("manager", "garden")
+        answer = await shared.call("POST", self.PATH, {"sender": sender}, token=token)
         assert answer == (200, {"items": ["a..b@xn--bcher-kva.example"]})
-        assert await api.call("DELETE", f"{self.PATH}/{quote(sender, safe='')}", token=token) == (204, None)
+        assert await shared.call("DELETE", f"{self.PATH}/{quote(sender, safe='')}", token=token) == (204, None)
 
+    @of_all
     @pytest.mark.parametrize(
         "sender", ["@192.0.2.1", "@a..example", "@[example", "x y@example.org", f"{'x' * 65}@", "a" * 506 + "@x.test"]
     )
-    async def test_what_no_sender_is_called_is_refused(self, api: Api, sender: str) -> None:
-        status, answer = await api.call("POST", self.PATH, {"sender": sender}, token=await api.token("manager"))
+    async def test_what_no_sender_is_called_is_refused(self, shared: Api, sender: str) -> None:
+        status, answer = await shared.call("POST", self.PATH, {"sender": sender}, token=await shared.token("manager"))
         assert (status, fields(answer)) == (400, ["sender"])
 
     async def test_their_letters_are_not_posted_and_the_log_says_why(self, api: Api, admin: str, crm: Receiver) -> None:
@@ -474,11 +494,12 @@ class TestBlocked:
             ("delivered", ""),
         ]
 
+    @of_all
     @pytest.mark.parametrize(
         "body", [{}, {"sender": "nobody"}, {"sender": "@"}, {"sender": 1}, {"sender": "a@" + "b" * 600}]
     )
-    async def test_nonsense_is_named(self, api: Api, admin: str, body: dict[str, Any]) -> None:
-        status, problem = await api.call("POST", self.PATH, body, token=admin)
+    async def test_nonsense_is_named(self, shared: Api, body: dict[str, Any]) -> None:
+        status, problem = await shared.call("POST", self.PATH, body, token=await shared.token())
         assert (status, fields(problem)) == (400, ["sender"])
 
     async def test_there_is_an_end_to_the_list(self, api: Api, admin: str, monkeypatch: pytest.MonkeyPatch) -> None:

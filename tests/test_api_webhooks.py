@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import structlog
 from sqlalchemy import select
 
@@ -31,7 +32,7 @@ from tests.hook_fixtures import (
 )
 from tests.poster_fixtures import Held
 from tests.store_fixtures import OTHER, SHOP
-from tests.webapi_fixtures import Api, fields, serving
+from tests.webapi_fixtures import Api, fields, of_all, serving
 from tests.webhook_receiver import Answer, Receiver, deal, redirect
 from webapi import signature
 from webapi.trial import TRIALS
@@ -51,6 +52,20 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         status, answer = await found.call("POST", "/v1/sites", SITE, token=await found.token())
         assert status == 201, answer
         yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(shared: Api) -> Api:
+    """With the garden, which has a webhook."""
+    await shared.call("POST", "/v1/sites", SITE, token=await shared.token())
+    await added(shared, await shared.token(), "https://crm.example/taken")
+    return shared
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kept(shared: Api) -> Any:
+    """Another one, with every option."""
+    return await added(shared, await shared.token(), secret=SECRET, **OPTIONS)
 
 
 @pytest.fixture
@@ -87,6 +102,7 @@ class TestOptions:
         webhook = await added(api, admin, "https://example.kommo.com", template="kommo", bearer="t")
         assert (webhook["template"], webhook["login"]) == ("kommo", "bearer")
 
+    @of_all
     @pytest.mark.parametrize(
         ("options", "field"),
         [
@@ -142,20 +158,19 @@ class TestOptions:
         ],
     )
     async def test_what_cannot_be_is_refused_by_name_and_changes_nothing(
-        self, api: Api, admin: str, options: dict[str, Any], field: str
+        self, shared: Api, kept: Any, options: dict[str, Any], field: str
     ) -> None:
-        webhook = await added(api, admin, secret=SECRET, **OPTIONS)
-        before = await state_of(api)
+        before, admin = await state_of(shared), await shared.token()
         body = {"url": "https://crm.example/2"} | options
-        status, problem = await api.call("POST", "/v1/sites/garden/webhooks", body, token=admin)
+        status, problem = await shared.call("POST", "/v1/sites/garden/webhooks", body, token=admin)
         assert (status, field in fields(problem)) == (400, True), problem
         assert problem["detail"].startswith(fields(problem)[0])
         if options not in ({"enabled": False}, {"variables": {"key": "x"}}, {"basic": "a:b"}):
-            status, problem = await api.call("PATCH", webhook["path"], options, token=admin)
+            status, problem = await shared.call("PATCH", kept["path"], options, token=admin)
             # Together with the webhook's own options another field may be the one that does not fit any more.
             assert status == 400, problem
             assert fields(problem)[0]
-        assert await state_of(api) == before
+        assert await state_of(shared) == before
 
     async def test_no_file_of_the_server_is_read(self, api: Api, admin: str, tmp_path: Path) -> None:
         path = tmp_path / "own.toml"
@@ -255,6 +270,7 @@ class TestChanging:
         assert access(api, webhook) == Access()
         assert await api.w.rows(select(webhooks.c.access).where(webhooks.c.id == int(webhook["id"]))) == [(None,)]
 
+    @of_all
     @pytest.mark.parametrize(
         ("change", "field"),
         [
@@ -269,14 +285,12 @@ class TestChanging:
         ],
     )
     async def test_what_contradicts_the_rest_is_named_and_changes_nothing(
-        self, api: Api, admin: str, change: dict[str, Any], field: str
+        self, shared: Api, kept: Any, change: dict[str, Any], field: str
     ) -> None:
-        webhook = await added(api, admin, **OPTIONS)
-        await added(api, admin, "https://crm.example/taken")
-        before = await state_of(api)
-        status, problem = await api.call("PATCH", webhook["path"], change, token=admin)
+        before = await state_of(shared)
+        status, problem = await shared.call("PATCH", kept["path"], change, token=await shared.token())
         assert (status, fields(problem)) == (409 if field == "url" else 400, [field]), problem
-        assert await state_of(api) == before
+        assert await state_of(shared) == before
 
     async def test_a_templates_url_must_go_with_the_new_one(self, api: Api, admin: str) -> None:
         shape = "body = '{}'\nurl = 'https://crm.example/a'"

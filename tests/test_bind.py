@@ -23,7 +23,7 @@ from relay.store.engine import StoreUnavailable
 from relay.store.schema import bindings, visits
 from tests.geoip_files import FLAT, write
 from tests.store_fixtures import OTHER, SHOP, TRACK, pool_target, site, target_of
-from tests.webapi_fixtures import SHOP_ORIGIN, Api, fields, serving
+from tests.webapi_fixtures import SHOP_ORIGIN, Api, fields, of_all, serving
 from webapi.bind import BindBody, allows
 
 
@@ -277,6 +277,7 @@ class TestOrigin:
 
 
 class TestRefused:
+    @of_all
     @pytest.mark.parametrize(
         ("changes", "field"),
         [
@@ -305,24 +306,25 @@ class TestRefused:
         ],
     )
     async def test_a_wrong_field_is_named_and_nothing_is_counted(
-        self, api: Api, changes: dict[str, Any], field: str
+        self, shared: Api, changes: dict[str, Any], field: str
     ) -> None:
-        status, problem = await api.bind(**changes)
+        status, problem = await shared.bind(**changes)
         assert (status, fields(problem)) == (400, [field])
         assert problem["title"] == "Bad Request"
-        assert await counted(api) == (0, 0)
+        assert await counted(shared) == (0, 0)
 
+    @of_all
     @pytest.mark.parametrize(
         "octets",
         [b"", b"{", b"[]", b"null", b'"pk_shop"', b'{"site":"\xff"}', b'{"site":"\\ud800"}', b"[" * 10_000],
     )
-    async def test_what_is_no_json_object_is_refused(self, api: Api, octets: bytes) -> None:
+    async def test_what_is_no_json_object_is_refused(self, shared: Api, octets: bytes) -> None:
         headers = {"Origin": SHOP_ORIGIN, "Content-Type": "text/plain"}
-        response, body = await api.request("POST", "/v1/bind", data=octets, headers=headers)
+        response, body = await shared.request("POST", "/v1/bind", data=octets, headers=headers)
         assert response.status == 400
         assert response.headers["Content-Type"] == "application/problem+json"
         assert json.loads(body)["status"] == 400
-        assert await counted(api) == (0, 0)
+        assert await counted(shared) == (0, 0)
 
     async def test_an_unknown_site_is_named(self, api: Api) -> None:
         status, problem = await api.bind("nobody")

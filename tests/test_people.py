@@ -7,19 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from sqlalchemy import select
 
 from relay.secrets import token_hash
 from relay.store import tokens, users
 from relay.store.schema import changes
 from tests.store_fixtures import NOW
-from tests.webapi_fixtures import Api, fields, serving
+from tests.webapi_fixtures import Api, fields, of_all, serving
 
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
     async with serving(tmp_path) as found:
         yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(shared: Api) -> Api:
+    """With a user and a token of the shop."""
+    await shared.w.store.write(lambda tx: users.create(tx, "bob", "viewer", ["shop"], NOW))
+    await shared.w.store.write(lambda tx: tokens.create(tx, "spare", "hash", "viewer", ["shop"], NOW))
+    return shared
 
 
 @pytest.fixture
@@ -45,6 +54,7 @@ class TestUsers:
         hashed = token_hash(link.rpartition("/")[2])
         assert await users.invited(api.w.store.reader, hashed, NOW) == ("ann@shop.test",)
 
+    @of_all
     @pytest.mark.parametrize(
         ("body", "status", "field"),
         [
@@ -65,12 +75,11 @@ class TestUsers:
         ],
     )
     async def test_what_is_wrong_is_named_and_nobody_made(
-        self, api: Api, admin: str, body: Any, status: int, field: str
+        self, shared: Api, body: Any, status: int, field: str
     ) -> None:
-        await api.w.store.write(lambda tx: users.create(tx, "bob", "viewer", None, NOW))
-        got, problem = await api.call("POST", "/v1/users", body, token=admin)
+        got, problem = await shared.call("POST", "/v1/users", body, token=await shared.token())
         assert (got, fields(problem)) == (status, [field])
-        assert [user.name for user in await users.listing(api.w.store.reader)] == ["bob"]
+        assert [user.name for user in await users.listing(shared.w.store.reader)] == ["bob"]
 
     @pytest.mark.parametrize(
         ("name", "body", "status", "field"),
@@ -274,6 +283,7 @@ class TestChanges:
         assert [item["action"] for item in answer["items"]] == ["DELETE /v1/senders/{address}"]
 
 
+@of_all
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
@@ -287,10 +297,8 @@ class TestChanges:
         ("DELETE", "/v1/tokens/spare", None),
     ],
 )
-async def test_who_rules_some_sites_gives_nobody_rights(api: Api, method: str, path: str, body: Any) -> None:
+async def test_who_rules_some_sites_gives_nobody_rights(shared: Api, method: str, path: str, body: Any) -> None:
     """Not even to these: who could make users could make one who sees more."""
-    await api.w.store.write(lambda tx: users.create(tx, "bob", "viewer", ["shop"], NOW))
-    await api.w.store.write(lambda tx: tokens.create(tx, "spare", "hash", "viewer", ["shop"], NOW))
-    status, problem = await api.call(method, path, body, token=await api.token("admin", "shop"))
+    status, problem = await shared.call(method, path, body, token=await shared.token("admin", "shop"))
     assert (status, problem["detail"]) == (403, "this takes an administrator of all sites")
-    assert [user.name for user in await users.listing(api.w.store.reader)] == ["bob"]
+    assert [user.name for user in await users.listing(shared.w.store.reader)] == ["bob"]

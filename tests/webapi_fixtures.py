@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
@@ -31,6 +32,8 @@ from webapi.compose import Composer
 from webapi.context import Context
 
 SHOP_ORIGIN = "https://www.shop.example"
+#: For tests that use ``shared`` (conftest.py), which lives in the event loop of the whole module.
+of_all = pytest.mark.asyncio(loop_scope="module")
 
 
 @dataclass
