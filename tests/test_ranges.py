@@ -10,15 +10,22 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.core.mime import Part
 from tests.file_fixtures import DOTTED, attachments, fetch, of_one_file, stored
-from tests.webapi_fixtures import Api, serving
+from tests.webapi_fixtures import Api, of_all, serving
 from webapi.ranges import Octets, RangeUnsatisfiable, Span, cut, read_range
 
 SIZE = 1000
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[False, True], ids=["in the database", "in a file"])
+async def url(shared: Api, request: pytest.FixtureRequest) -> str:
+    """A link to TestAttachment.OCTETS."""
+    return await TestAttachment().url(shared, TestAttachment.OCTETS, request.param)
 
 
 @pytest.fixture
@@ -114,7 +121,7 @@ class TestAttachment:
         headers = {name.replace("_", "-"): value for name, value in fields.items()}
         return await api.request(method, url.removeprefix(api.url), headers=headers)
 
-    @pytest.mark.parametrize("in_file", [False, True])
+    @of_all
     @pytest.mark.parametrize(
         ("value", "start", "end"),
         [
@@ -127,9 +134,8 @@ class TestAttachment:
             ("bytes=999999-5000000", 999_999, 1_000_000),
         ],
     )
-    async def test_a_range_of_it_is_206(self, api: Api, in_file: bool, value: str, start: int, end: int) -> None:
-        url = await self.url(api, self.OCTETS, in_file)
-        response, octets = await self.ask(api, url, Range=value)
+    async def test_a_range_of_it_is_206(self, shared: Api, url: str, value: str, start: int, end: int) -> None:
+        response, octets = await self.ask(shared, url, Range=value)
         assert response.status == 206
         assert response.headers["Content-Range"] == f"bytes {start}-{end - 1}/1000000"
         assert response.headers["Content-Length"] == str(end - start)
@@ -144,10 +150,10 @@ class TestAttachment:
         assert response.headers["Content-Range"] == "bytes */1000000"
         assert b"there are 1000000 octets" in octets
 
-    @pytest.mark.parametrize("in_file", [False, True])
+    @of_all
     @pytest.mark.parametrize("value", ["bytes=0-1,5-6", "bytes=5-2", "lines=1-2", "x"])
-    async def test_what_is_ignored_is_answered_whole(self, api: Api, in_file: bool, value: str) -> None:
-        response, octets = await self.ask(api, await self.url(api, self.OCTETS, in_file), Range=value)
+    async def test_what_is_ignored_is_answered_whole(self, shared: Api, url: str, value: str) -> None:
+        response, octets = await self.ask(shared, url, Range=value)
         assert (response.status, octets) == (200, self.OCTETS)
         assert response.headers["Accept-Ranges"] == "bytes"
         assert "Content-Range" not in response.headers
