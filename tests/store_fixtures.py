@@ -31,6 +31,7 @@ from relay.sources import referrers
 from relay.store import bindings, events, messages, queue, retention
 from relay.store.bindings import Asked, BindRequest, Bound
 from relay.store.directory import SiteView, TargetView
+from relay.store.engine import Statement
 from relay.store.messages import Accepted, Evidence, Incoming, Job, Recipient
 from relay.store.migrate import migrate
 from relay.store.post import PostJob
@@ -352,6 +353,9 @@ async def live(w: World) -> dict[str, str]:
     return {str(Address(local, domain)): kind for local, domain, kind in await w.rows(query)}
 
 
+_EVERY_ROW = {table.name: Statement(select(table)) for table in metadata.sorted_tables}
+
+
 async def everything(w: World) -> dict[str, list[tuple[Any, ...]]]:
     """Every row of every table, to show that nothing was changed."""
-    return {table.name: await w.rows(select(table)) for table in metadata.sorted_tables}
+    return {name: await w.store.reader.run(statement) for name, statement in _EVERY_ROW.items()}
