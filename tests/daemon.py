@@ -26,6 +26,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
+from click.testing import CliRunner, Result
+
+from relay.cli.root import cli
 from tests.store_fixtures import fresh_database
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -285,6 +289,27 @@ def relay(*arguments: str, stdin: str | None = None, cwd: Path | None = None) ->
         timeout=4 * PATIENCE,
         check=False,
     )
+
+
+def refused_start(config: Path) -> Result:
+    """`relay serve` in this process, whose log, limits and signals it leaves alone, for starts that are refused.
+
+    One that is not would run for good: it fails instead where it would say that it is ready.
+    """
+
+    def started(text: str) -> None:
+        raise AssertionError("it started")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("relay.notify.ready", started)
+            patch.setattr("relay.logs.setup", lambda level, form: None)
+            patch.setattr("relay.app._raise_file_limit", lambda: None)
+            return CliRunner().invoke(cli, ["serve", "--config", str(config)])
+    finally:
+        for number, handler in before.items():  # a uvloop that is closed keeps those that it has
+            signal.signal(number, handler)
 
 
 def environment() -> dict[str, str]:

@@ -23,7 +23,7 @@ from relay.cli import migrate as migrate_command
 from relay.cli.history import STATES
 from relay.cli.root import cli
 from relay.store import damage, migrate
-from tests.daemon import BASE, ROOT, Daemon, entry_of, environment, example_site, merged, relay, toml
+from tests.daemon import BASE, ROOT, Daemon, entry_of, environment, example_site, merged, refused_start, relay, toml
 from tests.store_fixtures import fresh_database, fresh_keys
 from webapi.messages import State
 
@@ -60,19 +60,8 @@ def run(config: Path) -> Run:
 
 
 @pytest.fixture
-def serve(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Result]:
-    """`relay serve` in this process, whose log and whose limits it leaves alone, for starts that are refused.
-
-    One that is not would run for good: it fails instead where it would say that it is ready.
-    """
-
-    def started(text: str) -> None:
-        raise AssertionError("it started")
-
-    monkeypatch.setattr("relay.notify.ready", started)
-    monkeypatch.setattr("relay.logs.setup", lambda level, form: None)
-    monkeypatch.setattr("relay.app._raise_file_limit", lambda: None)
-    return lambda: run("serve")
+def serve(config: Path) -> Callable[[], Result]:
+    return lambda: refused_start(config)
 
 
 class TestHelp:
@@ -392,11 +381,15 @@ class TestBackup:
         assert "another backup is at work there, or was killed" in result.stderr
 
 
+#: Starts a daemon whose standard output takes nothing: the link of the first administrator is lost.
+NO_ROOM = ("sh", "-c", 'exec "$@" >/dev/full', "sh") if Path("/dev/full").exists() else ()
+
+
 class TestServe:
-    def test_its_first_start_makes_all_for_its_owner_alone_and_it_answers_smtp_and_http_until_sigterm(
-        self, tmp_path: Path
+    def test_its_first_start_makes_all_and_beside_it_nothing_else_begins_until_a_kill_or_sigterm(
+        self, tmp_path: Path, run: Run, serve: Callable[[], Result]
     ) -> None:
-        with Daemon(tmp_path, makes_database=True) as daemon:
+        with Daemon(tmp_path, {"site": [example_site()]}, makes_database=True) as daemon:
             made = [daemon.data_dir, *daemon.data_dir.rglob("*")]
             assert {"relay.db", "seal.key", "bodies", "control.sock"} <= {path.name for path in made}
             assert not [path for path in made if path.stat().st_mode & 0o077]
@@ -405,14 +398,6 @@ class TestServe:
                     if port == daemon.http_port:
                         sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
                     assert sock.recv(4096).startswith(greeting)
-            assert daemon.stop() == 0
-            assert daemon.errors == []
-        assert not (daemon.data_dir / "control.sock").exists()
-
-    def test_beside_it_no_second_one_and_no_migration_begins_and_after_a_kill_it_starts_again(
-        self, tmp_path: Path, run: Run, serve: Callable[[], Result]
-    ) -> None:
-        with Daemon(tmp_path) as daemon:
             in_use = f"Error: {daemon.data_dir} is in use by another relay (process {daemon.pid})\n"
             second = serve()
             assert (second.exit_code, second.stderr) == (1, in_use)
@@ -424,29 +409,20 @@ class TestServe:
             _say_revision(daemon.data_dir, migrate.HEAD)
             daemon.kill()
             assert (daemon.data_dir / "control.sock").exists()
-            daemon.start()
+            daemon.config.write_text(toml(BASE))
+            entry = daemon.start(NO_ROOM).wait_for("site removed")
+            assert (entry["site"], entry["level"]) == ("example", "warning")
             assert run("token", "list").exit_code == 0
-
-    @pytest.mark.parametrize(
-        ("where", "by"), [("&-", signal.SIGINT), ("/dev/full", signal.SIGTERM)], ids=["closed", "full"]
-    )
-    def test_it_needs_no_standard_output_and_ends_with_0_on_ctrl_c_as_on_sigterm(
-        self, tmp_path: Path, where: str, by: signal.Signals
-    ) -> None:
-        if where == "/dev/full" and not Path(where).exists():
-            pytest.skip("no /dev/full here")
-        with Daemon(tmp_path, by=("sh", "-c", f'exec "$@" >{where}', "sh")) as daemon:
-            with socket.create_connection(("127.0.0.1", daemon.smtp_port), 10) as sock:
-                assert sock.recv(4096).startswith(b"220 ")
-            assert daemon.stop(by) == 0
+            assert daemon.stop() == 0
             assert daemon.errors == []
+        assert not (daemon.data_dir / "control.sock").exists()
 
-    def test_a_port_that_is_taken_is_named(self, tmp_path: Path) -> None:
+    def test_a_port_that_is_taken_is_named(self, config: Path, serve: Callable[[], Result]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            daemon = Daemon(tmp_path, {"smtp": {"listen": [f"127.0.0.1:{port}"]}})
-            result = daemon.cli("serve")
-        assert result.returncode == 1
+            config.write_text(toml(merged(BASE, {"smtp": {"listen": [f"127.0.0.1:{port}"]}})))
+            result = serve()
+        assert result.exit_code == 1
         last = result.stderr.splitlines()[-1]
         assert last.startswith("Error: ")
         assert str(port) in last
@@ -479,16 +455,11 @@ class TestServe:
         assert result.exit_code == 1
         assert "'pk_example'" in result.stderr.splitlines()[-1]
 
-    def test_a_refused_configuration_ends_it_with_2(self, tmp_path: Path) -> None:
-        result = Daemon(tmp_path, {"smtp": {"bare_lf": "keep"}}).cli("serve")
-        assert result.returncode == 2
+    def test_a_refused_configuration_ends_it_with_2(self, config: Path, serve: Callable[[], Result]) -> None:
+        config.write_text(toml(merged(BASE, {"smtp": {"bare_lf": "keep"}})))
+        result = serve()
+        assert result.exit_code == 2
         assert result.stderr.splitlines() == ['smtp.bare_lf: must be "normalise" or "refuse", not "keep"']
-
-    def test_a_site_that_is_gone_from_the_file_is_named_at_the_next_start(self, tmp_path: Path, run: Run) -> None:
-        assert run("token", "create", "x").exit_code == 0  # declares the sites, as a start does
-        with Daemon(tmp_path) as daemon:
-            entry = daemon.wait_for("site removed")
-            assert (entry["site"], entry["level"]) == ("example", "warning")
 
     def test_a_command_that_removes_such_a_site_names_it_beside_its_result(self, config: Path, run: Run) -> None:
         assert run("token", "create", "x").exit_code == 0

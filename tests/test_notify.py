@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from relay import notify
+from relay.cli.root import cli
 from tests.daemon import Daemon
 
 
@@ -225,12 +227,19 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_the_daemon_takes_its_socket_from_the_manager_and_tells_it_of_its_life(
+def test_the_daemon_takes_its_socket_from_the_manager_tells_it_of_its_life_and_prints_no_link_into_its_journal(
     manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "400000")
+    journal = tmp_path / "printed.txt"
+    journal.touch()
+    monkeypatch.setenv("JOURNAL_STREAM", f"{journal.stat().st_dev}:{journal.stat().st_ino}")
     with Daemon(tmp_path, {"smtp": {"listen": "systemd"}}, by=(sys.executable, "-c", ACTIVATES)) as daemon:
-        port = int(daemon.printed[0])
+        first, line = daemon.printed
+        port = int(first)
+        assert line.startswith("Nobody can log in yet. `relay user create NAME --role admin` prints ")
+        words = ["user", "create", "anna", "--role", "admin", "--config", str(daemon.config)]
+        assert "/ui/welcome/" in CliRunner().invoke(cli, words).stdout
         assert manager.recv(4096) == f"READY=1\nSTATUS=SMTP [{port}], HTTP [{daemon.http_port}]".encode()
         assert [manager.recv(4096), manager.recv(4096)] == [b"WATCHDOG=1", b"WATCHDOG=1"]
         with socket.create_connection(("127.0.0.1", port), 10) as client:
@@ -241,6 +250,7 @@ def test_the_daemon_takes_its_socket_from_the_manager_and_tells_it_of_its_life(
                 pass
             assert said.startswith(b"STOPPING=1\n")
             assert ended.result() == 0
+        assert [entry for entry in daemon.log if "/ui/welcome/" in str(entry)] == []
 
 
 class TestJournal:
@@ -254,15 +264,3 @@ class TestJournal:
             assert notify.is_journal(journal.fileno())
             assert not notify.is_journal(other.fileno())
         assert not notify.is_journal(999_999)
-
-    def test_no_link_is_printed_into_it_but_how_to_get_one(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        journal = tmp_path / "printed.txt"
-        journal.touch()
-        monkeypatch.setenv("JOURNAL_STREAM", f"{journal.stat().st_dev}:{journal.stat().st_ino}")
-        with Daemon(tmp_path) as daemon:
-            (line,) = daemon.printed
-            assert line.startswith("Nobody can log in yet. `relay user create NAME --role admin` prints ")
-            assert "/ui/welcome/" in daemon.cli("user", "create", "anna", "--role", "admin").stdout
-        assert [entry for entry in daemon.log if "/ui/welcome/" in str(entry)] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ def children(pid: int) -> list[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_the_daemon_and_its_processes_need_none(tmp_path: Path) -> None:
+def test_the_daemon_and_its_processes_need_none_and_end_by_ctrl_c_as_by_sigterm(tmp_path: Path) -> None:
     config = tmp_path / "relay.toml"
     config.write_text(toml(BASE))
     serve = [sys.executable, "-m", "relay", "serve", "--config", str(config)]
@@ -37,7 +38,7 @@ def test_the_daemon_and_its_processes_need_none(tmp_path: Path) -> None:
                 assert client.recv(4096).startswith(b"220 ")
             for pid in (str(daemon.pid), *children(daemon.pid)):
                 assert str(Path(f"/proc/{pid}/fd/2").readlink()) == "/dev/null"
-            daemon.terminate()
+            daemon.send_signal(signal.SIGINT)
             assert daemon.wait(PATIENCE) == 0
         finally:
             daemon.kill()
