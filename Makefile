@@ -84,11 +84,13 @@ bench: setup debian
 
 # The full counts: 120 kills and 10 stops at any moment, 110 kills at exact points, 3,000 kills and errors at the daemon's
 # calls and 800 at those of its processes, 50 kills among posts, 20 power cuts each of ext4 and XFS, 1,000 real messages,
-# 1,000,000 fuzzed inputs, 200 right and 200 wrong requests to each operation of the API, and the database of places as
-# npm has it today; some hours.
+# 1,000,000 fuzzed inputs, 200 right and 200 wrong requests to each operation of the API, every hostile text in every field
+# of the forms, every part of every real message, every kind of report, and the database of places as npm has it today;
+# some hours.
 soak: setup debian
 	RELAY_SOAK=1 $(PYTEST) -s tests/faults tests/scenarios tests/test_fuzz.py tests/test_intake.py tests/test_geoip.py \
-	  tests/test_openapi.py
+	  tests/test_openapi.py tests/test_ui_hooks.py tests/test_ui_sites.py tests/test_ui_message.py tests/test_files.py \
+	  tests/test_store_reports.py
 
 lock: setup
 	$(BIN)/python -m pip install --quiet uv

@@ -23,7 +23,7 @@ from webapi.app import OPERATIONS
 from webapi.openapi import document
 
 #: Right requests for each operation, and as many wrong ones: to make them is most of the work.
-EXAMPLES = 200 if SOAK else 5
+EXAMPLES = 200 if SOAK else 3
 #: What an answer to a right request must be: no 5xx, a status and a type that are documented, a body as documented.
 CONFORMING = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 from tests.corpora import corpus
+from tests.ledger import SOAK
 
+#: So many heaps at least come to each field of a form.
+FEW = 6
 _EMPTY = frozenset(("area", "base", "br", "col", "hr", "img", "input", "link", "meta"))
 
 
@@ -84,7 +88,7 @@ def hostile() -> list[str]:
 
 
 def heaps(most: int = 3000) -> list[str]:
-    """The same, many in one text: every field of every form takes them all."""
+    """The same, many in one text."""
     found: list[str] = []
     for text in hostile():
         if found and len(found[-1]) + len(text) < most:
@@ -92,3 +96,11 @@ def heaps(most: int = 3000) -> list[str]:
         else:
             found.append(text)
     return found
+
+
+def fillings(names: Sequence[str], most: int = 3000) -> Iterator[dict[str, str]]:
+    """A form filled in several ways: each field takes some heaps, together they take all; in a soak each takes all."""
+    texts = heaps(most)
+    count = len(texts) if SOAK else max(FEW, -(-len(texts) // len(names)))
+    for number in range(count):
+        yield {name: texts[(at * count + number) % len(texts)] for at, name in enumerate(names)}
