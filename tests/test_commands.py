@@ -27,7 +27,7 @@ from relay import commands
 from relay.cli.root import cli
 from relay.control import ControlError, DirectoryLock, call
 from relay.secrets import token_hash
-from tests.daemon import PATIENCE, ROOT, Daemon, environment
+from tests.daemon import PATIENCE, ROOT, Daemon, Settings, environment
 from tests.dead_ends import CARD, SECRET, SETTINGS, declared, letter, mail
 from tests.missing import missing
 from tests.ports import dead_port
@@ -68,7 +68,7 @@ class Place:
         return json.loads(self.done(*arguments, "--json"))
 
     def write(self, sql: str, *parameters: Any) -> None:
-        """Change the database behind the daemon, which does not run."""
+        """Change the database past the daemon, if it runs."""
         with contextlib.closing(sqlite3.connect(self.daemon.data_dir / "relay.db")) as database:
             database.execute(sql, parameters)
             database.commit()
@@ -92,9 +92,21 @@ def page_view(daemon: Daemon, page: str = "", **fields: Any) -> str:
         return number
 
 
-@pytest.fixture(scope="module", params=[BESIDE, ALONE])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    daemon = Daemon(tmp_path_factory.mktemp("place"), SETTINGS)
+def left_of(running: Daemon, directory: Path, settings: Settings) -> Daemon:
+    """Another one in ``directory``, with what a kill just now would have left of it."""
+    daemon = Daemon(directory, settings)
+    shutil.copytree(running.data_dir, daemon.data_dir, ignore=shutil.ignore_patterns("relay.db*", "control.sock"))
+    with (
+        contextlib.closing(sqlite3.connect(running.data_dir / "relay.db")) as there,
+        contextlib.closing(sqlite3.connect(daemon.data_dir / "relay.db")) as here,
+    ):
+        there.backup(here)
+    return daemon
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    daemon = Daemon(tmp_path_factory.mktemp("beside"), SETTINGS)
     with daemon:
         for number in range(1, MAILS + 1):
             daemon.send("ann@customer.test", [CARD], letter(number))
@@ -111,9 +123,17 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for page in ("?rs=ads_1", "?rs=mail_2", "?rs=mail_3"):
             visits.append(page_view(daemon, page=page, visit=visits[-1] if visits else None))
         visits.append(page_view(daemon))
-        if request.param == ALONE:
-            daemon.stop()
-        yield Place(daemon, request.param, tuple(visits))
+        yield Place(daemon, BESIDE, tuple(visits))
+
+
+@pytest.fixture(scope="module")
+def alone(beside: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(left_of(beside.daemon, tmp_path_factory.mktemp("alone"), SETTINGS), ALONE, beside.visits)
+
+
+@pytest.fixture(scope="module", params=[BESIDE, ALONE])
+def place(request: pytest.FixtureRequest, beside: Place, alone: Place) -> Place:
+    return beside if request.param == BESIDE else alone
 
 
 class TestTokens:

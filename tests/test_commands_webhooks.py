@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from relay.store.webhooks import MOST
 from tests.daemon import PATIENCE, Daemon
 from tests.dead_ends import CARD, SECRET, SETTINGS, declared, letter
 from tests.ports import dead_port
-from tests.test_commands import ALONE, BESIDE, Place
+from tests.test_commands import ALONE, BESIDE, Place, left_of
 from tests.webhook_receiver import Answer, Receiver, deal
 
 POOL = tuple(f"info{number}@track.test" for number in (1, 2, 3))
@@ -81,9 +80,9 @@ def settings(crm: Receiver) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def template(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Hooks:
-    """A daemon that has taken and posted letters, and was stopped."""
-    daemon = Daemon(tmp_path_factory.mktemp("template"), settings)
+def beside(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hooks]:
+    """A daemon that has taken and posted letters."""
+    daemon = Daemon(tmp_path_factory.mktemp("beside"), settings)
     letters: dict[str, int] = {}
     with daemon:
         for number, address in enumerate((CARD, *POOL), 1):
@@ -93,10 +92,17 @@ def template(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
         seen = 0
         for _ in range(2 * len(letters)):  # the third webhook of each is withheld
             seen = daemon.log.index(daemon.wait_for("post", since=seen, attempt=1)) + 1
-        bound = _page_view(daemon)
-    found = Hooks(daemon, ALONE, (), letters, bound)
-    found.write("UPDATE bindings SET started_at = started_at - 3600")
-    # One as a daemon leaves it that is killed while it posts.
+        found = Hooks(daemon, BESIDE, (), letters, _page_view(daemon))
+        found.write("UPDATE bindings SET started_at = started_at - 3600")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def alone(beside: Hooks, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Hooks:
+    """What a kill while it posts would have left of it, and its log as well."""
+    daemon = left_of(beside.daemon, tmp_path_factory.mktemp("alone"), settings)
+    daemon.log.extend(beside.daemon.log)
+    found = replace(beside, daemon=daemon, mode=ALONE)
     dead = "SELECT id FROM webhooks WHERE url LIKE '%/dead'"
     claim = "claim = 'f00d', claimed_until = next_at + 600, attempts = attempts + 1"
     found.write(f"UPDATE posts SET {claim} WHERE webhook_id = ({dead}) AND event_id = 1")
@@ -104,23 +110,8 @@ def template(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module", params=[BESIDE, ALONE])
-def place(
-    request: pytest.FixtureRequest,
-    settings: dict[str, Any],
-    template: Hooks,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Hooks]:
-    """A copy of it, which has its log as well."""
-    directory = tmp_path_factory.mktemp("hooks")
-    shutil.copytree(template.daemon.config.parent, directory, dirs_exist_ok=True)
-    daemon = Daemon(directory, settings)
-    daemon.log.extend(template.daemon.log)
-    copied = replace(template, daemon=daemon, mode=request.param)
-    if copied.mode == ALONE:
-        yield copied
-        return
-    with daemon:
-        yield copied
+def place(request: pytest.FixtureRequest, beside: Hooks, alone: Hooks) -> Hooks:
+    return beside if request.param == BESIDE else alone
 
 
 def _page_view(daemon: Daemon) -> str:
