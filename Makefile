@@ -3,8 +3,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Compiled once, and not once a process, whatever the environment says about bytecode.
-PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$(CURDIR)/.pytest_cache/bytecode" $(BIN)/pytest -q
+# Compiled once, and not once a process, whatever the environment says about bytecode. It stays beside the sources, where
+# pip has put that of what it installed.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q
 
 SCRIPT := webapi/script
 # A folder in memory for temporary files, where there is one with 2 GB to spare.
@@ -101,3 +102,4 @@ lock: setup
 
 clean:
 	rm -rf $(VENV) $(SCRIPT)/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find relay webapi tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -319,11 +319,9 @@ def environment() -> dict[str, str]:
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     found = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    bytecode = ROOT / ".pytest_cache" / "bytecode"
     return {
         **found,
         "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONPYCACHEPREFIX": str(bytecode),
         "COLUMNS": "200",
         "NO_COLOR": "1",
     }
