@@ -56,8 +56,12 @@ class Bodies:
     def path(self, name: str) -> Path:
         return self._directory / name
 
-    async def chunks(self, name: str, start: int = 0) -> AsyncIterator[bytes]:
-        """The octets of a stored body from ``start`` on, read off the event loop; raises OSError when it is gone."""
+    async def chunks(self, name: str, start: int = 0, size: int | None = None) -> AsyncIterator[bytes]:
+        """The octets of a stored body from ``start`` on, read off the event loop.
+
+        ``size``: octets of the whole, where they are known. Raises OSError when it is gone or can't be read, and at
+        its end when it is not of that size: a folder copied in part and a file system that was mended say nothing.
+        """
         loop = asyncio.get_running_loop()
         file = await loop.run_in_executor(None, os.open, self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -65,6 +69,8 @@ class Bodies:
             while chunk := await loop.run_in_executor(None, os.pread, file, CHUNK, offset):
                 offset += len(chunk)
                 yield chunk
+            if size is not None and offset != size:
+                raise OSError(f"the file is {'shorter' if offset < size else 'longer'} than it was")
         finally:
             os.close(file)
 

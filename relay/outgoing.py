@@ -24,12 +24,12 @@ async def content_of(job: Job, bodies: Bodies, hostname: str, loop_key: bytes) -
     file = job.file
     if not job.cut:
         first = await asyncio.to_thread(bodies.read, file, 1)
-        return Content(_before(prefix, first), job.stored_size, lambda: bodies.chunks(file))
+        return Content(_before(prefix, first), job.stored_size, lambda: bodies.chunks(file, size=job.stored_size))
     head = await asyncio.to_thread(bodies.read, file, INLINE)
 
     async def chunks() -> AsyncIterator[bytes]:
         yield without(head, job.cut)
-        async for chunk in bodies.chunks(file, INLINE):
+        async for chunk in bodies.chunks(file, INLINE, job.stored_size):
             yield chunk
 
     return Content(_mbox_line(head, job) + _before(prefix, without(head, job.cut)), job.stored_size, chunks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -231,6 +232,22 @@ async def test_a_body_that_is_gone_is_an_error_that_can_be_read(tmp_path: Path, 
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
         (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
         assert "No such file" in row["answer"]
+
+
+@pytest.mark.parametrize("field", [b"", b"X-Visit-Id: 9\r\n"], ids=["as it came", "with a field cut out"])
+@pytest.mark.parametrize(("octets", "what"), [(-1000, "shorter"), (-300_000, "shorter"), (1000, "longer")])
+async def test_of_a_body_whose_length_has_changed_nothing_arrives(
+    field: bytes, octets: int, what: str, tmp_path: Path, sink: SmtpSink
+) -> None:
+    async with running_parts(tmp_path, f"smtp://{sink.address}", start_forwarding=False) as parts:
+        parts.forwarder.submit = lambda jobs: None  # type: ignore[method-assign]
+        await parts.send("sales@track.example.com", mail=field + b"Subject: x\r\n\r\n" + b"y" * 400_000 + b"\r\n")
+        (file,) = (tmp_path / "bodies").iterdir()
+        os.truncate(file, file.stat().st_size + octets)
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        (row,) = await parts.until(lambda rows: rows[0]["state"] == "deferred")
+        assert row["answer"] == f"content: OSError: the file is {what} than it was"
+        assert sink.messages == []
 
 
 JOB = Job(
