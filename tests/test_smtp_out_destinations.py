@@ -15,7 +15,7 @@ from relay.dns import Resolver
 from relay.smtp_out import Content, Sender, Timeouts
 from tests.dns_server import DnsServer, Fault
 from tests.sending import BODY, send, sending
-from tests.smtp_sink import Close, Hang, Script, SinkSession, Slow, SmtpSink, Stall, Step
+from tests.smtp_sink import Close, Hang, Later, Script, SinkSession, Slow, SmtpSink, Stall, Step
 
 DELIVERED, TEMPORARY, PERMANENT = OutcomeKind.DELIVERED, OutcomeKind.TEMPORARY, OutcomeKind.PERMANENT
 many_addresses = pytest.mark.skipif(sys.platform == "darwin", reason="macOS has only 127.0.0.1 on its loopback")
@@ -391,6 +391,45 @@ async def test_a_place_is_free_when_the_session_before_has_said_quit() -> None:
         (session,) = sender._kept
         sender._retire(session)
         assert (await send(sender, sink)).kind is DELIVERED
+
+
+@pytest.mark.parametrize("other", ["mx.test", "alias.test"])
+async def test_what_another_domain_keeps_at_a_server_that_takes_no_more_gives_way(dns: DnsServer, other: str) -> None:
+    dns.table |= {
+        ("one.test", "MX"): ["10 mx.test."],
+        ("two.test", "MX"): [f"10 {other}."],
+        ("mx.test", "A"): ["127.0.0.1"],
+        ("alias.test", "A"): ["127.0.0.1"],
+    }
+    async with (
+        SmtpSink(script={"connect": no_more_than(1)}) as sink,
+        SmtpSink() as elsewhere,
+        sending(dns, mx_port=sink.port) as sender,
+    ):
+        await send(sender, elsewhere)
+        assert [(await send(sender, domain)).kind for domain in ("one.test", "two.test")] == [DELIVERED] * 2
+        assert sink.commands.index("QUIT") < sink.commands.index("EHLO mx.track.test", 1)
+        assert "QUIT" not in elsewhere.commands
+
+
+async def test_a_server_that_is_busy_with_another_domain_is_not_taken_for_one_that_is_down(dns: DnsServer) -> None:
+    dns.table |= {(domain, "MX"): ["10 mx.test."] for domain in ("one.test", "two.test")}
+    dns.table["mx.test", "A"] = ["127.0.0.1"]
+    done = asyncio.Event()
+    async with (
+        SmtpSink(script={"connect": no_more_than(1), "dot": [Later(done, "250 ok")]}) as sink,
+        sending(dns, mx_port=sink.port) as sender,
+    ):
+        first = asyncio.create_task(send(sender, "one.test"))
+        await sink.wait(lambda sink: len(sink.messages) == 1)
+        second = asyncio.create_task(send(sender, "two.test"))
+        await sink.wait(lambda sink: sink.sessions == 2 and sink.live == 1)
+        sink.script["connect"] = Close("421 4.3.2 shutting down")
+        done.set()
+        assert (await first).kind is DELIVERED
+        outcome = await second
+        assert (outcome.kind, outcome.code, outcome.reached) == (TEMPORARY, 421, None)
+        assert (await send(sender, "two.test")).reached is False  # nobody is inside any more
 
 
 async def test_who_was_refused_and_is_cancelled_leaves_the_others_their_turn() -> None:

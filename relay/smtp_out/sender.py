@@ -39,7 +39,7 @@ class _Mail(NamedTuple):
 class _Destination:
     """One next hop, or the hosts of one domain. ``idle``: its kept sessions, the one used last at the end.
 
-    ``open``: every connection that became a session, until it is closed.
+    ``open``: every connection that became a session, until it is closed, with the label of its target.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class _Destination:
         self.slots = Slots(connections, partial(on_all, self))
         self.users = 0
         self.idle: list[Session] = []
-        self.open: set[Connection] = set()
+        self.open: dict[Connection, str] = {}
 
     @property
     def key(self) -> NextHop | str:
@@ -146,7 +146,10 @@ class Sender:
     # turns
 
     async def _in_turn(self, destination: _Destination, mail: _Mail) -> Outcome:
-        """One connection too many is no failure: the mail waits for one of the sessions that work."""
+        """One connection too many is no failure: the mail waits for one of the sessions that work.
+
+        Where these are of other destinations at the same server, those that nobody uses give way.
+        """
         slots = destination.slots
         refused: Outcome | None = None
         has_waited = False
@@ -157,11 +160,13 @@ class Sender:
                     return outcome
                 others = slots.taken - 1 + len(destination.idle)
                 is_limit = outcome.code is not None and outcome.code // 100 == 4
+                if is_limit and self._is_shared(destination, outcome.host):
+                    outcome = replace(outcome, reached=None)  # the server is well, and has enough of us
                 if others and is_limit:
                     slots.lower(others)
-                elif not others and is_limit and destination.open and not has_waited:
+                elif is_limit and not has_waited and (leaving := self._make_room(destination, outcome.host)):
                     has_waited = True  # it may still count one that is saying QUIT
-                    await asyncio.wait([connection.closed for connection in destination.open], timeout=2 * QUIT_TIME)
+                    await asyncio.wait(leaving, timeout=2 * QUIT_TIME, return_when=asyncio.FIRST_COMPLETED)
                 else:
                     if not others:
                         slots.fail_refused()
@@ -171,6 +176,22 @@ class Sender:
                 slots.give()
         assert refused is not None
         return refused
+
+    def _is_shared(self, destination: _Destination, label: str) -> bool:
+        """Whether other destinations have sessions with the server of this label."""
+        others = (other for other in self._destinations.values() if other is not destination)
+        return any(_server(label) in map(_server, other.open.values()) for other in others)
+
+    def _make_room(self, destination: _Destination, label: str) -> list[asyncio.Future[None]]:
+        """Retire all that are kept at the server of this label; done when a session is closed that it may still count.
+
+        Nobody uses one of this destination.
+        """
+        leaving = [connection.closed for connection in destination.open]
+        for session in [session for session in self._kept if _server(session.host) == _server(label)]:
+            leaving.append(session.connection.closed)
+            self._retire(session)
+        return leaving
 
     async def _attempt(self, destination: _Destination, mail: _Mail) -> Outcome:
         session = self._take(destination)
@@ -226,7 +247,7 @@ class Sender:
             return Verdict(error.stage, error.code, error.text)
         connection = session.connection
         connection.on_idle_event = partial(self._on_idle_event, session)
-        destination.open.add(connection)
+        destination.open[connection] = target.label
         connection.closed.add_done_callback(lambda _: self._closed(destination, connection))
         return await self._transact(destination, session, mail)
 
@@ -256,7 +277,7 @@ class Sender:
             self._destinations.pop(destination.key, None)
 
     def _closed(self, destination: _Destination, connection: Connection) -> None:
-        destination.open.discard(connection)
+        del destination.open[connection]
         self._drop_if_unused(destination)
 
     def _keep(self, destination: _Destination, session: Session) -> None:
@@ -322,6 +343,11 @@ async def mx_hosts(resolver: Resolver, domain: str, hostname: str) -> list[str]:
     if not hosts:
         raise DnsError(f"the MX of {domain} is this host itself: its mail needs a next hop")
     return hosts
+
+
+def _server(label: str) -> str:
+    """Address and port of a target's label: a server counts a client's connections by whatever name they come."""
+    return label.partition("[")[2]
 
 
 def _no_address(host: str) -> list[str]:

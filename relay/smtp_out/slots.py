@@ -3,6 +3,7 @@
     a place is free                          the next in turn has it
     refused, and others have places          not more than these for a while; whoever was refused comes next
     refused, and nobody else has one         all that were refused have failed, and the full number may be tried again
+                                             (sender.py: first what other destinations keep at that server gives way)
 
 A next hop that takes few connections of one client refuses only those beyond (421, RFC 5321 §3.8): its mail waits for
 the sessions that work.
