@@ -29,6 +29,8 @@ from dns.rdtypes.ANY.MX import MX
 _MAX_TTL = 3600.0
 _MAX_NEGATIVE_TTL = 60.0
 _CACHE_ENTRIES = 4096
+#: Seconds that one family of addresses is waited for when the other has some.
+_OTHER_FAMILY = 1.0
 
 
 class DnsError(Exception):
@@ -64,6 +66,9 @@ class _Entry(NamedTuple):
     records: tuple[tuple[int, str], ...] | None  # None: the name does not exist
 
 
+_Look = asyncio.Task[tuple[tuple[int, str], ...]]
+
+
 class Resolver:
     """A caching stub resolver.
 
@@ -96,6 +101,7 @@ class Resolver:
         self._clock = clock
         self._hosts = _read_hosts(hosts_file)
         self._cache: dict[tuple[str, str], _Entry] = {}
+        self._looks: set[_Look] = set()
 
     async def mx(self, domain: str) -> MxAnswer:
         """The hosts that take mail for ``domain`` (A-labels, or an address literal).
@@ -118,7 +124,8 @@ class Resolver:
     async def addresses(self, host: str) -> list[str]:
         """IP addresses of ``host`` (a name, an address or an address literal), IPv4 first; empty: it has none.
 
-        IPv4 comes first because many receivers refuse IPv6 senders whose reverse DNS is not perfect.
+        IPv4 comes first because many receivers refuse IPv6 senders whose reverse DNS is not perfect. A family that has
+        no answer yet a second after the other gave some is left out.
 
         :raises DomainNotFound: NXDOMAIN.
         :raises DnsTemporary: no usable answer for either family and no address.
@@ -131,15 +138,21 @@ class Resolver:
             return ["127.0.0.1", "::1"]  # RFC 6761 §6.3
         if name in self._hosts:
             return list(self._hosts[name])
-        answers = await asyncio.gather(self._lookup(name, "A"), self._lookup(name, "AAAA"), return_exceptions=True)
+        looks = [self._begin(name, "A"), self._begin(name, "AAAA")]
+        done, late = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
+        if late:
+            has_some = any(look.exception() is None and look.result() for look in done)
+            await asyncio.wait(late, timeout=_OTHER_FAMILY if has_some else None)
         found: list[str] = []
         problem: BaseException | None = None
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                # Trying again may help when one family has no answer and the other does not exist.
-                problem = problem if isinstance(problem, DnsTemporary) else answer
+        for look in looks:
+            if not look.done():
                 continue
-            family = [address for _, address in answer]
+            if (error := look.exception()) is not None:
+                # Trying again may help when one family has no answer and the other does not exist.
+                problem = problem if isinstance(problem, DnsTemporary) else error
+                continue
+            family = [address for _, address in look.result()]
             self._rng.shuffle(family)
             found += family
         if not found and problem is not None:
@@ -171,6 +184,18 @@ class Resolver:
     def _limited(self, stub: dns.asyncresolver.Resolver) -> dns.asyncresolver.Resolver:
         stub.timeout, stub.lifetime = self._timeout, self._lifetime
         return stub
+
+    def _begin(self, name: str, rdtype: str) -> _Look:
+        """A look-up that goes on when nobody waits for it any more: the next one finds its answer."""
+        look = asyncio.create_task(self._lookup(name, rdtype))
+        self._looks.add(look)  # the loop alone would not keep it
+        look.add_done_callback(self._end)
+        return look
+
+    def _end(self, look: _Look) -> None:
+        self._looks.discard(look)
+        if not look.cancelled():
+            look.exception()  # looked at, though it may be nobody's
 
     async def _lookup(self, name: str, rdtype: str) -> tuple[tuple[int, str], ...]:
         """(preference, value) of every record; the preference is 0 where the type has none; empty is NODATA."""

@@ -15,6 +15,7 @@ from dns.nameserver import Do53Nameserver
 
 from relay.dns import DnsTemporary, DomainNotFound, MxAnswer, Resolver, parse_nameserver
 from tests.dns_server import DnsServer, Fault
+from tests.smtp_client import PATIENCE
 
 
 class Clock:
@@ -191,6 +192,31 @@ async def test_one_family_suffices_when_the_other_fails(dns: DnsServer, resolver
     dns.table["mx.example.com", "A"] = ["192.0.2.1"]
     dns.table["mx.example.com", "AAAA"] = Fault.SERVFAIL
     assert await resolver.addresses("mx.example.com") == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize(("family", "address"), [("A", "192.0.2.1"), ("AAAA", "2001:db8::1")])
+async def test_a_family_that_has_no_answer_holds_up_the_other_for_a_moment_only(
+    dns: DnsServer, monkeypatch: pytest.MonkeyPatch, family: str, address: str
+) -> None:
+    monkeypatch.setattr("relay.dns._OTHER_FAMILY", 0.05)
+    dns.table["mx.example.com", "A"] = dns.table["mx.example.com", "AAAA"] = Fault.SILENT
+    dns.table["mx.example.com", family] = [address]
+    async with asyncio.timeout(PATIENCE):
+        assert await Resolver([dns.address], lifetime=10 * PATIENCE).addresses("mx.example.com") == [address]
+
+
+async def test_a_family_that_comes_too_late_is_there_for_the_next_one(
+    dns: DnsServer, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dns.table["mx.example.com", "A"] = ["192.0.2.1"]
+    await resolver.addresses("mx.example.com")  # that of A stays in the cache
+    dns.table["mx.example.com", "AAAA"] = ["2001:db8::1"]
+    resolver._cache.pop(("mx.example.com", "AAAA"))
+    monkeypatch.setattr("relay.dns._OTHER_FAMILY", 0.0)
+    dns.slowness = 0.05
+    assert await resolver.addresses("mx.example.com") == ["192.0.2.1"]
+    await asyncio.wait(resolver._looks)
+    assert await resolver.addresses("mx.example.com") == ["192.0.2.1", "2001:db8::1"]
 
 
 async def test_one_failing_family_without_any_address_is_temporary(dns: DnsServer, resolver: Resolver) -> None:
