@@ -125,6 +125,21 @@ async def test_no_more_than_eight_addresses_are_tried(dns: DnsServer) -> None:
     assert ("mx3.test", "A", "udp") not in dns.queries
 
 
+@many_addresses
+@pytest.mark.parametrize("living", ["next host", "other family", "other family of the only host"])
+async def test_many_dead_addresses_of_a_host_leave_the_others_their_turn(dns: DnsServer, living: str) -> None:
+    dns.table["one.test", "A"] = [f"127.0.0.{n}" for n in range(11, 20)]
+    dns.table["two.test", "A"] = ["127.0.0.20"]
+    dns.table["example.com", "MX"] = ["10 one.test."] if "only" in living else ["10 one.test.", "20 two.test."]
+    if living == "next host":
+        dns.table["two.test", "A"] = ["127.0.0.1"]
+    else:
+        dns.table["one.test", "AAAA"] = ["::1"]
+    host = "127.0.0.1" if living == "next host" else "::1"
+    async with SmtpSink(host=host) as sink, sending(dns, mx_port=sink.port) as sender:
+        assert (await send(sender, "example.com")).kind is DELIVERED
+
+
 async def test_the_failure_that_came_furthest_is_reported(dns: DnsServer) -> None:
     dns.table |= {
         ("example.com", "MX"): ["10 gone.test.", "20 busy.test.", "30 silent.test."],

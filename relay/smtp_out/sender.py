@@ -22,6 +22,8 @@ from relay.smtp_out.slots import Slots
 
 #: Addresses tried in one attempt (RFC 5321 §5.1: at least two).
 MAX_ADDRESSES = 8
+#: Of these at one host, while there is another behind it.
+MAX_OF_HOST = 4
 #: Seconds after which a session is not kept again, so that changes in DNS and of preference are seen under load too.
 MAX_AGE = 300.0
 
@@ -219,7 +221,8 @@ class Sender:
             except DnsError as error:
                 failures.append((Verdict(Stage.DNS, None, str(error)), host))
                 continue
-            for address in addresses[: MAX_ADDRESSES - tries]:
+            most = MAX_ADDRESSES - tries
+            for address in _some(addresses, most if host == hosts[-1] else min(MAX_OF_HOST, most)):
                 tries += 1
                 target = self._target(destination.next_hop, host, address)
                 verdict = await self._try_address(destination, target, mail)
@@ -348,6 +351,11 @@ async def mx_hosts(resolver: Resolver, domain: str, hostname: str) -> list[str]:
 def _server(label: str) -> str:
     """Address and port of a target's label: a server counts a client's connections by whatever name they come."""
     return label.partition("[")[2]
+
+
+def _some(addresses: list[str], most: int) -> list[str]:
+    """The first of them, and the last one, for it is of the other family where there is one (relay/dns.py)."""
+    return addresses if len(addresses) <= most else [*addresses[: most - 1], addresses[-1]]
 
 
 def _no_address(host: str) -> list[str]:
