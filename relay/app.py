@@ -29,7 +29,7 @@ from relay.config.fields import Endpoint
 from relay.config.models import Config
 from relay.control import DirectoryLock, serve
 from relay.declare import log_removed, open_store
-from relay.dns import Resolver
+from relay.dns import configured
 from relay.extract import Extractor
 from relay.extraction import Extraction
 from relay.forward import Forwarder
@@ -211,11 +211,9 @@ async def _start_forwarding(
     clock: Clock,
     clock_is_doubtful: Callable[[], bool],
 ) -> Forwarder:
-    nameservers = [str(server) for server in config.dns.nameservers]
-    resolver = Resolver(nameservers, lifetime=config.dns.timeout)
     sender = Sender(
         config.hostname,
-        resolver,
+        configured(config.dns),
         mx_port=config.forward.mx_port,
         per_destination=config.forward.per_destination,
     )

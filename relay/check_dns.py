@@ -10,7 +10,7 @@ import dns.resolver
 import dns.reversename
 
 from relay.check_findings import FAIL, OK, WARN, Finding, Subject
-from relay.dns import DnsError, DomainNotFound, Resolver
+from relay.dns import DnsError, DomainNotFound, Resolver, configured
 
 #: Domains that are looked at.
 MOST_DOMAINS = 50
@@ -24,8 +24,7 @@ _LEAVE_MX = (
 async def names(subject: Subject) -> list[Finding]:
     """The look-ups a sender's server makes of us, and a receiver's."""
     config = subject.config
-    nameservers = [str(server) for server in config.dns.nameservers]
-    resolver = Resolver(nameservers, timeout=config.dns.timeout / 3, lifetime=config.dns.timeout)
+    resolver = configured(config.dns)
     records = _Records(resolver)
     found, addresses = await _hostname(subject, resolver)
     domains = sorted(subject.domains)

@@ -16,7 +16,7 @@ from relay import eventloop
 from relay.check_findings import FAIL, OK, WARN, Finding, Subject
 from relay.core.model import Address
 from relay.core.nexthop import NextHop
-from relay.dns import DnsError, Resolver
+from relay.dns import DnsError, Resolver, configured
 from relay.smtp_out.connection import QUIT_TIME, NoReply
 from relay.smtp_out.handshake import Handshake, NoSession, Target, unverified
 from relay.smtp_out.sender import mx_hosts
@@ -37,7 +37,7 @@ SHARE = 0.8
 async def next_hops(subject: Subject) -> list[Finding]:
     """A real conversation with everyone that mail is forwarded to, which ends before DATA."""
     config = subject.config
-    resolver = Resolver([str(server) for server in config.dns.nameservers], timeout=config.dns.timeout)
+    resolver = configured(config.dns)
     verified = await asyncio.to_thread(ssl.create_default_context)  # reads every authority of the system
     handshake = Handshake(config.hostname, TIMEOUTS, verified, unverified())
     talks = []

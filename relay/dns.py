@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import dns.asyncresolver
 import dns.exception
@@ -24,6 +24,9 @@ import dns.nameserver
 import dns.rdatatype
 import dns.resolver
 from dns.rdtypes.ANY.MX import MX
+
+if TYPE_CHECKING:
+    from relay.config.models import Dns
 
 #: Seconds. A longer TTL is cut: a next hop that moved must be found without a restart.
 _MAX_TTL = 3600.0
@@ -73,7 +76,8 @@ class Resolver:
     """A caching stub resolver.
 
     ``nameservers``: "ip", "ip:port" or "[ip]:port", asked in turn; none: those of /etc/resolv.conf.
-    ``timeout``: seconds that one server gets for one try, ``lifetime``: seconds for one look-up in all.
+    ``lifetime``: seconds for one look-up in all, ``timeout``: those that one server gets for one try, a third of it at
+    most, so that a server that is silent leaves the others time.
     ``rng`` orders hosts of equal preference and addresses; ``clock`` counts seconds for the cache.
     ``hosts_file`` is read once and comes before DNS: an operator may name the next hop there. ``resolv_conf``: where
     the system names its name servers.
@@ -182,7 +186,7 @@ class Resolver:
         return self._stub
 
     def _limited(self, stub: dns.asyncresolver.Resolver) -> dns.asyncresolver.Resolver:
-        stub.timeout, stub.lifetime = self._timeout, self._lifetime
+        stub.timeout, stub.lifetime = min(self._timeout, self._lifetime / 3), self._lifetime
         return stub
 
     def _begin(self, name: str, rdtype: str) -> _Look:
@@ -235,6 +239,11 @@ class Resolver:
         if answer.rrset is None:
             return _Entry(self._clock() + min(ttl, _MAX_NEGATIVE_TTL), ())
         return _Entry(self._clock() + min(ttl, _MAX_TTL), tuple(_record(rdata) for rdata in answer.rrset))
+
+
+def configured(settings: Dns) -> Resolver:
+    """A resolver as [dns] of relay.toml has it."""
+    return Resolver([str(server) for server in settings.nameservers], lifetime=settings.timeout)
 
 
 def parse_nameserver(text: str) -> dns.nameserver.Nameserver:

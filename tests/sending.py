@@ -25,7 +25,7 @@ async def sending(dns: DnsServer | None = None, **options: Any) -> AsyncIterator
     """A sender with these options, closed in the end; without ``dns`` it can look nothing up."""
     # The system's authorities take 30 ms to load, and most tests verify no certificate.
     options.setdefault("verified", ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-    resolver = Resolver([dns.address if dns else "127.0.0.1:9"], timeout=0.5, lifetime=0.5, rng=random.Random(1))
+    resolver = Resolver([dns.address if dns else "127.0.0.1:9"], timeout=0.5, lifetime=1.5, rng=random.Random(1))
     sender = Sender("mx.track.test", resolver, **options)
     try:
         yield sender

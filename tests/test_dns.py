@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from dns.nameserver import Do53Nameserver
 
-from relay.dns import DnsTemporary, DomainNotFound, MxAnswer, Resolver, parse_nameserver
+from relay.config.models import Dns
+from relay.dns import DnsTemporary, DomainNotFound, MxAnswer, Resolver, configured, parse_nameserver
 from tests.dns_server import DnsServer, Fault
 from tests.smtp_client import PATIENCE
 
@@ -143,6 +144,22 @@ async def test_the_next_server_is_asked_when_one_fails(dns: DnsServer, tmp_path:
         resolver = Resolver([broken.address, dns.address], timeout=0.5, lifetime=2)
         assert (await resolver.mx("example.com")).hosts == ("mx.example.com",)
     assert len(broken.queries) == 1
+
+
+async def test_a_silent_server_leaves_the_next_one_time_however_short_it_is(dns: DnsServer) -> None:
+    dns.table["example.com", "MX"] = ["10 mx.example.com."]
+    async with DnsServer({("example.com", "MX"): Fault.SILENT}) as silent:
+        resolver = Resolver([silent.address, dns.address], lifetime=1.5)
+        assert (await resolver.mx("example.com")).hosts == ("mx.example.com",)
+    assert len(silent.queries) == 1
+
+
+@pytest.mark.parametrize(("lifetime", "per_try"), [(10.0, 3.0), (60.0, 3.0), (3.0, 1.0)])
+def test_the_configured_time_is_for_the_whole_look_up(lifetime: float, per_try: float) -> None:
+    settings = Dns.model_validate({"nameservers": ["127.0.0.1:5353"], "timeout": f"{lifetime:g}s"})
+    stub = configured(settings).stub()
+    assert (stub.lifetime, stub.timeout) == (lifetime, per_try)
+    assert [str(server) for server in stub.nameservers] == ["Do53:127.0.0.1@5353"]
 
 
 async def test_a_truncated_answer_is_asked_for_again_over_tcp(dns: DnsServer, resolver: Resolver) -> None:

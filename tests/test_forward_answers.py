@@ -215,7 +215,7 @@ async def test_whatever_dns_says_the_mail_waits_and_arrives_when_it_is_mended(fa
             tmp_path,
             None,
             nameservers=(dns.address,),
-            dns_lifetime=0.5,
+            dns_lifetime=1.0,
             mx_port=sink.port,
         ) as parts,
     ):
