@@ -58,6 +58,7 @@ BEFORE_RCPT_ANSWERED: list[dict[str, Script]] = [
     {"mail": "451 later"},
     {"mail": "550 no"},
     {"rcpt": Close()},
+    {"rcpt": "421 bye"},
 ]
 
 
@@ -83,7 +84,6 @@ async def test_the_next_mx_is_tried_while_rcpt_has_no_answer(dns: DnsServer, scr
     [
         ({"rcpt": "450 4.2.0 greylisted"}, TEMPORARY),
         ({"rcpt": "550 5.1.1 no"}, PERMANENT),
-        ({"rcpt": "421 bye"}, TEMPORARY),
         ({"data": "451 later"}, TEMPORARY),
         ({"data": Close()}, TEMPORARY),
         ({"dot": "451 later"}, TEMPORARY),
@@ -252,7 +252,16 @@ async def test_a_kept_connection_carries_the_next_message_without_a_greeting() -
 )
 @pytest.mark.parametrize("extensions", [["PIPELINING"], []], ids=["pipelined", "stepwise"])
 async def test_a_kept_connection_that_takes_no_more_mail_is_replaced(answer: Step, extensions: list[str]) -> None:
-    async with SmtpSink(script={"mail": [None, answer]}, extensions=extensions) as sink, sending() as sender:
+    await replaced(SmtpSink(script={"mail": [None, answer]}, extensions=extensions))
+
+
+@pytest.mark.parametrize("answer", [Close(), "421 4.3.2 shutting down", Close("421 4.3.2 shutting down")])
+async def test_a_kept_connection_whose_end_answers_rcpt_is_replaced(answer: Step) -> None:
+    await replaced(SmtpSink(script={"rcpt": [None, answer]}))
+
+
+async def replaced(sink: SmtpSink) -> None:
+    async with sink, sending() as sender:
         for _ in range(2):
             assert (await send(sender, sink)).kind is DELIVERED
         assert sink.sessions == 2

@@ -111,8 +111,8 @@ class Sender:
         reverse-path) and ``recipient`` are as they stand between the angle brackets. ``on_final_dot`` is
         awaited just before the dot that ends the message may leave.
 
-        Hosts and addresses are tried in turn until one has answered RCPT; its answer stands. A kept session that no
-        longer takes mail is replaced, once, by a new one.
+        Hosts and addresses are tried in turn until one has answered RCPT otherwise than with 421; its answer stands. A
+        kept session that no longer takes mail is replaced, once, by a new one.
         """
         destination = self._destination(next_hop, domain)
         destination.users += 1

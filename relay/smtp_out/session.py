@@ -85,8 +85,11 @@ class Verdict(NamedTuple):
 
     @property
     def is_unanswered(self) -> bool:
-        """The next hop has said nothing about this recipient: another host, or a fresh connection, may take it."""
-        return self.stage in _BEFORE_RCPT or (self.stage is Stage.RCPT and self.code is None)
+        """The next hop has said nothing about this recipient: another host, or a fresh connection, may take it.
+
+        421 speaks of the connection, to whatever command it is the answer (RFC 5321 §3.8, §4.2.1).
+        """
+        return self.stage in _BEFORE_RCPT or (self.stage is Stage.RCPT and self.code in (None, 421))
 
 
 OnFinalDot = Callable[[], Awaitable[None]]
