@@ -17,6 +17,9 @@ from relay.core.model import Address, fold
 
 _PREFIX = "vr0="
 _MAC_OCTETS = 10
+#: Seconds for which a message's return path is the same. Whoever is told it last may still return it for two weeks: it
+#: is good for ``srs.MAX_AGE_DAYS`` from the first on.
+SAME_FOR = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,14 @@ class Return:
 
     original: Address | None
     message_id: int | None
+
+
+def stamped_at(received_at: float, now: float) -> float:
+    """The ``now`` of :func:`return_path` for an attempt at a message that came then.
+
+    Greylisting knows a retry by its envelope, so a message's must not change whenever a day begins.
+    """
+    return received_at + (now - received_at) // SAME_FOR * SAME_FOR
 
 
 def return_path(mail_from: str, message_id: int, domain: str, key: bytes, now: float) -> str:

@@ -29,7 +29,7 @@ from relay.core.destinations import Destinations
 from relay.core.metrics import LONG_SECONDS, Histogram
 from relay.core.model import DeliveryState, Outcome, OutcomeKind
 from relay.destination import NextHops
-from relay.envelope import return_path
+from relay.envelope import return_path, stamped_at
 from relay.outgoing import content_of
 from relay.secrets import Keys, SealError
 from relay.smtp_out import Sender
@@ -321,7 +321,8 @@ class Forwarder:
         except (SealError, ValueError, OSError, StoreUnavailable, LookupError) as error:
             return _not_sent(job, str(error))
         domain = parse(job.recipient).domain if "@" in job.recipient else self._hostname
-        mail_from = return_path(job.mail_from, job.message_id, domain, self._keys.current("srs"), self._clock())
+        day = stamped_at(job.received_at, self._clock())
+        mail_from = return_path(job.mail_from, job.message_id, domain, self._keys.current("srs"), day)
 
         async def on_final_dot() -> None:
             flight.past_dot = True

@@ -151,6 +151,18 @@ async def test_what_was_deferred_is_sent_when_its_time_has_come(tmp_path: Path, 
         await sink.wait_for_messages(1)
 
 
+async def test_a_retry_on_the_next_day_has_the_same_envelope(tmp_path: Path, sink: SmtpSink) -> None:
+    sink.script["rcpt"] = ["451 4.7.1 greylisted", None]
+    async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
+        await parts.send()
+        await parts.until(lambda rows: rows[0]["state"] == "deferred")
+        parts.clock.ahead = 86_400
+        parts.forwarder.wake()
+        await sink.wait_for_messages(1)
+    envelopes = {command.partition(" SIZE")[0] for command in sink.commands if command.startswith("MAIL FROM:<SRS0=")}
+    assert (sink.commands.count("RSET"), len(envelopes)) == (1, 1)
+
+
 async def test_an_answer_lost_after_the_dot_is_sent_again_and_flagged(tmp_path: Path, sink: SmtpSink) -> None:
     sink.script["dot"] = [Close(), None]
     async with running_parts(tmp_path, f"smtp://{sink.address}") as parts:
