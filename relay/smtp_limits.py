@@ -98,6 +98,10 @@ class Ticket:
     busy: Callable[[], bool]
 
 
+def _since(ticket: Ticket) -> float:
+    return ticket.since
+
+
 def _never() -> bool:
     return False
 
@@ -169,7 +173,8 @@ class Turnstile:
         """End the session of somebody who has less of a claim than one more of ``key``; False if there is nobody."""
         while self._known and (first := next(iter(self._known.items())))[1] <= now - KEPT:
             self._forget(first[0])
-            self._strangers.setdefault(first[0].key, {})[first[0]] = None
+            crowd = (*self._strangers.get(first[0].key, ()), first[0])
+            self._strangers[first[0].key] = dict.fromkeys(sorted(crowd, key=_since))
         crowds = self._strangers.values()
         most = max(map(len, crowds), default=0)
         own = len(self._strangers.get(key, ()))

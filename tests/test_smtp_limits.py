@@ -175,6 +175,18 @@ def test_who_has_brought_a_message_gives_way_to_nobody_for_a_minute() -> None:
     assert not customer.inside
 
 
+def test_of_one_address_the_longest_inside_gives_way_whoever_brought_a_message_long_ago() -> None:
+    now = [0.0]
+    turnstile = Turnstile(Limits(connections=2, exempt=()), lambda: now[0])
+    older = Guest(turnstile, "192.0.2.1")
+    turnstile.trust(older.ticket)
+    now[0] = 1.0
+    newer = Guest(turnstile, "192.0.2.1")
+    now[0] = KEPT
+    assert Guest(turnstile, "192.0.2.2").inside
+    assert (older.inside, newer.inside) == (False, True)
+
+
 def test_the_exempt_never_give_way_and_where_only_they_are_inside_a_stranger_is_refused() -> None:
     turnstile = Turnstile(Limits(connections=2, exempt=(ip_network("198.51.100.0/24"),)))
     exempt = [Guest(turnstile, "198.51.100.1") for _ in range(3)]
