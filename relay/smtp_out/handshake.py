@@ -7,7 +7,7 @@ import math
 import re
 import ssl
 from base64 import b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from relay.core.nexthop import Tls
 from relay.core.outcome import Stage
@@ -70,23 +70,23 @@ class Handshake:
         :raises NoSession: with the stage at which it ended.
         """
         try:
-            return await self._open(target, target.tls)
+            return await self._open(target)
         except NoSession as error:
             if target.tls != "opportunistic" or error.stage is not Stage.TLS:
                 raise
-            return await self._open(target, "none")
+            return await self._open(replace(target, tls="none"))
 
-    async def _open(self, target: Target, tls: Tls) -> Session:
+    async def _open(self, target: Target) -> Session:
         connection = await self._connect(target)
         try:
-            if tls == "implicit":
+            if target.tls == "implicit":
                 await self._start_tls(connection, target)
             greeting = await _ask(connection, Stage.GREETING, b"", self._timeouts.greeting)
             _require(greeting.code // 100 == 2, Stage.GREETING, greeting)
             extensions = await self._say_hello(connection)
-            if tls == "starttls" and not extensions.starttls:
+            if target.tls == "starttls" and not extensions.starttls:
                 raise NoSession(Stage.TLS, None, "the next hop does not offer STARTTLS")
-            if tls in ("starttls", "opportunistic") and extensions.starttls:
+            if target.tls in ("starttls", "opportunistic") and extensions.starttls:
                 reply = await _ask(connection, Stage.TLS, b"STARTTLS\r\n", self._timeouts.ehlo)
                 _require(reply.code == 220, Stage.TLS, reply)
                 await self._start_tls(connection, target)
