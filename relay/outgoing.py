@@ -40,7 +40,6 @@ def _prefix(job: Job, hostname: str, loop_key: bytes) -> bytes:
     received = received_field(
         helo=job.helo,
         ip=job.ip,
-        name=None,
         host=hostname,
         protocol=transmission_type(esmtp=job.esmtp, encrypted=job.tls is not None),
         message_id=message_id,

@@ -322,7 +322,6 @@ def received_field(
     *,
     helo: str,
     ip: str,
-    name: str | None,
     host: str,
     protocol: str,
     message_id: str,
@@ -331,15 +330,14 @@ def received_field(
 ) -> bytes:
     """Our trace field (RFC 5321 §4.4), with its line end.
 
-    ``helo`` and ``name`` (the address's verified name, if any) are strangers' text and sanitised. ``recipient`` is
-    to be given only when there is one alone, else the recipients would see each other; one that is not plain ASCII
-    is left out. ``protocol`` as in RFC 3848. Lines are folded at 78 columns and are never longer than 998.
+    ``helo`` is strangers' text and sanitised. ``recipient`` is to be given only when there is one alone, else the
+    recipients would see each other; one that is not plain ASCII is left out. ``protocol`` as in RFC 3848. Lines are
+    folded at 78 columns and are never longer than 998.
     """
     literal = f"[IPv6:{ip}]" if ":" in ip else f"[{ip}]"
-    known = f"{_NO_NAME_CHARACTER.sub('?', name[:255])} {literal}" if name else literal
     parts = [
         f"Received: from {_NO_NAME_CHARACTER.sub('?', helo[:255]) or 'unknown'}",
-        f"({known})",
+        f"({literal})",
         f"by {host}",
         f"with {protocol}",
         f"id {message_id}",
