@@ -324,7 +324,7 @@ class Forwarder:
         day = stamped_at(job.received_at, self._clock())
         mail_from = return_path(job.mail_from, job.message_id, domain, self._keys.current("srs"), day)
 
-        async def on_final_dot() -> None:
+        def on_final_dot() -> None:
             flight.past_dot = True
 
         return await self._sender.send(next_hop, address.domain, mail_from, str(address), content, on_final_dot)

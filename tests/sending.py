@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -37,7 +37,7 @@ async def send(
     sender: Sender,
     to: SmtpSink | str,
     content: Content = MESSAGE,
-    on_final_dot: Callable[[], Awaitable[None]] | None = None,
+    on_final_dot: Callable[[], None] | None = None,
     *,
     recipient: str = "sales@example.com",
 ) -> Outcome:

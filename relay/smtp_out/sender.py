@@ -109,7 +109,7 @@ class Sender:
 
         ``next_hop`` None: the MX of ``domain`` (A-labels, or an address literal). ``mail_from`` (empty: the null
         reverse-path) and ``recipient`` are as they stand between the angle brackets. ``on_final_dot`` is
-        awaited just before the dot that ends the message may leave.
+        called just before the dot that ends the message may leave.
 
         Hosts and addresses are tried in turn until one has answered RCPT otherwise than with 421; its answer stands. A
         kept session that no longer takes mail is replaced, once, by a new one.

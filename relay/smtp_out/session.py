@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,7 +92,7 @@ class Verdict(NamedTuple):
         return self.stage in _BEFORE_RCPT or (self.stage is Stage.RCPT and self.code in (None, 421))
 
 
-OnFinalDot = Callable[[], Awaitable[None]]
+OnFinalDot = Callable[[], None]
 
 
 class Session:
@@ -121,7 +121,7 @@ class Session:
     ) -> Verdict:
         """Send one message to one recipient. Raises nothing but CancelledError.
 
-        ``mail_from`` is empty for the null reverse-path. ``on_final_dot`` is awaited before the first octet of the
+        ``mail_from`` is empty for the null reverse-path. ``on_final_dot`` is called before the first octet of the
         terminating dot may leave, so that a caller can note that the message may have arrived from here on.
         """
         self._stage = Stage.MAIL
@@ -255,12 +255,12 @@ class Session:
             data = b"%b%b%b" % (content.prefix, chunks, _ending(chunks or content.prefix))
         else:
             data = _ending(await self._stream(content))
-        if on_final_dot is not None and not connection.has_reply:
-            await on_final_dot()
-            await connection.drain(timeout)  # raises if the connection was lost meanwhile: still before the dot
+        await connection.drain(timeout)  # raises if the connection was lost: still before the dot
         if connection.has_reply:
             self.is_usable = False  # it has answered without having seen the dot, so it is not ready for a command
             return _verdict(Stage.CONTENT, await connection.reply(timeout))
+        if on_final_dot is not None:
+            on_final_dot()
         self._stage = Stage.FINAL
         connection.write(data)
         return _verdict(Stage.FINAL, await connection.reply(self._timeouts.final))
