@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import socket
 import tracemalloc
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +17,11 @@ from hypothesis import strategies as st
 from relay.core.model import OutcomeKind
 from relay.core.nexthop import NextHop
 from relay.smtp_out import Content, Timeouts
-from relay.smtp_out.connection import Connection
+from relay.smtp_out.connection import BLOCK, Connection, NoReply
+from relay.smtp_out.handshake import unverified
+from tests.certificates import Certificate
 from tests.sending import BODY, MESSAGE, PREFIX, send, sending
+from tests.smtp_client import PATIENCE
 from tests.smtp_sink import Close, Slow, SmtpSink, Stall, Step
 
 DELIVERED, TEMPORARY = OutcomeKind.DELIVERED, OutcomeKind.TEMPORARY
@@ -67,6 +72,38 @@ async def test_a_next_hop_that_takes_no_content_times_out_and_holds_up_reading()
         outcome = await send(sender, sink, Content(b"", 65_536_000, chunks))
     assert (outcome.kind, outcome.text) == (TEMPORARY, "content: no answer in 0.1 s")
     assert taken < 500  # what the system buffers, not all there is
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_a_next_hop_that_takes_a_block_in_its_time_gets_as_much_again(encrypted: bool, tmp_path: Path) -> None:
+    """However much was written at once."""
+    loop, connection = asyncio.get_running_loop(), Connection(set())
+    ends: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = loop.create_future()
+    context = Certificate.make(tmp_path, "sink.test").server_context() if encrypted else None
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BLOCK)  # else the system takes some megabytes
+    async with await asyncio.start_server(lambda *both: ends.set_result(both), sock=listener, ssl=context):
+        await loop.create_connection(lambda: connection, *listener.getsockname())
+        connection._plain.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BLOCK)
+        if encrypted:
+            await connection.start_tls(unverified(), "sink.test", PATIENCE)
+        reader, writer = await ends
+        try:
+            for _ in range(2):  # TLS passes the first on and keeps the second back
+                connection.write(bytes(100 * BLOCK))
+            written, began = connection._unsent(), loop.time()
+            waiting = asyncio.create_task(connection.drain(1))
+            while connection._unsent() > written - BLOCK:
+                await reader.read(BLOCK)
+            with pytest.raises(NoReply, match="no answer in 1 s"):
+                await waiting
+            assert loop.time() - began > 1.9
+        finally:
+            connection.abort()
+            writer.transport.abort()
+            await connection.closed
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 async def test_eight_bits_and_any_size_are_sent_whatever_is_announced() -> None:

@@ -23,6 +23,9 @@ QUIT_TIME = 2.0
 KEEPALIVE_AFTER = 60
 KEEPALIVE_EVERY = 30
 KEEPALIVE_UNANSWERED = 20
+#: Octets that a next hop must take in the time of a block (RFC 5321 §4.5.3.2.5), or all that waits where that is less.
+#: What is written at once may be more.
+BLOCK = 65536
 
 
 class NoReply(Exception):
@@ -47,9 +50,11 @@ class Connection(asyncio.Protocol):
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._registry = registry
         self._transport: asyncio.Transport  # from connection_made on, before which nobody has this object
+        self._plain: asyncio.Transport  # the same, or what is below TLS
         self._parser = ReplyParser()
         self._replies: deque[Reply] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle  # of who waits
         self._failure: str | None = None
         self._paused = False
         self._quitting = False
@@ -66,7 +71,7 @@ class Connection(asyncio.Protocol):
     # asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = self._plain = cast(asyncio.Transport, transport)
         self._registry.add(self)
         plain = transport.get_extra_info("socket")
         if plain is not None and hasattr(socket, "TCP_KEEPIDLE"):  # else its questions would begin after two hours
@@ -124,10 +129,10 @@ class Connection(asyncio.Protocol):
     async def drain(self, timeout: float) -> None:
         """Wait until more may be written, or a reply is there.
 
-        :raises NoReply: the connection is lost, or took nothing for ``timeout`` seconds.
+        :raises NoReply: the connection is lost, or did not take a BLOCK in ``timeout`` seconds.
         """
         while not self._replies and (self._paused or self._failure is not None):
-            await self._wait(timeout)
+            await self._wait(timeout, self._unsent)
 
     async def flush(self, timeout: float) -> None:
         """``drain`` until the operating system has everything that was written."""
@@ -193,21 +198,29 @@ class Connection(asyncio.Protocol):
         if self._failure is None:  # else the transport takes no call any more
             self._transport.set_write_buffer_limits(high)
 
-    async def _wait(self, timeout: float) -> None:
-        """Until something happens; the caller looks what it was."""
+    def _unsent(self) -> int:
+        """Octets that were written and that the operating system has not taken yet."""
+        above = 0 if self._plain is self._transport else self._transport.get_write_buffer_size()
+        return above + self._plain.get_write_buffer_size()
+
+    async def _wait(self, timeout: float, left: Callable[[], int] = int) -> None:
+        """Until something happens; the caller looks what it was. Where octets are ``left`` that may be that they go."""
         if self._failure is not None:
             raise NoReply(self._failure)
         self._waiter = waiter = self._loop.create_future()
-        timer = self._loop.call_later(timeout, self._expire, timeout)
+        self._timer = self._loop.call_later(timeout, self._expire, timeout, left, left())
         try:
             await waiter
         finally:
-            timer.cancel()
+            self._timer.cancel()
             self._waiter = None
 
-    def _expire(self, timeout: float) -> None:
-        self._fail(f"no answer in {timeout:g} s")
-        self._wake()
+    def _expire(self, timeout: float, left: Callable[[], int], before: int) -> None:
+        now = left()
+        if now > before - BLOCK:
+            self._fail(f"no answer in {timeout:g} s")
+        else:
+            self._timer = self._loop.call_later(timeout, self._expire, timeout, left, now)
 
     def _fail(self, reason: str) -> None:
         """The first reason stands; replies that arrived before it can still be read."""
