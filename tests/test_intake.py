@@ -392,7 +392,7 @@ async def test_the_answer_for_an_unknown_recipient_and_its_time_do_not_say_why_i
                 "forged return path": [f"SRS0=aaaa=bb=example.org=a{n}@{TRACK}" for n in range(SAMPLES)],
                 "no domain of ours": [f"{minted()}@example.org" for _ in range(SAMPLES)],
             },
-            clients=50,  # as many as one address may have
+            clients=25,  # with more a slow machine takes longer to answer than an unknown recipient waits
         )
     assert set().union(*found.answers.values()) == {reply.NO_SUCH_USER.line}
     assert {pair: area for pair, area in found.distinguished().items() if abs(area - 0.5) > BOUND} == {}
