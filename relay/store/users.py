@@ -63,6 +63,10 @@ class UserNameTaken(Exception):
     """A user of this name exists."""
 
 
+class PasswordChanged(Exception):
+    """What was verified is the user's password no more, or the user is gone."""
+
+
 class LastAdmin(Exception):
     """Without this user nobody could do everything any more."""
 
@@ -80,6 +84,9 @@ _INSERT = Statement(insert_into(users), "name role sites created_at password")
 _NAMED = Statement(select(*_USER).where(users.c.name == bindparam("name_")))
 _ONE = Statement(select(*_USER).where(users.c.id == bindparam("user")))
 _PASSWORD = Statement(select(*_USER, users.c.password).where(users.c.name == bindparam("name_")))
+_HAS_PASSWORD = Statement(
+    select(users.c.id).where(users.c.id == bindparam("user"), users.c.password == bindparam("hash_"))
+)
 _ANY = Statement(select(users.c.id).limit(1))
 _SET_PASSWORD = Statement(update(users).where(users.c.id == bindparam("user")).values(password=bindparam("hash_")))
 _SET_RIGHTS = Statement(
@@ -231,6 +238,12 @@ def accept(tx: Tx, link_hash: str, first_name: str, password: str, now: float) -
     set_password(tx, user_id, password)
     row = tx.one(_ONE, user=user_id)
     return None if row is None else _user(row)
+
+
+def still_has(tx: Tx, user_id: int, hashed: str) -> None:
+    """Raises PasswordChanged unless the hash that was verified is the user's: a lot can happen while one is made."""
+    if tx.one(_HAS_PASSWORD, user=user_id, hash_=hashed) is None:
+        raise PasswordChanged
 
 
 def set_password(tx: Tx, user_id: int, password: str, keep: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -89,15 +90,16 @@ async def log_in(request: web.Request) -> web.StreamResponse:
     given, password, target = (form.get(name, [""])[-1] for name in ("name", "password", "next"))
     name, now = folded_name(given[:100]), context.clock()
     door.knock(name, client, now)
-    found = await users.password(context.store.reader, name)
-    if not await door.passwords.fits(None if found is None else found[1], password) or found is None:
-        return render(
-            None, "login.html", status=403, next=safe_next(target), name=given[:100], error="Wrong name or password."
-        )
-    door.was_right(name, client, now)
+    user, stored = await users.password(context.store.reader, name) or (None, None)
     response = see_other(safe_next(target))
-    await session.log_in(request, response, found[0].id)
-    return response
+    if await door.passwords.fits(stored, password) and user is not None and stored is not None:
+        with suppress(users.PasswordChanged):
+            await session.log_in(request, response, user.id, stored)
+            door.was_right(name, client, now)
+            return response
+    return render(
+        None, "login.html", status=403, next=safe_next(target), name=given[:100], error="Wrong name or password."
+    )
 
 
 async def log_out(view: View) -> web.StreamResponse:
@@ -146,7 +148,8 @@ async def welcome(request: web.Request) -> web.StreamResponse:
     if user is None:
         return render(None, "link_over.html", status=404)
     response = see_other(f"{ROOT}/history")
-    await session.log_in(request, response, user.id)
+    with suppress(users.PasswordChanged):  # once more: it goes to the login
+        await session.log_in(request, response, user.id, hashed)
     return response
 
 

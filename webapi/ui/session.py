@@ -63,11 +63,12 @@ async def visitor(request: web.Request) -> Visitor | None:
     return Visitor(session, caller, csrf_token(token), hashed)
 
 
-async def log_in(request: web.Request, response: web.StreamResponse, user_id: int) -> None:
-    """Begin a session and give its cookie to the browser."""
+async def log_in(request: web.Request, response: web.StreamResponse, user_id: int, verified: str) -> None:
+    """Begin a session and give its cookie to the browser; raises PasswordChanged."""
     context = request.app[CONTEXT]
     before = token_hash(request.cookies.get(cookie_name(context), "")[:LONGEST])
-    token = await begin(context, user_id, client_address(request), request.headers.get("User-Agent", ""), before)
+    agent = request.headers.get("User-Agent", "")
+    token = await begin(context, user_id, client_address(request), agent, before, verified)
     response.set_cookie(
         cookie_name(context),
         token,
@@ -79,12 +80,19 @@ async def log_in(request: web.Request, response: web.StreamResponse, user_id: in
     )
 
 
-async def begin(context: Context, user_id: int, ip: str, user_agent: str, before: str = "") -> str:
-    """A new session; the text of its cookie. The one with the hash ``before``, of the same browser, ends with it."""
+async def begin(
+    context: Context, user_id: int, ip: str, user_agent: str, before: str = "", verified: str | None = None
+) -> str:
+    """A new session; the text of its cookie. The one with the hash ``before``, of the same browser, ends with it.
+
+    Raises PasswordChanged where ``verified``, the hash of the password that was right, is not the user's any more.
+    """
     token, now = new_link(), context.clock()
     hashed, agent = token_hash(token), user_agent.encode(errors="replace").decode()
 
     def instead(tx: Tx) -> None:
+        if verified is not None:
+            users.still_has(tx, user_id, verified)
         users.end_session(tx, before)
         users.open_session(tx, user_id, hashed, ip, agent, now)
 

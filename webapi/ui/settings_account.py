@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -61,20 +62,25 @@ async def change_password(view: View) -> web.StreamResponse:
     if errors:
         return await _account(view, errors, 400)
     door.knock(user.name, client, now)
-    found = await users.password(context.store.reader, user.name)
-    if not await door.passwords.fits(None if found is None else found[1], current):
+    _, stored = await users.password(context.store.reader, user.name) or (user, None)
+    if not await door.passwords.fits(stored, current) or stored is None:
         return await _account(view, {"current": "is wrong"}, 403)
     door.was_right(user.name, client, now)
     hashed = await door.passwords.hash(password)
     change = Change(now, "user", user.name, f"POST {SETTINGS}/password")
 
     def change_it(tx: Tx) -> None:
+        users.still_has(tx, user.id, stored)
         users.set_password(tx, user.id, hashed)
         note(tx, change)
 
-    await context.store.write(change_it)
+    try:
+        await context.store.write(change_it)
+    except users.PasswordChanged:
+        return await _account(view, {"current": "is wrong"}, 403)
     response = see_other(SETTINGS, "password")
-    await session.log_in(view.request, response, user.id)
+    with suppress(users.PasswordChanged):  # once more: it goes to the login
+        await session.log_in(view.request, response, user.id, hashed)
     return response
 
 
