@@ -380,6 +380,17 @@ class TestDeal:
         seen = [(await api.get(path, name))["deal"]["id"] for name in ("shop", "other")]
         assert seen == ["1", "5"]
 
+    async def test_one_sites_number_is_not_the_others_that_has_none(self, api: Api) -> None:
+        _, to_shop = await api.w.shown("help@example.com")
+        _, to_other = await api.w.shown("sales@example.com", "other")
+        accepted = await api.letter(to_shop, to_other)
+        path, token = f"/v1/messages/{accepted.message_id}", await api.token("admin")
+        assert (await api.call("PUT", f"{path}/deal", {"id": "7", "site": "shop"}, token=token))[0] == 204
+        status, problem = await api.call("PUT", f"{path}/deal", {"id": "8"}, token=token)
+        assert (status, fields(problem)) == (409, ["site"])
+        seen = [(await api.get(path, name))["deal"]["id"] for name in ("shop", "other")]
+        assert seen == ["7", None]
+
     async def test_another_sites_is_not_to_be_set(self, api: Api) -> None:
         _, to_shop = await api.w.shown("help@example.com")
         _, to_other = await api.w.shown("sales@example.com", "other")

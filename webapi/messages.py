@@ -139,7 +139,7 @@ async def put_deal(call: Call) -> None:
     sites = call.caller.sites
     if deal.site is not None:
         sites = frozenset(one.site_id for one in row.deliveries if one.site_id is not None and one.site == deal.site)
-    elif len({(one.deal_id, one.deal_url) for one in row.receipts if one.deal_id}) > 1:
+    elif len({(one.deal_id, one.deal_url) for one in row.receipts}) > 1:
         raise Problem(409, "its sites have different deals: name the site whose deal it is", field="site")
     if not await call.write(lambda tx: deals.set_deal(tx, row.id, deal.id, deal.url, sites)):
         which = "none of your sites" if deal.site is None else "no such site of yours"
