@@ -19,8 +19,9 @@ from aiohttp import web
 from relay.config import Http, Limits
 from relay.store import blocked, tokens, users
 from relay.store.engine import StoreUnavailable
+from relay.store.sites import define, remove
 from tests.exposition import parse
-from tests.store_fixtures import TRACK
+from tests.store_fixtures import TRACK, site
 from tests.webapi_fixtures import Api, fields, of_all, serving
 from webapi import app as app_module
 from webapi.app import OPERATIONS
@@ -169,6 +170,20 @@ class TestTokens:
         token = await api.token("admin", "gone")
         assert (await api.call("GET", "/v1/sites", token=token)) == (200, {"items": []})
         assert (await api.call("GET", "/v1/messages", token=token)) == (200, {"items": [], "next": None})
+
+    async def test_a_new_site_of_a_removed_ones_name_is_not_for_its_people(self, api: Api) -> None:
+        """Neither with a token nor as users of the pages; who sees all sites sees this one, too."""
+        w, garden = api.w, site("garden")
+        await w.store.redefine(lambda tx: define(tx, garden, w.now))
+        former = [await api.token("viewer", *names) for names in (("garden",), ("shop", "garden"), ())]
+        for name, names in (("ann", ["garden"]), ("ben", ["shop", "garden"]), ("cy", None)):
+            await w.store.write(lambda tx, name=name, names=names: users.create(tx, name, "viewer", names, w.now))
+        await w.store.redefine(lambda tx: remove(tx, "garden", w.now))
+        await w.store.redefine(lambda tx: define(tx, garden, w.now))
+        seen = [(await api.call("GET", "/v1/sites", token=token))[1]["items"] for token in former]
+        assert [[one["name"] for one in items] for items in seen] == [[], ["shop"], ["garden", "other", "shop"]]
+        people = {user.name: user.sites for user in await users.listing(w.store.reader)}
+        assert people == {"ann": (), "ben": ("shop",), "cy": None}
 
 
 class TestRoles:

@@ -580,7 +580,7 @@ WAITING = (
     *("ix_posts_waiting", "ix_deliveries_open", "ix_deliveries_held", "ix_messages_unextracted", "ix_texts_unindexed"),
     "ix_routes_leasable",
 )
-#: Done once after a change of the sites, by `relay check`, when a target is removed, when the system's clock was set,
+#: Done once after a change of the sites, by `relay check`, when a site or target is removed, when the clock was set,
 #: over the pools at the start, of a restored copy, too; hourly, over the two thousand latest exact deliveries.
 SELDOM = (
     *(
@@ -592,7 +592,7 @@ SELDOM = (
         "clock._FIND_HOLDINGS",
         "clock._HOLDINGS",
     ),
-    *("clock._HOLDINGS_BACK", "copied._POOL", "figures._DELAYS"),
+    *("clock._HOLDINGS_BACK", "copied._POOL", "figures._DELAYS", "scopes._OF_USERS", "scopes._OF_TOKENS"),
 )
 #: No tables: the rows of a recursion, which counts its steps or goes from key to key, and the one it begins with.
 RECURSION = ("SCAN walk", "SCAN destination", "SCAN CONSTANT ROW")

@@ -18,7 +18,7 @@ from relay.core.model import Address, Method, RouteKind
 from relay.core.site import SiteSettings
 from relay.core.substitute import pool_names
 from relay.store import routes as route_verbs
-from relay.store import webhooks
+from relay.store import scopes, webhooks
 from relay.store.engine import Statement, Tx
 from relay.store.routes import AddressTaken
 from relay.store.schema import routes, sites, targets
@@ -202,7 +202,7 @@ def create(tx: Tx, definition: SiteDefinition, now: float) -> int:
 
 
 def remove(tx: Tx, name: str, now: float, *, declared: bool = False) -> bool:
-    """Retire a site with its targets; their routes go on forwarding. False when there is none."""
+    """Retire a site with its targets, and who may see it; routes go on forwarding. False when there is none."""
     row = tx.one(_BY_NAME, name=name)
     if row is None:
         return False
@@ -213,6 +213,7 @@ def remove(tx: Tx, name: str, now: float, *, declared: bool = False) -> bool:
         _remove_target(tx, target_id, now)
     for webhook_id, *_ in tx.all(webhooks.OF_SITE, site=site_id):
         webhooks.remove(tx, webhook_id, now)
+    scopes.leave_out(tx, name)
     tx.run(_REMOVE, site=site_id, now=now, gone_name=f"{name}#{site_id}", gone_key=f"#{site_id}")
     return True
 
