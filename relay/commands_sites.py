@@ -95,6 +95,8 @@ async def add_target(place: Workplace, given: AddTarget) -> Lines:
         raise ControlError(f"{given.address} is a target of site {site.name!r} already", "address")
     _refuse_broken(place, _raw(given))
     _refuse_destinations(place, given.pool)
+    base = () if given.domain is None else (Address(given.address.local, given.domain),)
+    await _refuse_mail_domains(place, (*given.pool, *base))
     await _refuse_circle(place, given)
     (target,) = _defined(place, _around(given)).targets
     definition = await _stored(place, site)
@@ -125,8 +127,15 @@ class AddToPool(NamedTarget):
 async def add_to_pool(place: Workplace, given: AddToPool) -> Lines:
     site = place.site(given.site)
     target = _pooled(site, given.address)
-    _refuse_broken(place, {"address": str(given.address), "pool": [str(address) for address in given.pool]})
+    raw = {
+        "address": str(given.address),
+        "forward_to": target.forward_to or "",
+        "next_hop": target.next_hop or "",  # sealed: the rules ask whether there is one
+        "pool": [str(address) for address in given.pool],
+    }
+    _refuse_broken(place, raw)
     _refuse_destinations(place, given.pool)
+    await _refuse_mail_domains(place, given.pool)
     now = place.clock()
     await place.redefine(lambda tx: sites.add_to_pool(tx, site.id, target.id, given.pool, now), always)
     return {"pool": [str(address) for address in given.pool]}
@@ -279,6 +288,18 @@ def _refuse_destinations(place: Workplace, pool: Sequence[Address]) -> None:
     for address in pool:
         if address.key in destinations:
             raise ControlError(f"{address} is where a target's mail goes: it cannot be a substitute", "pool")
+
+
+async def _refuse_mail_domains(place: Workplace, substitutes: Sequence[Address]) -> None:
+    """No domain to whose MX some target's mail goes may become one of substitutes; raises ControlError."""
+    if place.config.forward.next_hop is not None:
+        return
+    refused = place.store.sites.mail_domains() - await place.store.routes.domains()
+    for address in substitutes:
+        if address.domain in refused:
+            raise ControlError(
+                f"a target's mail goes to the MX of {address.domain}: {address} cannot be a substitute", "pool"
+            )
 
 
 async def _refuse_circle(place: Workplace, target: Target) -> None:

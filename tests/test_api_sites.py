@@ -527,6 +527,46 @@ class TestPool:
         assert (found, fields(problem)) == (status, [field])
         assert len(await shared.w.store.sites.substitutes(shared.w.target().id)) == 3
 
+    async def test_where_mail_goes_by_mx_no_addresses_are_given_out(self, api: Api, admin: str) -> None:
+        """What the MX of a target's mail domain takes is not ours; and the site could not be changed any more."""
+        await created(api, admin)
+        garden = "/v1/sites/garden/targets/sales@garden.example/pool"
+        for path, address, status in (
+            (garden, "x@garden.example", 400),
+            (garden, "x@example.com", 409),
+            (self.PATH, "x@garden.example", 409),
+        ):
+            found, problem = await api.call("POST", path, {"addresses": [address]}, token=admin)
+            assert (found, fields(problem)) == (status, ["addresses"])
+            assert "site[0]" not in str(problem)
+        changes = {"name": "taker", "key": "pk_taker", "statics": []}
+        for taken, field in (
+            (target(address="sales@taker.example", pool=["x@garden.example"]), "targets[0].pool[0]"),
+            (target(address="x@taker.example", domain="garden.example", method="plus"), "targets[0].address"),
+        ):
+            found, problem = await api.call("POST", "/v1/sites", SITE | changes | {"targets": [taken]}, token=admin)
+            assert (found, fields(problem)) == (409, [field])
+        shown = await api.get("/v1/sites/garden")
+        del shown["declared"]
+        assert (await api.call("PUT", "/v1/sites/garden", shown, token=admin))[0] == 200
+
+    @pytest.mark.parametrize(
+        ("own", "configured"), [("smtp://127.0.0.1:25", None), (None, "smtp://127.0.0.1:25")], ids=["own", "configured"]
+    )
+    async def test_where_mail_goes_by_a_next_hop_they_are(
+        self, own: str | None, configured: str | None, tmp_path: Path
+    ) -> None:
+        forward = Forward() if configured is None else Forward.model_validate({"next_hop": configured})
+        async with serving(tmp_path, forward=forward) as api:
+            admin = await api.token()
+            await created(api, admin, targets=[target() if own is None else target(next_hop=own)], statics=[])
+            path = "/v1/sites/garden/targets/sales@garden.example/pool"
+            for address in ("x@garden.example", "y@garden.example"):
+                assert (await api.call("POST", path, {"addresses": [address]}, token=admin))[0] == 201
+            shown = await api.get("/v1/sites/garden")
+            del shown["declared"]
+            assert (await api.call("PUT", "/v1/sites/garden", shown, token=admin))[0] == 200
+
     async def test_only_pools_grow(self, api: Api, admin: str) -> None:
         path = "/v1/sites/shop/targets/help@example.com/pool"
         assert (await api.call("POST", path, {"grow": 1}, token=admin))[0] == 409

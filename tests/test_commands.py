@@ -656,6 +656,19 @@ def test_a_rollback_leaves_the_shell_in_which_it_installs_as_it_was() -> None:
     assert "umask" not in "".join(blocks)
 
 
+def test_a_pool_takes_no_addresses_of_a_domain_whose_mx_has_the_mail(tmp_path: Path) -> None:
+    place = Place(Daemon(tmp_path, {"site": [declared()]}), ALONE, ())
+    for name in ("own", "third"):
+        place.shop(name)
+    add, sales = ("target", "pool", "add"), ("example", "sales@example.test")
+    assert "example.test is a domain of substitutes" in place.refused(*add, *sales, "x@example.test")
+    assert "to the MX of own.test" in place.refused(*add, *sales, "x@own.test")
+    assert "to the MX of third.test" in place.refused("target", "add", "own", "b@own.test", "--pool", "c@third.test")
+    hop = ("--next-hop", "smtp://127.0.0.1:25")
+    place.done("target", "add", "own", "sales@hop.test", "--pool", "a@hop.test", *hop)
+    place.done(*add, "own", "sales@hop.test", "b@hop.test")
+
+
 def test_a_command_while_the_daemon_starts_or_stops_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     place = Place(Daemon(tmp_path), ALONE, ())
     data_dir = place.daemon.data_dir

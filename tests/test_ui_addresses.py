@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from relay.config import Forward
 from relay.core.address import parse
 from relay.core.sizing import advise
 from relay.store import addresses, changes
@@ -264,7 +265,8 @@ class TestAdvice:
 class TestProvider:
     @pytest.fixture
     async def p(self, tmp_path: Path) -> AsyncIterator[Pages]:
-        async with pages(tmp_path, PROVIDER, SHOP) as found:
+        forward = Forward.model_validate({"next_hop": "smtp://127.0.0.1:25"})  # else the firm's MX would have its mail
+        async with pages(tmp_path, PROVIDER, SHOP, forward=forward) as found:
             await visited(found, 400, "firm")
             yield found
 

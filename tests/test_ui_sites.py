@@ -427,7 +427,8 @@ class TestTargets:
             ({"grow": "", "addresses": "b@t.garden.example, no"}, "is not an address"),
             ({"grow": "", "addresses": "card@t.garden.example"}, "another substitute already"),
             ({"grow": "", "addresses": "sales@garden.example"}, "its mail would come back here"),
-            ({"grow": "", "addresses": "help@garden.example"}, "cannot be a substitute"),
+            ({"grow": "", "addresses": "jobs@example.com"}, "cannot be a substitute"),
+            ({"grow": "", "addresses": "help@garden.example"}, "garden.example is a domain of substitutes"),
         ],
     )
     async def test_what_cannot_join_is_said(self, shared: Pages, form: dict[str, str], words: str) -> None:

@@ -24,7 +24,7 @@ from relay.store.sites import SiteDefinition, StaticDefinition, TargetDefinition
 MOST_ADDRESSES = 10_000
 
 _PATH = re.compile(r"site\[0\]\.(?:(target|static)\[)?")
-_ADDITION = re.compile(r"site\[0\]\.target\[0\]\.(?:pool|address)")
+_ADDITION = re.compile(r"site\[0\]\.target\[0\]\.(?:pool|address|forward_to)")
 _PASSWORD = re.compile(r"(?<=://)([^/@]*?):[^/@]*(?=@[^@]*\Z)")
 
 
@@ -300,14 +300,21 @@ def broken(body: SiteBody, next_hop: str | None, public_url: str) -> tuple[tuple
     return tuple((_here(problem.path), _here(problem.message)) for problem in broken_rules(raw))
 
 
-def broken_addition(target: TargetView, addresses: tuple[Address, ...]) -> tuple[tuple[str, str], ...]:
+def broken_addition(
+    target: TargetView, addresses: tuple[Address, ...], next_hop: str | None
+) -> tuple[tuple[str, str], ...]:
     """As :func:`broken`, for addresses that are to join a pool."""
-    raw = {"address": str(target.address), "pool": [str(address) for address in addresses]}
-    # A next hop is given so that only the addresses are judged, not where the target's mail goes.
-    problems = broken_rules({"forward": {"next_hop": "smtp://localhost"}, "site": [{"target": [raw]}]})
+    raw = {
+        "address": str(target.address),
+        "forward_to": target.forward_to or "",
+        "next_hop": target.next_hop or "",  # sealed: the rules ask whether there is one
+        "pool": [str(address) for address in addresses],
+    }
+    problems = broken_rules({"forward": {"next_hop": next_hop or ""}, "site": [{"target": [raw]}]})
 
     def here(text: str) -> str:
-        return _ADDITION.sub("addresses", text).replace(' (site "")', "").replace(' of site ""', "")
+        text = _ADDITION.sub("addresses", text).replace("site[0].target[0].", "the target's ")
+        return text.replace(' (site "")', "").replace(' of site ""', "")
 
     return tuple((here(problem.path), here(problem.message)) for problem in problems)
 

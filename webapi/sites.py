@@ -153,9 +153,10 @@ async def add_to_pool(call: Call) -> Added:
         raise Problem(409, f"{target.address} has no pool: its method is {target.method.value}")
     now = call.context.clock()
     if body.grow is None:
-        if problems := models.broken_addition(target, body.addresses):
+        if problems := models.broken_addition(target, body.addresses, call.context.forward.next_hop):
             raise Problem(400, f"{problems[0][0]}: {problems[0][1]}", errors=problems)
         await _refuse_destinations(call, body.addresses)
+        await _refuse_mail_domains(call, body.addresses)
         await _redefine(call, None, lambda tx: sites.add_to_pool(tx, site.id, target.id, body.addresses, now), always)
         return Added(added=[str(address) for address in body.addresses])
     count, stem = body.grow, target.address.local
@@ -251,7 +252,10 @@ async def _judge(call: Call, body: SiteBody, site: SiteView | None) -> None:
                 field=f"targets[{index}].next_hop",
             )
     statics = tuple(static.address for static in body.statics)
-    await _refuse_destinations(call, (*(address for target in body.targets for address in target.pool), *statics), body)
+    substitutes = (*(address for target in body.targets for address in target.pool), *statics)
+    await _refuse_destinations(call, substitutes, body)
+    bases = (Address(target.address.local, target.domain) for target in body.targets if target.domain is not None)
+    await _refuse_mail_domains(call, (*substitutes, *bases), body, site)
 
 
 def _refuse_next_hops(call: Call, body: SiteBody, site: SiteView | None) -> None:
@@ -277,6 +281,23 @@ async def _refuse_destinations(call: Call, addresses: tuple[Address, ...], body:
     for address in addresses:
         if address.key in destinations:
             text = f"{address} is where a target's mail goes: it cannot be a substitute"
+            raise Problem(409, text, field=_place_of(str(address), body))
+
+
+async def _refuse_mail_domains(
+    call: Call, addresses: tuple[Address, ...], body: SiteBody | None = None, site: SiteView | None = None
+) -> None:
+    """No domain to whose MX some target's mail goes may become one of substitutes: the mail would not be ours.
+
+    The targets of a ``site`` that is changed are judged by what they are to be.
+    """
+    if call.context.forward.next_hop is not None:
+        return
+    store = call.context.store
+    refused = store.sites.mail_domains(None if site is None else site.id) - await store.routes.domains()
+    for address in addresses:
+        if address.domain in refused:
+            text = f"a target's mail goes to the MX of {address.domain}: {address} cannot be a substitute"
             raise Problem(409, text, field=_place_of(str(address), body))
 
 

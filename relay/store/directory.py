@@ -142,6 +142,16 @@ class Directory:
             for hook in site.webhooks
         )
 
+    def mail_domains(self, but: int | None = None) -> set[str]:
+        """The domains to whose MX targets' mail goes where [forward] has no next hop; not those of the site ``but``."""
+        return {
+            parse(target.forward_to or str(target.address)).domain
+            for site in self.by_id.values()
+            if site.id != but
+            for target in site.targets
+            if target.next_hop is None
+        }
+
     async def _targets(self) -> dict[int, list[TargetView]]:
         found: dict[int, list[TargetView]] = {}
         for row in await self._reader.run(_TARGETS):
