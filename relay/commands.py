@@ -6,9 +6,8 @@ targets and blocked senders are in relay/commands_sites.py, webhooks in relay/co
 
 from __future__ import annotations
 
-import getpass
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,7 +20,7 @@ from relay.config.models import Section
 from relay.config.problems import problems_of
 from relay.control import ControlError, Handler, Lines
 from relay.secrets import new_token, token_hash
-from relay.store import history, queue_by_hand, replay, retention, tokens
+from relay.store import changes, history, queue_by_hand, replay, retention, tokens
 from relay.store.changes import Change
 from relay.store.engine import StoreUnavailable
 from relay.store.noting import Note, always
@@ -90,6 +89,7 @@ async def retry_deliveries(place: Workplace, given: RetryDeliveries) -> Lines:
         wanted = QueueFilter(states=requeue.AGAIN)
         changed = await requeue.retry_all(place.store.reader, place.write, wanted, now, expires_at)
     else:
+        await _about_theirs(place, given.deliveries)
         changed = await requeue.retry(place.write, given.deliveries, now, expires_at)
     place.deliveries_due()
     return {"changed": changed}
@@ -102,7 +102,18 @@ class DropDeliveries(Section):
 async def drop_deliveries(place: Workplace, given: DropDeliveries) -> Lines:
     """Give deliveries up; their messages stay in the history."""
     now = place.clock()
+    await _about_theirs(place, given.deliveries)
     return {"changed": await place.write(lambda tx: queue_by_hand.drop(tx, given.deliveries, now))}
+
+
+async def _about_theirs(place: Workplace, deliveries: Sequence[int]) -> None:
+    _about_one(place, await changes.sites_of(place.store.reader, deliveries=deliveries))
+
+
+def _about_one(place: Workplace, found: Collection[int]) -> None:
+    """Of several sites the log of changes names none, as for the API."""
+    if len(found) == 1:
+        place.about(*found)
 
 
 class ReplayMessage(Section):
@@ -117,6 +128,7 @@ async def replay_message(place: Workplace, given: ReplayMessage) -> Lines:
         raise ControlError(f"there is no message {given.message}", "message")
     if row.extraction == "waiting":
         raise ControlError(f"message {given.message} is being read just now: it will be posted anyway", "message")
+    _about_one(place, await changes.sites_of(place.store.reader, message=given.message))
     now = place.clock()
     changed = 0
     if given.reattribute:
@@ -144,11 +156,15 @@ async def erase_visit(place: Workplace, given: EraseVisit) -> Lines:
     return {"visits": erased}
 
 
+def _any_changed(answer: Lines) -> bool:
+    return bool(answer["changed"])
+
+
 COMMANDS: Mapping[str, Command] = {
     "token.create": Command(CreateToken, create_token),
     "token.revoke": Command(RevokeToken, revoke_token),
-    "queue.retry": Command(RetryDeliveries, retry_deliveries),
-    "queue.drop": Command(DropDeliveries, drop_deliveries),
+    "queue.retry": Command(RetryDeliveries, retry_deliveries, audited=_any_changed),
+    "queue.drop": Command(DropDeliveries, drop_deliveries, audited=_any_changed),
     "message.replay": Command(ReplayMessage, replay_message),
     "visit.erase": Command(EraseVisit, erase_visit),
     **commands_sites.COMMANDS,
@@ -157,18 +173,21 @@ COMMANDS: Mapping[str, Command] = {
 }
 
 
-async def perform(place: Workplace, name: str, arguments: Lines) -> Lines:
-    """Run the command ``name``. Raises ControlError with words for the user; it names the argument to blame."""
+async def perform(place: Workplace, name: str, arguments: Lines, account: str) -> Lines:
+    """Run the command ``name``; ``account`` is who runs it.
+
+    Raises ControlError with words for the user; it names the argument to blame.
+    """
     command = COMMANDS[name]
     try:
         given = command.arguments.model_validate(arguments)
     except ValidationError as error:
         problems = problems_of(error, command.arguments)
         raise ControlError("; ".join(map(str, problems)), problems[0].path) from None
-    note = Note(place.store, _change(place, name, given)) if command.audited else None  # before: a site may go
+    note = Note(place.store, _change(place, name, given, account)) if command.audited else None  # before: a site may go
     try:
         answer = await command.run(replace(place, note=note), given)
-        if note is not None:
+        if note is not None and (not callable(command.audited) or command.audited(answer)):
             await note.finish()
         return answer
     except DeclaredElsewhere as error:
@@ -179,27 +198,19 @@ async def perform(place: Workplace, name: str, arguments: Lines) -> Lines:
         raise ControlError(f"the database: {error}") from None
 
 
-def _change(place: Workplace, name: str, given: Section) -> Change:
+def _change(place: Workplace, name: str, given: Section, account: str) -> Change:
     """What the log of changes says of a command: its arguments, but no secrets."""
     details = shown(given)
     site = place.store.sites.by_name.get(str(details.get("site", "")))
     subject = next((str(details[key]) for key in SUBJECTS if details.get(key)), None)
     site_id = None if site is None else site.id
-    return Change(place.clock(), "command", _account(), name, site_id, subject, details)
-
-
-def _account() -> str:
-    """Who runs this: in a container an account may have a number only."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
+    return Change(place.clock(), "command", account, name, site_id, subject, details)
 
 
 def handlers(daemon: Daemon, clock: Callable[[], float]) -> Mapping[str, Handler]:
     """What the daemon's control socket answers: every command, and `status`, by which others find its ports."""
 
-    async def run(name: str, arguments: Lines) -> Lines:
+    async def run(name: str, arguments: Lines, account: str) -> Lines:
         place = Workplace(
             daemon.store,
             daemon.keys,
@@ -209,9 +220,9 @@ def handlers(daemon: Daemon, clock: Callable[[], float]) -> Mapping[str, Handler
             posts_due=daemon.poster.wake,
             learned=lambda: daemon.intake.evidence,
         )
-        return await perform(place, name, arguments)
+        return await perform(place, name, arguments, account)
 
-    async def status(_: Lines) -> Lines:
+    async def status(_: Lines, __: str) -> Lines:
         return {"pid": os.getpid(), "smtp": daemon.smtp.ports, "http": daemon.http_ports}
 
     return {"status": status, **{name: partial(run, name) for name in COMMANDS}}

@@ -184,6 +184,7 @@ def _webhook(place: Workplace, webhook_id: int) -> tuple[SiteView, WebhookView]:
     for site in place.store.sites.by_id.values():
         for webhook in site.webhooks:
             if webhook.id == webhook_id:
+                place.about(site.id)
                 return site, webhook
     raise ControlError(f"there is no webhook {webhook_id}", "webhook")
 

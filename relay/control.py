@@ -2,11 +2,12 @@
 
 ``data_dir/control.sock`` (0600) speaks lines of JSON, one request a connection:
 
-    → {"command": "queue.retry", "arguments": {"message": 17}}
+    → {"command": "queue.retry", "arguments": {"deliveries": [17]}, "account": "olga"}
     ← {"progress": {…}}                                    any number of them
     ← {"result": {…}}   or   {"error": "…", "field": "message"}   (field: null when no argument is to blame)
 
-A client that goes away (Ctrl-C) cancels its command. Lines are bounded on both sides.
+A client that goes away (Ctrl-C) cancels its command. Lines are bounded on both sides. The account is what the client
+says: who may open the socket could write all that it guards as well.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import getpass
 import json
 import os
 import socket
@@ -34,6 +36,7 @@ log = structlog.get_logger()
 MAX_REQUEST = 1024 * 1024  # octets of a request line
 MAX_ANSWER = 16 * 1024 * 1024  # octets of an answer line
 MAX_CLIENTS = 32
+MAX_ACCOUNT = 100  # characters of an account's name that are kept
 REQUEST_TIMEOUT = 10.0  # seconds for the request line to arrive
 SILENCE_TIMEOUT = 600.0  # seconds a client waits for the next line
 
@@ -41,9 +44,9 @@ SILENCE_TIMEOUT = 600.0  # seconds a client waits for the next line
 MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 
 Lines = dict[str, Any]
-#: A command: a coroutine function that answers the result, or an async generator that yields the lines
-#: ``{"progress": …}`` themselves and ``{"result": …}`` as the last one.
-Handler = Callable[[Lines], Awaitable[Lines] | AsyncIterator[Lines]]
+#: A command, given its arguments and the account that runs it: a coroutine function that answers the result, or an
+#: async generator that yields the lines ``{"progress": …}`` themselves and ``{"result": …}`` as the last one.
+Handler = Callable[[Lines, str], Awaitable[Lines] | AsyncIterator[Lines]]
 
 
 class ControlError(Exception):
@@ -64,6 +67,14 @@ class NotRunning(ControlError):
 
 class AlreadyRunning(ControlError):
     """Another process holds this data_dir."""
+
+
+def account() -> str:
+    """Who runs this: in a container an account may have a number only."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 class ControlServer:
@@ -110,8 +121,8 @@ class ControlServer:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         command = "?"
         try:
-            command, handler, arguments = await self._request(reader)
-            await _until_disconnect(reader, _run(handler(arguments), writer))
+            command, work = await self._request(reader)
+            await _until_disconnect(reader, _run(work, writer))
         except ControlError as error:
             _write(writer, {"error": error.message, "field": error.field})
         except ConnectionError:
@@ -121,7 +132,7 @@ class ControlServer:
             _write(writer, {"error": f"{command} failed, the daemon's log says why", "field": None})
         await writer.drain()
 
-    async def _request(self, reader: asyncio.StreamReader) -> tuple[str, Handler, Lines]:
+    async def _request(self, reader: asyncio.StreamReader) -> tuple[str, Awaitable[Lines] | AsyncIterator[Lines]]:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT):
                 line = await reader.readline()
@@ -137,7 +148,8 @@ class ControlServer:
             raise ControlError(f"unknown command {command!r:.80}", "command")
         if not isinstance(arguments, dict):
             raise ControlError("arguments must be an object", "arguments")
-        return command, self._handlers[command], arguments
+        who = str(request.get("account") or account())[:MAX_ACCOUNT]
+        return command, self._handlers[command](arguments, who)
 
 
 async def serve(path: Path, handlers: Mapping[str, Handler]) -> ControlServer:
@@ -217,7 +229,7 @@ def call(
     ``on_progress`` gets the value of every progress line. ``timeout`` is the longest silence in seconds. Raises
     NotRunning when nobody listens, ControlError with the daemon's own words when the command failed.
     """
-    request = json.dumps({"command": command, "arguments": arguments}).encode() + b"\n"
+    request = json.dumps({"command": command, "arguments": arguments, "account": account()}).encode() + b"\n"
     if len(request) > MAX_REQUEST:
         raise ControlError(f"the request is longer than {MAX_REQUEST} octets")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:

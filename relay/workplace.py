@@ -46,6 +46,11 @@ class Workplace:
         """Store.redefine, likewise."""
         return await (self.store.redefine(verb) if self.note is None else self.note.redefine(verb, changed))
 
+    def about(self, site_id: int) -> None:
+        """Let the note say whose change it is, so that those who administer this site see it."""
+        if self.note is not None:
+            self.note.about(site_id)
+
     def evidence(self) -> Evidence:
         """What attribution goes by: with a daemon the delays as well that it has learned."""
         if self.learned is not None:
@@ -64,8 +69,11 @@ class Workplace:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """``run`` gets what ``arguments`` made of a JSON object, and answers one. ``audited``: it changes what lasts."""
+    """``run`` gets what ``arguments`` made of a JSON object, and answers one.
+
+    ``audited``: it changes what lasts; a predicate of the answer where it may have changed nothing.
+    """
 
     arguments: type[Section]
     run: Callable[[Workplace, Any], Awaitable[Lines]]
-    audited: bool = True
+    audited: bool | Callable[[Lines], bool] = True

@@ -23,9 +23,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from relay import commands
 from relay.cli.root import cli
-from relay.control import ControlError, DirectoryLock, call
+from relay.control import ControlError, DirectoryLock, account, call
 from relay.secrets import token_hash
 from tests.daemon import PATIENCE, ROOT, Daemon, Settings, environment
 from tests.dead_ends import CARD, SECRET, SETTINGS, declared, letter, mail
@@ -215,21 +214,43 @@ class TestUsers:
         for words in (("invite", "nobody"), ("change", "nobody", "--role", "viewer"), ("remove", "nobody")):
             assert place.refused("user", *words) == "there is no user named 'nobody'"
 
-    def test_what_commands_do_is_noted_with_who_ran_them(self, place: Place) -> None:
+    def test_what_commands_do_is_noted_with_who_ran_them(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOGNAME", "olga")  # not the daemon's own
         place.done("user", "create", "noted", "--site", "example")
         place.done("site", "crm", "example", "on")
         rows = place.daemon.query("SELECT kind, name, action, subject, details FROM changes ORDER BY id DESC LIMIT 2")
-        account = getpass.getuser()
         assert [row[:4] for row in rows] == [
-            ("command", account, "site.crm", "example"),
-            ("command", account, "user.create", "noted"),
+            ("command", "olga", "site.crm", "example"),
+            ("command", "olga", "user.create", "noted"),
         ]
         assert json.loads(rows[1][4]) == {"name": "noted", "role": "viewer", "sites": ["example"]}
+
+    def test_the_site_of_what_they_name_is_noted_with_it(self, place: Place) -> None:
+        name = place.shop("logged")
+        place.done("webhook", "add", name, "https://crm.logged.test/")
+        (hook,) = [str(row["id"]) for row in place.json("webhook", "list") if "logged" in row["url"]]
+        waiting = str(place.json("queue", "list")[0]["id"])
+        for words in (
+            ("webhook", "disable", hook),
+            ("webhook", "enable", hook),
+            ("message", "replay", "1"),
+            ("queue", "retry", waiting),
+        ):
+            place.done(*words)
+        query = "SELECT action, sites.name FROM changes LEFT JOIN sites ON sites.id = site_id ORDER BY changes.id DESC"
+        assert place.daemon.query(f"{query} LIMIT 4") == [
+            ("queue.retry", "example"),
+            ("message.replay", "example"),
+            ("webhook.enable", name),
+            ("webhook.disable", name),
+        ]
 
     def test_what_was_refused_is_not_noted(self, place: Place) -> None:
         before = place.daemon.query("SELECT count(*) FROM changes")
         place.refused("user", "remove", "nobody")
         place.refused("token", "revoke", "nothing")
+        for verb in ("retry", "drop"):
+            place.refused("queue", verb, "4711")
         assert place.daemon.query("SELECT count(*) FROM changes") == before
 
 
@@ -238,7 +259,7 @@ def test_an_account_without_a_name_is_noted_by_its_number(monkeypatch: pytest.Mo
         raise KeyError("getpwuid(): uid not found: 4711")
 
     monkeypatch.setattr(getpass, "getuser", unnamed)
-    assert commands._account() == str(os.getuid())
+    assert account() == str(os.getuid())
 
 
 class TestSites:

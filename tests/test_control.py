@@ -33,19 +33,22 @@ class Commands:
         self.started = asyncio.Event()
         self.ended = asyncio.Event()
 
-    async def echo(self, arguments: Lines) -> Lines:
+    async def echo(self, arguments: Lines, account: str) -> Lines:
         return {"arguments": arguments}
 
-    async def refuse(self, arguments: Lines) -> Lines:
+    async def whoami(self, arguments: Lines, account: str) -> Lines:
+        return {"account": account}
+
+    async def refuse(self, arguments: Lines, account: str) -> Lines:
         raise ControlError("no such message", "message")
 
-    async def crash(self, arguments: Lines) -> Lines:
+    async def crash(self, arguments: Lines, account: str) -> Lines:
         raise ValueError("the secret detail")
 
-    async def unserialisable(self, arguments: Lines) -> Lines:
+    async def unserialisable(self, arguments: Lines, account: str) -> Lines:
         return {"value": object()}
 
-    async def forever(self, arguments: Lines) -> Lines:
+    async def forever(self, arguments: Lines, account: str) -> Lines:
         self.started.set()
         try:
             await asyncio.Event().wait()
@@ -53,15 +56,15 @@ class Commands:
             self.ended.set()
         return {}
 
-    async def count(self, arguments: Lines) -> AsyncIterator[Lines]:
+    async def count(self, arguments: Lines, account: str) -> AsyncIterator[Lines]:
         for step in range(arguments["to"]):
             yield {"progress": {"step": step}}
         yield {"result": {"steps": arguments["to"]}}
 
-    async def unfinished(self, arguments: Lines) -> AsyncIterator[Lines]:
+    async def unfinished(self, arguments: Lines, account: str) -> AsyncIterator[Lines]:
         yield {"progress": 1}
 
-    async def stream(self, arguments: Lines) -> AsyncIterator[Lines]:
+    async def stream(self, arguments: Lines, account: str) -> AsyncIterator[Lines]:
         self.started.set()
         try:
             while True:
@@ -77,7 +80,7 @@ def commands() -> Commands:
 
 @pytest.fixture
 async def server(tmp_path: Path, commands: Commands) -> AsyncIterator[ControlServer]:
-    names = ("echo", "refuse", "crash", "unserialisable", "forever", "count", "unfinished", "stream")
+    names = ("echo", "whoami", "refuse", "crash", "unserialisable", "forever", "count", "unfinished", "stream")
     server = await serve(tmp_path / "control.sock", {name: getattr(commands, name) for name in names})
     yield server
     await server.close()
@@ -106,6 +109,15 @@ class TestCommands:
 
     async def test_arguments_may_be_left_out(self, tmp_path: Path) -> None:
         assert await raw(tmp_path / "control.sock", b'{"command":"echo"}\n') == b'{"result":{"arguments":{}}}\n'
+
+    async def test_the_account_of_who_asks_comes_with_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "control.sock"
+        assert (
+            await raw(path, b'{"command":"whoami"}\n')
+            == json.dumps({"result": {"account": control.account()}}, separators=(",", ":")).encode() + b"\n"
+        )
+        monkeypatch.setenv("LOGNAME", "olga" * 100)
+        assert await ask(path, "whoami", {}) == {"account": "olga" * 25}
 
     async def test_progress_comes_before_the_result(self, tmp_path: Path) -> None:
         seen: list[Any] = []

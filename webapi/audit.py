@@ -54,7 +54,7 @@ async def site_of(context: Context, caller: Caller, action: str, path: Mapping[s
     if "/v1/messages/{id}" in action:
         found = await changes.sites_of(reader, message=number)
     elif "/v1/queue/{id}" in action:
-        found = await changes.sites_of(reader, delivery=number)
+        found = await changes.sites_of(reader, deliveries=(number,))
     else:
         return None
     seen = [site for site in found if caller.sees(site)]

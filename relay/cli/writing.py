@@ -33,7 +33,7 @@ def write(config: Config, command: str, arguments: Arguments) -> dict[str, Any]:
 
 async def _alone(config: Config, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
     from relay import commands
-    from relay.control import DirectoryLock
+    from relay.control import DirectoryLock, account
     from relay.declare import open_store
     from relay.secrets import Keys
     from relay.workplace import Workplace
@@ -49,4 +49,4 @@ async def _alone(config: Config, command: str, arguments: dict[str, Any]) -> dic
             say,
             lambda name: say(f"site {name} is removed: relay.toml declares it no more"),
         )
-        return await commands.perform(Workplace(store, keys, config, time.time), command, arguments)
+        return await commands.perform(Workplace(store, keys, config, time.time), command, arguments, account())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy import insert as insert_into
 
 from relay.store.engine import Statement, Tx
@@ -46,7 +46,12 @@ _OF_MESSAGE = Statement(
     .where(deliveries.c.message_id == bindparam("number"), deliveries.c.site_id.is_not(None))
     .distinct()
 )
-_OF_DELIVERY = Statement(select(deliveries.c.site_id).where(deliveries.c.id == bindparam("number")))
+_NUMBERS = func.json_each(bindparam("numbers")).table_valued("value").c.value
+_OF_DELIVERIES = Statement(
+    select(deliveries.c.site_id)
+    .where(deliveries.c.id.in_(select(_NUMBERS)), deliveries.c.site_id.is_not(None))
+    .distinct()
+)
 _OLD = Statement(
     delete(changes).where(changes.c.id.in_(select(changes.c.id).where(changes.c.at < bindparam("before")).limit(BITE)))
 )
@@ -68,10 +73,13 @@ def note(tx: Tx, change: Change) -> None:
     )
 
 
-async def sites_of(reader: Reader, message: int | None = None, delivery: int | None = None) -> frozenset[int]:
-    """Which sites a message is for, or the one of a delivery; raises StoreUnavailable."""
-    statement, number = (_OF_MESSAGE, message) if delivery is None else (_OF_DELIVERY, delivery)
-    return frozenset(site for (site,) in await reader.run(statement, number=number) if site is not None)
+async def sites_of(reader: Reader, message: int | None = None, deliveries: Sequence[int] = ()) -> frozenset[int]:
+    """Which sites a message is for, or which these deliveries are of; raises StoreUnavailable."""
+    if message is not None:
+        rows = await reader.run(_OF_MESSAGE, number=message)
+    else:
+        rows = await reader.run(_OF_DELIVERIES, numbers=json.dumps(list(deliveries)))
+    return frozenset(site for (site,) in rows)
 
 
 def forget(tx: Tx, before: float) -> bool:

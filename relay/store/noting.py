@@ -38,6 +38,10 @@ class Note:
         """Other details than those that were given. A verb may say so while it runs."""
         self._change = replace(self._change, details=details)
 
+    def about(self, site_id: int) -> None:
+        """The site whose change it is, where what was given does not name it."""
+        self._change = replace(self._change, site_id=site_id)
+
     async def write(self, verb: Verb[T], changed: Callable[[T], bool] = bool) -> T:
         """As Store.write. ``changed`` tells by the verb's answer whether there is something to note."""
         answer = await self._store.write(self._noting(verb, changed))
