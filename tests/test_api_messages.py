@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import func, select
 
 from relay.core.model import OutcomeKind
-from relay.store import history_pages, retention, search
+from relay.store import blocked, changes, history_pages, retention, search
 from relay.store import posts as post_verbs
 from relay.store.messages import Accepted
 from relay.store.schema import messages
@@ -479,13 +479,16 @@ class TestErasure:
         bites = []
         erase = retention.erase_sender
 
-        def noted(*args: Any) -> tuple[int, int, tuple[str, ...]]:
+        def noted(*args: Any) -> retention.ErasedSender:
             bites.append(erase(*args))
             return bites[-1]
 
         monkeypatch.setattr(retention, "erase_sender", noted)
-        assert await api.call("DELETE", path, token=await api.token()) == (200, {"erased": 5, "left": 1})
-        assert [bite[0] for bite in bites] == [5, 0]  # until a bite finds nothing
+        assert await api.call("DELETE", path, token=await api.token()) == (
+            200,
+            {"erased": 5, "left": 1, "unblocked": False},
+        )
+        assert [bite.deleted for bite in bites] == [5, 0]  # until a bite finds nothing
         assert await self.left(api) == 2
 
     async def test_a_senders_mail_to_another_site_stays(self, api: Api) -> None:
@@ -497,14 +500,22 @@ class TestErasure:
         await api.letter(to_shop, number=4)
         token = await api.token("admin", "shop")
         answer = await api.call("DELETE", "/v1/senders/ann@example.org", token=token)
-        assert answer == (200, {"erased": 2, "left": 1})
+        assert answer == (200, {"erased": 2, "left": 1, "unblocked": False})
         assert await self.left(api) == 3
         assert len((await api.get("/v1/messages", "other"))["items"]) == 2
 
     async def test_nobody_has_sent_anything(self, api: Api) -> None:
         for address in ("nobody@example.org", "no-address", "%00", "%FF@x"):
             status, answer = await api.call("DELETE", f"/v1/senders/{address}", token=await api.token())
-            assert (status, answer) == (200, {"erased": 0, "left": 0})
+            assert (status, answer) == (200, {"erased": 0, "left": 0, "unblocked": False})
+
+    async def test_who_sent_nothing_and_was_blocked_is_so_no_more_and_that_is_noted(self, api: Api) -> None:
+        token, shop, now = await api.token(), api.w.site().id, api.w.now
+        await api.w.store.write(lambda tx: blocked.block(tx, shop, "ann@example.org", now))
+        answers = [await api.call("DELETE", "/v1/senders/ann@example.org", token=token) for _ in range(2)]
+        assert [answer["unblocked"] for _, answer in answers] == [True, False]
+        noted = await changes.page(api.w.store.reader, None, None, 10)
+        assert [row.change.action for row in noted] == ["DELETE /v1/senders/{address}"]
 
 
 def test_a_cursor_says_nothing_but_where_to_go_on() -> None:

@@ -149,7 +149,8 @@ async def test_an_erased_sender_leaves_nothing_and_is_blocked_no_more(w: World) 
     for site, sender in ((shop, ANN), (other, ANN), (shop, "@example.org")):
         await w.store.write(lambda tx: blocked.block(tx, site, sender, w.now))  # noqa: B023
     assert "blocked_senders.address" in await where(w, SECRET)
-    assert (await w.store.write(lambda tx: retention.erase_sender(tx, ANN)))[0] == 1
+    result = await w.store.write(lambda tx: retention.erase_sender(tx, ANN))
+    assert (result.deleted, result.unblocked) == (1, True)
     assert await where(w, SECRET) == set()
     assert await w.rows(select(blocked_senders.c.address)) == [("@example.org",)]
     await index_is_sound(w)
@@ -161,6 +162,21 @@ async def test_an_erased_sender_is_blocked_no_more_whichever_way_its_domain_is_w
         await w.store.write(lambda tx: blocked.block(tx, shop, "ann@xn--bcher-kva.example", w.now))
         await w.store.write(lambda tx: retention.erase_sender(tx, "ann@bücher.example", site_ids))  # noqa: B023
         assert await w.rows(select(blocked_senders)) == []
+
+
+@pytest.mark.parametrize("at_site", [False, True])
+async def test_a_sender_of_whom_something_is_left_stays_blocked_until_it_is_gone(w: World, at_site: bool) -> None:
+    shop = w.site().id
+    sites = [shop] if at_site else None
+    accepted = await w.accept(f"card@{TRACK}", sender=ANN, claim="forwarder")
+    await w.store.write(lambda tx: blocked.block(tx, shop, ANN, w.now))
+    result = await w.store.write(lambda tx: retention.erase_sender(tx, ANN, sites))
+    assert (result.deleted, result.left, result.unblocked) == (0, 1, False)
+    assert len(await w.rows(select(blocked_senders))) == 1
+    await w.finish(accepted.jobs[0])
+    result = await w.store.write(lambda tx: retention.erase_sender(tx, ANN, sites))
+    assert (result.deleted, result.left, result.unblocked) == (1, 0, True)
+    assert await w.rows(select(blocked_senders)) == []
 
 
 async def test_a_site_that_erases_a_sender_unblocks_it_at_that_site_alone(w: World) -> None:

@@ -502,7 +502,7 @@ class TestErasure:
         await w.accept(CARD, body=b"3")
         await whole_life(w, sender="bob@example.org", mail_from="bob@example.org")
         result = await w.store.write(lambda tx: retention.erase_sender(tx, "ann@example.org"))
-        assert result == (2, 1, ("abc",))
+        assert result == retention.ErasedSender(2, 1, ("abc",), unblocked=False)
         assert await w.rows(select(messages.c.sender).order_by(messages.c.id)) == [
             ("ann@example.org",),
             ("bob@example.org",),
@@ -516,8 +516,19 @@ class TestErasure:
         await w.accept(mine, body=b"3")
         shop = w.site().id
         result = await w.store.write(lambda tx: retention.erase_sender(tx, "ann@example.org", [shop]))
-        assert result == (2, 1, ())
+        assert result == retention.ErasedSender(2, 1, (), unblocked=False)
         assert await w.rows(select(deliveries.c.recipient)) == [(theirs,), (mine,)]
+
+    async def test_a_bite_is_one_for_all_sites_together(self, w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(retention, "BITE", 4)
+        names = ("shop", "other")
+        shown = [(await w.shown(name=name))[1] for name in names]
+        for number in range(8):
+            await whole_life(w, shown[number % 2], body=str(number).encode())
+        await w.accept(shown[1], body=b"waits")
+        ids = [w.site(name).id for name in names]
+        bites = [await w.store.write(lambda tx: retention.erase_sender(tx, "ann@example.org", ids)) for _ in range(3)]
+        assert [(bite.deleted, bite.left) for bite in bites] == [(4, 1), (4, 1), (0, 1)]
 
 
 async def test_orphans_are_the_files_that_no_message_names(w: World) -> None:

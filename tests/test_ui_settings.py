@@ -372,6 +372,10 @@ class TestSenders:
             assert await p.world.store.write(lambda tx: tx.sql(count)) == [(0,)]
             again = await p.post("/ui/settings/senders/erase", {"sender": "ann@example.org", "sure": "yes"})
             assert again.location == "/ui/settings/senders?done=sender_nothing"
+            shop, now = p.world.site().id, p.world.now
+            await p.world.store.write(lambda tx: blocked.block(tx, shop, "ann@example.org", now))
+            again = await p.post("/ui/settings/senders/erase", {"sender": "ann@example.org", "sure": "yes"})
+            assert again.location == "/ui/settings/senders?done=sender_unblocked"
             (latest, *_) = await noted(p)
             assert (latest.change.action, latest.change.subject) == ("DELETE /v1/senders/{address}", None)
 

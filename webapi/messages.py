@@ -12,6 +12,7 @@ from relay.store import deals, history, retention
 from relay.store import replay as replay_verbs
 from relay.store.history import Filter, MessageRow
 from relay.store.life import life as read_life
+from relay.store.retention import ErasedSender
 from webapi import message_views as views
 from webapi.auth import Caller, Role, visible_site
 from webapi.context import Context
@@ -79,6 +80,7 @@ class Replayed(BaseModel):
 class Erased(BaseModel):
     erased: int
     left: int = Field(description="Messages that are still being forwarded; erase again later.")
+    unblocked: bool = Field(description="It was among the blocked senders, and is no more: nothing of it is left.")
 
 
 async def list_messages(call: Call) -> MessagePage:
@@ -161,22 +163,22 @@ async def erase_message(call: Call) -> None:
 async def erase_sender(call: Call) -> Erased:
     """Erase what one address has sent, in bites, so that mail flows meanwhile."""
     address, sites = folded(call.path["address"]), call.caller.sites
-    erased = left = 0
+    erased, left, unblocked = 0, 0, False
     for _ in range(ERASE_BITES):
-        deleted, left, files = await call.write(lambda tx: retention.erase_sender(tx, address, sites), _any_erased)
-        await call.context.remove_files(files)
-        erased += deleted
-        if not deleted:
+        bite = await call.write(lambda tx: retention.erase_sender(tx, address, sites), _any_erased)
+        await call.context.remove_files(bite.files)
+        erased, left, unblocked = erased + bite.deleted, bite.left, unblocked or bite.unblocked
+        if not bite.deleted:
             break
-    return Erased(erased=erased, left=left)
+    return Erased(erased=erased, left=left, unblocked=unblocked)
 
 
 def _was_there(files: tuple[str, ...] | None) -> bool:
     return files is not None
 
 
-def _any_erased(answer: tuple[int, int, tuple[str, ...]]) -> bool:
-    return answer[0] > 0
+def _any_erased(bite: ErasedSender) -> bool:
+    return bite.deleted > 0 or bite.unblocked
 
 
 async def visible_message(call: Call) -> MessageRow:
@@ -225,6 +227,6 @@ OPERATIONS = (
         erase_sender,
         Role.ADMIN,
         Erased,
-        audited=lambda answer: answer.erased > 0,
+        audited=lambda answer: answer.erased > 0 or answer.unblocked,
     ),
 )

@@ -54,6 +54,16 @@ class Swept:
     more: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ErasedSender:
+    """``left`` are still being forwarded; ``unblocked``: the address was blocked, and is no more."""
+
+    deleted: int
+    left: int
+    files: tuple[str, ...]
+    unblocked: bool
+
+
 class StillOpen(Exception):
     """The message has deliveries that are waiting, held or in flight."""
 
@@ -282,27 +292,31 @@ def _delete_share(tx: Tx, message_id: int, file: str | None, site: int) -> str |
     return None
 
 
-def erase_sender(tx: Tx, address: str, sites: Collection[int] | None = None) -> tuple[int, int, tuple[str, ...]]:
-    """Delete a bite of this sender's messages: (deleted, left because they are still being forwarded, files).
+def erase_sender(tx: Tx, address: str, sites: Collection[int] | None = None) -> ErasedSender:
+    """Delete a bite of this sender's messages; call again until nothing was deleted. ``sites`` as for erase_message.
 
-    Call again until nothing was deleted. With ``sites`` as for erase_message. The address is blocked no more, either.
+    The address is blocked no more, either, once nothing of it is left.
     """
+    blocked = sender_key(address)
     if sites is None:
-        tx.run(_UNBLOCK, address=sender_key(address))
         rows = tx.all(_BY_SENDER, address=address)
         for message_id, _ in rows:
             _delete(tx, message_id)
         ((left,),) = tx.all(_LEFT_OF_SENDER, address=address)
-        return len(rows), left, tuple(file for _, file in rows if file)
-    deleted, left, files = 0, 0, []
+        unblocked = len(rows) < BITE and not left and tx.run(_UNBLOCK, address=blocked) > 0
+        return ErasedSender(len(rows), left, tuple(file for _, file in rows if file), unblocked)
+    deleted, left, unblocked, files = 0, 0, False, []
     for site in sites:
-        tx.run(_UNBLOCK_AT_SITE, address=sender_key(address), site=site)
+        ((waiting,),) = tx.all(_LEFT_AT_SITE, address=address, site=site)
+        left += waiting
+        if deleted >= BITE:
+            continue
         rows = tx.all(_BY_SENDER_AT_SITE, address=address, site=site)
         files += [_delete_share(tx, message_id, file, site) for message_id, file in rows]
         deleted += len(rows)
-        ((waiting,),) = tx.all(_LEFT_AT_SITE, address=address, site=site)
-        left += waiting
-    return deleted, left, tuple(filter(None, files))
+        if len(rows) < BITE and not waiting and tx.run(_UNBLOCK_AT_SITE, address=blocked, site=site):
+            unblocked = True
+    return ErasedSender(deleted, left, tuple(filter(None, files)), unblocked)
 
 
 def _delete(tx: Tx, message_id: int) -> None:

@@ -32,6 +32,7 @@ DONE = {
     "token_revoked": "The token is revoked. What uses it is refused within five seconds.",
     "sender_erased": "Everything of this sender is erased.",
     "sender_nothing": "There was nothing of this sender.",
+    "sender_unblocked": "There was nothing of this sender. It is blocked no more.",
     "retried": "Tried again now: look at the queue again in a moment.",
     "retried_some": "Tried again now, but for what has left the queue meanwhile.",
     "retried_none": "There was nothing to try again: what is new is being tried by itself.",

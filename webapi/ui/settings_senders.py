@@ -88,7 +88,9 @@ async def erase(view: View) -> web.Response:
     answer: Erased = await perform(view, OPERATIONS["DELETE /v1/senders/{address}"], path={"address": sender})
     if answer.left:
         return see_other(SENDERS, "erased_in_part")
-    return see_other(SENDERS, "sender_erased" if answer.erased else "sender_nothing")
+    if answer.erased:
+        return see_other(SENDERS, "sender_erased")
+    return see_other(SENDERS, "sender_unblocked" if answer.unblocked else "sender_nothing")
 
 
 PAGES = (
