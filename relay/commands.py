@@ -90,7 +90,8 @@ async def retry_deliveries(place: Workplace, given: RetryDeliveries) -> Lines:
         changed = await requeue.retry_all(place.store.reader, place.write, wanted, now, expires_at)
     else:
         await _about_theirs(place, given.deliveries)
-        changed = await requeue.retry(place.write, given.deliveries, now, expires_at)
+        named = QueueFilter(ids=tuple(given.deliveries))
+        changed = sorted(await requeue.retry_named(place.store.reader, place.write, named, now, expires_at))
     place.deliveries_due()
     return {"changed": changed}
 

@@ -192,6 +192,28 @@ class TestQueue:
         assert [item["state"] for item in (await api.get("/v1/queue", "other"))["items"]] == ["queued"]
         assert (await api.call("POST", f"/v1/queue/{item['id']}/retry", token=token))[0] == 204
 
+    @pytest.mark.parametrize("sites", [("other",), ("shop", "other"), ()])
+    async def test_what_is_carried_is_shown_and_tried_as_what_carries_it(
+        self, api: Api, sites: tuple[str, ...]
+    ) -> None:
+        _, mine = await api.w.shown()
+        _, theirs = await api.w.shown(name="other")
+        accepted = await api.letter(mine, theirs, claim="forwarder")
+        await api.w.finish(accepted.jobs[0], OutcomeKind.TEMPORARY)
+        shown = (await api.get(f"/v1/messages/{accepted.message_id}", *sites))["deliveries"]
+        (carried,) = [one for one in shown if one["site"] == "other"]
+        assert (carried["state"], carried["attempts"], carried["next_at"] is None) == ("deferred", 1, False)
+        token, path = await api.token("admin", *sites), f"/v1/queue/{carried['id']}"
+        status, problem = await api.call("POST", f"{path}/drop", token=token)
+        assert (status, "another site's carries it" in problem["detail"]) == (409, True)
+        assert (await api.call("POST", f"{path}/retry", token=token))[0] == 204
+        body = {"deliveries": [one["id"] for one in shown]}
+        assert await api.call("POST", "/v1/queue/retry", body, token=token) == (
+            200,
+            {"changed": len(shown), "left": []},
+        )
+        assert {one["state"] for one in (await api.get("/v1/queue"))["items"]} == {"queued"}
+
     @pytest.mark.parametrize("path", ["/v1/queue/drop", "/v1/queue/{id}/drop"])
     @pytest.mark.parametrize("sites", [("shop",), ("shop", "other"), ()])
     async def test_what_it_carries_of_another_site_goes_on(self, api: Api, path: str, sites: tuple[str, ...]) -> None:

@@ -176,6 +176,17 @@ async def test_what_was_carried_stands_for_itself(w: World) -> None:
     assert await columns(w, "state", "joined_id") == [("forwarded", None), ("forwarded", None)]
 
 
+async def test_a_second_click_on_what_was_carried_sends_no_second_copy(w: World) -> None:
+    """Its attempts are shown as its carrier's, and go on from there once it stands for itself."""
+    _, carried = await to_two_sites(w, OutcomeKind.DELIVERED)
+    await again(w, carried, attempts=1)
+    (job,) = await claimed(w)
+    await w.finish(job)
+    with pytest.raises(NotAgain, match="meanwhile"):
+        await again(w, carried, attempts=1)
+    await again(w, carried, attempts=2)
+
+
 @pytest.mark.parametrize("given_up", [False, True])
 async def test_over_http_it_takes_an_admin_where_a_retry_would(tmp_path: Path, given_up: bool) -> None:
     async with serving(tmp_path) as api:

@@ -114,7 +114,9 @@ class Drop(Strict):
 class Changed(BaseModel):
     changed: int
     left: list[str] = Field(
-        default=[], description="What was named and left alone: it neither waits nor is it held, or is in flight."
+        default=[],
+        description="What was named and left alone: it neither waits nor is it held, or is in flight; of what is to be "
+        "dropped also what another site's delivery carries.",
     )
 
 
@@ -162,8 +164,8 @@ def _waiting(row: dict[str, Any], now: float) -> Waiting:
 
 async def retry(call: Call) -> None:
     delivery_id = await _delivery(call)
-    carriers = await _named(call, [str(delivery_id)])
-    if not await requeue.retry(call.write, list(carriers.values()), *_period(call)):
+    named = _named(call, [str(delivery_id)])
+    if not await requeue.retry_named(call.context.store.reader, call.write, named, *_period(call)):
         raise Problem(409, "it neither waits nor is it held")
     call.context.on_deliveries_due()
 
@@ -177,9 +179,8 @@ async def retry_many(call: Call) -> Changed:
         wanted = QueueFilter(wanted.sites, wanted.states & requeue.AGAIN, wanted.destination, wanted.sender)
         answer = Changed(changed=len(await requeue.retry_all(store.reader, call.write, wanted, *period)))
     else:
-        carriers = await _named(call, body.deliveries)
-        changed = set(await requeue.retry(call.write, list(dict.fromkeys(carriers.values())), *period))
-        answer = _changed(body.deliveries, {id_ for id_, carrier in carriers.items() if carrier in changed})
+        named = _named(call, body.deliveries)
+        answer = _changed(body.deliveries, await requeue.retry_named(store.reader, call.write, named, *period))
     if answer.changed:
         call.context.on_deliveries_due()
     return answer
@@ -189,13 +190,14 @@ async def drop(call: Call) -> None:
     delivery_id = await _delivery(call)
     now, sites = call.context.clock(), call.caller.sites
     if not await call.write(lambda tx: queue_by_hand.drop(tx, [delivery_id], now, sites)):
-        raise Problem(409, "it is being forwarded just now, or neither waits nor is it held")
+        raise Problem(409, "it is being forwarded just now, neither waits nor is it held, or another site's carries it")
 
 
 async def drop_many(call: Call) -> Changed:
     body: Drop = call.body
     # Neither another site's that carries one of them, nor another site's that one of them carries.
-    now, named, sites = call.context.clock(), list(await _named(call, body.deliveries)), call.caller.sites
+    now, sites = call.context.clock(), call.caller.sites
+    named = list(await queue_view.ids(call.context.store.reader, _named(call, body.deliveries)))
     return _changed(body.deliveries, set(await call.write(lambda tx: queue_by_hand.drop(tx, named, now, sites))))
 
 
@@ -205,10 +207,10 @@ def _period(call: Call) -> tuple[float, float]:
     return now, now + call.context.forward.retry_for
 
 
-async def _named(call: Call, named: list[str]) -> dict[int, int]:
-    """Those of them that wait or are held and are the caller's to see, each with the delivery that carries it."""
+def _named(call: Call, named: list[str]) -> QueueFilter:
+    """Those of them that wait or are held and are the caller's to see."""
     numbers = tuple(number for text in set(named) if 0 < (number := int(text)) <= LARGEST_ID)
-    return await queue_view.ids(call.context.store.reader, QueueFilter(call.caller.sites, ids=numbers))
+    return QueueFilter(call.caller.sites, ids=numbers)
 
 
 def _changed(named: list[str], changed: set[int]) -> Changed:

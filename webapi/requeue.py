@@ -31,6 +31,16 @@ async def retry(write: Write, delivery_ids: Sequence[int], now: float, expires_a
     return changed
 
 
+async def retry_named(reader: Reader, write: Write, named: QueueFilter, now: float, expires_at: float) -> set[int]:
+    """Try those now that are named, what is carried by what carries it; the named ones of which that came true.
+
+    Raises as :func:`retry` does.
+    """
+    carriers = await queue_view.ids(reader, named)
+    changed = set(await retry(write, list(dict.fromkeys(carriers.values())), now, expires_at))
+    return {id_ for id_, carrier in carriers.items() if carrier in changed}
+
+
 async def retry_all(reader: Reader, write: Write, wanted: QueueFilter, now: float, expires_at: float) -> list[int]:
     """Try everything now that is meant; the ids of it. Raises as :func:`retry` does."""
     carriers = dict.fromkeys((await queue_view.ids(reader, wanted)).values())

@@ -72,7 +72,12 @@ def drop(config_file: Path, ids: tuple[int, ...]) -> None:
     from relay.cli.writing import write
 
     made = write(load(config_file), "queue.drop", {"deliveries": ids})
-    _tell(ids, made["changed"], "dropped", "does not wait and is not held, or is being forwarded just now")
+    _tell(
+        ids,
+        made["changed"],
+        "dropped",
+        "does not wait and is not held, is being forwarded just now, or another site's delivery carries it",
+    )
 
 
 def _tell(asked: tuple[int, ...], changed: list[int], done: str, otherwise: str) -> None:

@@ -124,6 +124,8 @@ _MESSAGE = (
     messages.c.bounce,
     messages.c.raw_removed_at,
 )
+#: What carries a joined delivery: how often and when it is tried is said there. No row for all others.
+_CARRIER = deliveries.alias("carrier")
 _DELIVERY = (
     deliveries.c.id,
     deliveries.c.message_id,
@@ -131,8 +133,8 @@ _DELIVERY = (
     deliveries.c.recipient,
     deliveries.c.forward_to,
     deliveries.c.state,
-    deliveries.c.attempts,
-    deliveries.c.next_at,
+    func.coalesce(_CARRIER.c.attempts, deliveries.c.attempts).label("attempts"),
+    func.coalesce(_CARRIER.c.next_at, deliveries.c.next_at).label("next_at"),
     deliveries.c.code,
     deliveries.c.answer,
     deliveries.c.host,
@@ -204,6 +206,7 @@ async def _with_deliveries(reader: Reader, rows: Sequence[Row], visible: frozens
         select(*_DELIVERY)
         .outerjoin(sites, sites.c.id == deliveries.c.site_id)
         .outerjoin(visits, visits.c.id == deliveries.c.visit_id)
+        .outerjoin(_CARRIER, _CARRIER.c.id == deliveries.c.joined_id)
         .where(deliveries.c.message_id.in_([row[0] for row in rows]))
         .order_by(deliveries.c.id)
     )

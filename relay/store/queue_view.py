@@ -6,7 +6,7 @@ in text: a partial index serves only what the text of a condition proves to be i
 parameters.
 
 A joined delivery is another site's to the same real address, carried by the first. It is in the list only for who does
-not see that one.
+not see that one; who names it finds it.
 """
 
 from __future__ import annotations
@@ -220,21 +220,22 @@ def _keys(wanted: QueueFilter, after: Place | None = None, *, newest: bool = Fal
 
 def _conditions(wanted: QueueFilter) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
-    if wanted.sites is None:
+    seen = None if wanted.sites is None else sorted(wanted.sites)
+    if seen is not None:
+        # The sum keeps SQLite from the index of everything that the sites ever got.
+        found.append((deliveries.c.site_id + literal_column("0")).in_(seen))
+    if wanted.ids is not None:
+        found.append(deliveries.c.id.in_(wanted.ids))
+    elif seen is None:
         found.append(deliveries.c.joined_id.is_(None))
     else:
-        seen = sorted(wanted.sites)
         carrier = deliveries.alias("carrier")
         unseen = select(carrier.c.id).where(
             carrier.c.id == deliveries.c.joined_id, or_(carrier.c.site_id.is_(None), carrier.c.site_id.not_in(seen))
         )
-        # The sum keeps SQLite from the index of everything that the sites ever got.
-        found.append((deliveries.c.site_id + literal_column("0")).in_(seen))
         found.append(or_(deliveries.c.joined_id.is_(None), unseen.correlate(deliveries).exists()))
     if wanted.destination is not None:
         found.append(deliveries.c.destination == wanted.destination)
-    if wanted.ids is not None:
-        found.append(deliveries.c.id.in_(wanted.ids))
     if wanted.sender is not None:
         theirs = select(messages.c.id).where(
             messages.c.sender == wanted.sender, messages.c.state != literal_column("'forwarded'")

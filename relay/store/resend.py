@@ -24,15 +24,17 @@ from relay.store.queue import settle_message
 from relay.store.schema import bodies, deliveries, messages
 
 _AGAIN = (DeliveryState.FAILED.value, DeliveryState.DROPPED.value, DeliveryState.FORWARDED.value)
+_CARRIER = deliveries.alias("carrier")
 _FIND = Statement(
     select(
         deliveries.c.message_id,
         deliveries.c.state,
-        deliveries.c.attempts,
+        func.coalesce(_CARRIER.c.attempts, deliveries.c.attempts),  # as it is shown
         or_(messages.c.body_file.is_not(None), bodies.c.message_id.is_not(None)),
     )
     .join(messages, messages.c.id == deliveries.c.message_id)
     .outerjoin(bodies, bodies.c.message_id == messages.c.id)
+    .outerjoin(_CARRIER, _CARRIER.c.id == deliveries.c.joined_id)
     .where(deliveries.c.id == bindparam("delivery"))
 )
 _QUEUE = Statement(
@@ -40,6 +42,7 @@ _QUEUE = Statement(
     .where(deliveries.c.id == bindparam("delivery"))
     .values(
         state=DeliveryState.QUEUED.value,
+        attempts=bindparam("made"),
         next_at=bindparam("now"),
         finished_at=None,
         expires_at=func.max(deliveries.c.expires_at, bindparam("expires")),
@@ -52,7 +55,7 @@ _QUEUE = Statement(
     )
 )
 _CARRIED = (deliveries.c.message_id == bindparam("message"), deliveries.c.joined_id == bindparam("delivery"))
-_PART = Statement(update(deliveries).where(*_CARRIED).values(joined_id=None))
+_PART = Statement(update(deliveries).where(*_CARRIED).values(joined_id=None, attempts=bindparam("made")))
 _CARRIED_TOO = Statement(update(deliveries).where(*_CARRIED).values(state=DeliveryState.QUEUED.value, finished_at=None))
 
 
@@ -94,11 +97,11 @@ def resend(
     if not has_bytes:
         raise NotAgain("the message's bytes are no longer here")
     if state == DeliveryState.FORWARDED.value:
-        tx.run(_PART, message=message_id, delivery=delivery_id)
+        tx.run(_PART, message=message_id, delivery=delivery_id, made=made)
     else:
         part(tx, message_id, delivery_id, sites)
         tx.run(_CARRIED_TOO, message=message_id, delivery=delivery_id)
-    tx.run(_QUEUE, delivery=delivery_id, now=now, expires=expires_at)
+    tx.run(_QUEUE, delivery=delivery_id, made=made, now=now, expires=expires_at)
     settle_message(tx, message_id)
 
 
