@@ -139,11 +139,10 @@ class WebhookPostView(BaseModel):
 
 
 class PostView(BaseModel):
-    """One attempt."""
+    """One attempt. What has become of the post since then is said of the event's webhooks."""
 
     event: str
     url: str
-    state: str
     started_at: str
     seconds: float
     status: int | None
