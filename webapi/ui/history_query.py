@@ -13,13 +13,14 @@ from relay.store.messages import COLLECTED
 from webapi.messages import MessageQuery, wanted_of
 from webapi.operation import parameters
 from webapi.problems import Problem
-from webapi.ui.days import DAY, midnight
+from webapi.ui.days import first_of
 from webapi.ui.page import View
 from webapi.values import moment
 
 PATH = "/ui/history"
 #: What can be chosen, by the value in the address.
 PERIODS = {"today": "Today", "7d": "Last 7 days", "30d": "Last 30 days", "custom": "Between two days"}
+DAYS = {"today": 1, "7d": 7, "30d": 30}
 STATES = (*(state.value for state in DeliveryState), COLLECTED)
 DEALS = {"yes": "With a deal", "no": "Without a deal"}
 SORTS = {"newest": "Newest first", "oldest": "Oldest first"}
@@ -98,9 +99,8 @@ def _api_query(values: Mapping[str, str], cursor: str, now: float) -> dict[str, 
     asked = {name: values[name] for name in ("q", "site", "source", "sender", "visit", "state", "sort")}
     asked["cursor"] = cursor
     asked["deal"] = {"yes": "true", "no": "false"}.get(values["deal"], "")
-    begins = {"today": midnight(now), "7d": now - 7 * DAY, "30d": now - 30 * DAY}
-    if values["period"] in begins:
-        asked["since"] = moment(begins[values["period"]])
+    if values["period"] in DAYS:
+        asked["since"] = moment(first_of(DAYS[values["period"]], now))
     elif values["period"] == "custom":
         asked["since"], asked["until"] = values["since"], _day_after(values["until"])
     return {name: value for name, value in asked.items() if value}

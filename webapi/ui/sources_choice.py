@@ -11,7 +11,7 @@ from relay.core.site import Touch
 from relay.store import reports
 from relay.store.reports import By, Interval, Order, Wanted
 from webapi.auth import visible_site
-from webapi.ui.days import DAY, day_of, midnight
+from webapi.ui.days import DAY, day_of, first_of, midnight
 from webapi.ui.page import View
 
 PATH = "/ui/sources"
@@ -157,14 +157,13 @@ async def read(view: View) -> Choice:
 
 
 def _period(name: str, now: float) -> tuple[float, float]:
-    today = datetime.fromtimestamp(midnight(now), UTC)
     days = {"today": 1, "7d": 7, "90d": 90, "12m": 365}.get(name, 30)
-    month = today.replace(day=1)
+    month = datetime.fromtimestamp(midnight(now), UTC).replace(day=1)
     if name == "month":
         return month.timestamp(), now
     if name == "last_month":
         return (month - timedelta(days=1)).replace(day=1).timestamp(), month.timestamp()
-    return (today - timedelta(days=days - 1)).timestamp(), now
+    return first_of(days, now), now
 
 
 def _custom(values: Mapping[str, str], since: float, until: float) -> tuple[float, float, str | None]:
