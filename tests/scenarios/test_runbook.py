@@ -219,7 +219,7 @@ os.dup2(sock.fileno(), 3)
 os.set_inheritable(3, True)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="smtp")
 for name in ("PYTHONPATH", "PYTHONPYCACHEPREFIX"):  # the installed one is to run, not the repository's
-    del os.environ[name]
+    os.environ.pop(name, None)
 command = sys.argv[1 : sys.argv.index("-m") - 1]
 os.execv(command[0], command)
 """
