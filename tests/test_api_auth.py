@@ -238,7 +238,7 @@ class TestScopes:
         elif operation.path in ("/v1/queue/retry", "/v1/queue/drop"):
             assert (status, answer) == (200, {"changed": 0, "left": ["1"]})
         elif operation.path.startswith("/v1/senders"):
-            assert (status, answer) == (200, {"erased": 0, "left": 0})
+            assert (status, answer) == (200, {"erased": 0, "left": 0, "unblocked": False})
         else:
             assert status == 404
         assert dump(shared.w.store.path.parent) == before
