@@ -211,6 +211,7 @@ async def test_who_refuses_while_the_answer_is_on_its_way_keeps_no_cookie_of_it(
             refused.set()
         await page.wait_for_function("!document.cookie")
         assert await cookies(page.context) == {}
+        assert await page.evaluate("JSON.stringify(sessionStorage)") == "{}"
         assert await page.inner_text("p") == SALES
 
 

@@ -62,7 +62,7 @@ export interface Mailtrack {
   refresh(): void;
   /**
    * With `data-consent="required"` on the script tag nothing is read, kept or sent before `consent(true)`.
-   * `consent(false)` puts the real addresses back, deletes our cookies and the session's entry, and stops.
+   * `consent(false)` puts the real addresses back, deletes our cookies and the session's entries, and stops.
    */
   consent(given: boolean): void;
   /** Calls `listener` each time; its errors are swallowed. */

@@ -4,7 +4,7 @@ import { api, consent, on, undecided } from "./api";
 import { tell } from "./events";
 import { fresh, lapsed, lease, onPage, targets } from "./lease";
 import { scan } from "./page";
-import { forget, keep, keptMapping, known, leads, renumbered, type Mapping } from "./visit";
+import { arrival, forget, keep, keptMapping, known, leads, renumbered, type Mapping } from "./visit";
 
 const enum Milliseconds {
   Patience = 3000,
@@ -12,7 +12,6 @@ const enum Milliseconds {
   AtMostEvery = 1000,
 }
 const enum Most {
-  Url = 4000,
   Addresses = 50,
 }
 
@@ -47,6 +46,8 @@ export function check(person?: boolean) {
   if (person) {
     interacted = true;
     if (reserved) reserved = due = 0;
+    // It may be a tap on a link, before there was a bind.
+    if (!soonest && on() && !undecided()) arrival();
   }
   if (lapsed()) scan();
   clearTimeout(timer);
@@ -62,8 +63,7 @@ const question = (addresses: string[]) =>
   JSON.stringify({
     site: SETTINGS.site,
     ...known(),
-    page: location.href.split("#")[0].slice(0, Most.Url),
-    referrer: document.referrer, // no browser sends more than 4096 characters of it
+    ...arrival(),
     // Targets first: at their domain there may be a whole staff, on a page that names all of them.
     addresses: addresses.sort((a, b) => +targets.has(b) - +targets.has(a)).slice(0, Most.Addresses),
     params: api.params,

@@ -6,9 +6,13 @@ import type { Shown } from "./lease";
 /** Name of the cookie, and of the mapping in the session's storage. */
 const VISIT = "mailtrack_visit";
 const FIRST = "mailtrack_first";
+/** Name of the arrival in the session's storage. */
+const ARRIVAL = "mailtrack_arrival";
 // Seconds.
 const FORTNIGHT = 1209600;
 const YEAR = 31536000;
+// Characters.
+const URL_LENGTH = 4000;
 
 const NUMBER = "(\\d{1,20})";
 
@@ -74,7 +78,7 @@ export function keep(mapping: Mapping, first: string | null, renewed?: boolean) 
     if (first) write(FIRST, first, YEAR, SETTINGS.domain);
   }
   // Where storage is blocked or full, the next page waits for its bind.
-  attempt(() => (sessionStorage[VISIT] = JSON.stringify(mapping)));
+  attempt(() => delete sessionStorage[ARRIVAL] && (sessionStorage[VISIT] = JSON.stringify(mapping)));
 }
 
 /** The mapping of this tab, if it is of the visit that the cookie says. */
@@ -84,7 +88,25 @@ export const keptMapping = () =>
     if (mapping.visit === current()) return mapping;
   });
 
+let arrived = false;
+
+/**
+ * Address and referrer of the page that the visitor came to. They are kept until an answer has counted them: on the next
+ * page, to which somebody may go on before that, nothing else says where the visitor came from. Whoever comes from
+ * elsewhere arrives anew; so from what is kept only links of this site lead to here, and it needs no age of its own.
+ */
+export function arrival() {
+  // A space stands in neither. No browser sends more than 4096 characters of a referrer.
+  const here = location.href.split("#")[0].slice(0, URL_LENGTH) + " " + document.referrer;
+  const inner = arrived || document.referrer.split("/")[2] === location.host;
+  arrived = true;
+  // Where storage is blocked or full, each page speaks for itself.
+  const text: string = attempt(() => (sessionStorage[ARRIVAL] = (inner && sessionStorage[ARRIVAL]) || here)) || here;
+  const [page, referrer] = text.split(" ");
+  return { page, referrer };
+}
+
 export function forget() {
   for (const name of [VISIT, FIRST]) write(name, "", 0, SETTINGS.domain);
-  attempt(() => delete sessionStorage[VISIT]);
+  attempt(() => delete sessionStorage[VISIT] && delete sessionStorage[ARRIVAL]);
 }
