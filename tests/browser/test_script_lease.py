@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from tests.browser.script_site import (
     opened_and_stopped,
     quiet,
     serving,
+    stopped,
     visiting,
 )
 
@@ -92,6 +94,33 @@ async def test_a_page_that_is_seen_again_renews_if_it_is_due_and_not_before(brow
         assert len(site.binds) == 1
         await page.evaluate(HIDE, False)
         await site.bound(2)
+
+
+async def test_an_answer_that_is_read_after_a_sleep_shows_no_address_whose_lease_has_ended(browser: Browser) -> None:
+    async with serving(PAGE) as site, visiting(browser, site) as page:
+        awake = asyncio.Event()
+
+        async def late(body: dict[str, Any]) -> dict[str, Any]:
+            await awake.wait()
+            return BOUND if len(site.binds) == 1 else BOUND | {"addresses": {}}
+
+        site.answer = late
+        await stopped(page)
+        await page.goto("/")
+        await page.evaluate("""() => {
+            window.seen = [];
+            const text = document.querySelector('p').firstChild;
+            new MutationObserver(() => seen.push(text.data)).observe(text, {characterData: true});
+        }""")
+        await page.clock.run_for(1)
+        await site.bound()
+        await page.clock.set_system_time(await page.evaluate("Date.now()") / 1000 + 3600)
+        awake.set()
+        await bound(page)
+        await page.clock.run_for(1)
+        await site.bound(2)
+        assert await page.evaluate("seen") == []
+        assert await shown(page) == REAL
 
 
 async def test_a_renewal_that_answers_another_address_puts_it_in(browser: Browser) -> None:

@@ -74,7 +74,8 @@ const question = (addresses: string[]) =>
 async function bind() {
   if (!on()) return;
   busy = true;
-  soonest = due = Date.now() + Milliseconds.Retry; // unless it is answered
+  const now = Date.now(); // the lease counts from then at the latest; an answer may be read after a sleep
+  soonest = due = now + Milliseconds.Retry; // unless it is answered
   try {
     scan();
     const asked = { ...onPage }; // what appears meanwhile is another question
@@ -92,7 +93,6 @@ async function bind() {
     if (!consent.given) forget(); // the server may have set cookies after the visitor has refused
     const { visit, lease: seconds } = answer;
     if (response.ok && on() && seconds > 0 && +visit > 0) {
-      const now = Date.now();
       const end = now + seconds * 1000;
       reserved = answer.reserved;
       lease(asked, answer.addresses, end);
