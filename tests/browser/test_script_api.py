@@ -201,9 +201,16 @@ async def test_errors_of_the_pages_functions_are_swallowed(browser: Browser) -> 
         assert (await page.inner_text("p"), await page.evaluate("told")) == (SHOWN, 1)
 
 
-@pytest.mark.parametrize("how", ["attribute", "setting"])
+REQUIRING = {
+    "attribute": SCRIPT.replace("<script", "<script data-consent='required'"),
+    "module": "<script type='module' data-consent='required' src='/mailtrack.js?site=pk_x'></script>",
+    "setting": SCRIPT,
+}
+
+
+@pytest.mark.parametrize("how", REQUIRING)
 async def test_without_consent_nothing_is_read_kept_or_sent(browser: Browser, how: str) -> None:
-    tag = SCRIPT.replace("<script", "<script data-consent='required'") if how == "attribute" else SCRIPT
+    tag = REQUIRING[how]
     settings = {"consent": 1} if how == "setting" else {}
     async with serving(PAGE, tag=tag, **settings) as site, visiting(browser, site) as page:
         await page.add_init_script(_READING)

@@ -10,8 +10,13 @@ export const api = (window.mailtrack = window.mailtrack || {}) as Writable<Mailt
 /** Global Privacy Control: no consent undoes it. */
 export const refused = SETTINGS.gpc && navigator.globalPrivacyControl;
 
+const REQUIRED = "required";
 export const consent = {
-  given: !SETTINGS.consent && document.currentScript?.dataset.consent !== "required",
+  given:
+    !SETTINGS.consent &&
+    document.currentScript?.dataset.consent !== REQUIRED &&
+    // A module does not know its own tag.
+    !document.querySelector(`[data-consent="${REQUIRED}"][src*="${SETTINGS.site}"]`),
 };
 
 /** Asked each time: pages switch these when they like, and another counter may bring its object after us. */
