@@ -285,19 +285,39 @@ async def test_lazily_it_waits_for_a_person(browser: Browser) -> None:
         assert await page.inner_text("p") == SHOWN
 
 
-@pytest.mark.parametrize("sign", ["pointerdown", "keydown", "scroll", "mousemove", "touch"])
+@pytest.mark.parametrize("sign", ["pointerdown", "keydown", "wheel", "mousemove", "touch"])
 async def test_any_sign_of_a_person_counts(browser: Browser, sign: str) -> None:
     body = f"{PAGE}<div style='height: 5000px'></div>"
     async with serving(body, lazy=1) as site, visiting(browser, site, has_touch=True) as page:
         actions: dict[str, Any] = {
             "pointerdown": lambda: page.mouse.down(),
             "keydown": lambda: page.keyboard.press("a"),
-            "scroll": lambda: page.evaluate("scrollTo(0, 50)"),
+            "wheel": lambda: page.mouse.wheel(0, 50),
             "mousemove": lambda: page.mouse.move(9, 9),
             "touch": lambda: page.touchscreen.tap(50, 50),
         }
         await page.goto("/")
         await actions[sign]()
+        await bound(page)
+
+
+async def test_what_a_page_and_a_resting_pointer_do_by_themselves_is_no_sign_of_a_person(browser: Browser) -> None:
+    noting = """window.seen = []; for (const type of ['scroll', 'mousemove'])
+        addEventListener(type, (event) => seen.push([type, event.isTrusted]))"""
+    body = f"{PAGE}<div style='height: 5000px'></div>"
+    async with serving(body, tag="", lazy=1) as site, visiting(browser, site) as page:
+        await page.goto("/")
+        await page.mouse.move(9, 9)
+        await page.add_script_tag(url="/mailtrack.js")
+        await page.evaluate(noting)
+        await page.evaluate("scrollTo(0, 50)")
+        await page.wait_for_function("seen.length === 1")
+        await page.mouse.move(9, 9)
+        await page.wait_for_function("seen.length === 2")
+        assert await page.evaluate("seen") == [["scroll", True], ["mousemove", True]]
+        assert await untouched(page)
+        assert site.binds == []
+        await page.mouse.move(10, 10)
         await bound(page)
 
 

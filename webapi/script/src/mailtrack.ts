@@ -79,7 +79,11 @@ function carryOn() {
 }
 
 function listenTo(types: string, listener: (event: any) => void) {
-  for (const type of types.split(" ")) addEventListener(type, (event) => attempt(() => listener(event)), true);
+  for (const type of types.split(" "))
+    addEventListener(type, (event) => attempt(() => listener(event)), {
+      capture: true,
+      passive: type === "wheel", // else Safari would wait for us before it scrolls
+    });
 }
 
 // A second tag on the page finds the first one's API, and leaves it alone.
@@ -104,6 +108,9 @@ if (!api.refresh) {
   listenTo("DOMContentLoaded visibilitychange pageshow", carryOn);
   // Opened after it was only prerendered, or back from the browser's cache of pages; else a pageshow says false.
   listenTo("prerenderingchange pageshow", (event) => event.persisted !== false && refresh());
-  // The last three only show that there is a person (touching is a pointerdown); nothing stale is left then either.
-  listenTo("pointerdown click copy keydown scroll mousemove", act);
+  // Most of them only show that there is a person (touching is a pointerdown); nothing stale is left then either.
+  listenTo("pointerdown click copy keydown wheel", act);
+  // Pages scroll by themselves, too; and a browser says mousemove, without a movement, when something comes to lie under
+  // a pointer that rests, as when a page is loaded.
+  listenTo("scroll mousemove", (event) => check(event.isTrusted && (event.movementX || event.movementY)));
 }
