@@ -95,6 +95,13 @@ class TestTouches:
         number = await view(w, None, first_visit="1001")
         assert await row(w, number, "first_visit", "first_id", "touch_id") == ("1001", None, None)
 
+    async def test_a_tab_with_an_earlier_visit_goes_on_from_the_latest_of_the_browser(self, w: World) -> None:
+        first = await view(w)
+        await view(w, first, ADS)  # in another tab
+        w.pass_time(15 * DAY)
+        await view(w, first)
+        assert (await touches(w))[2] == (3, 1, 2)
+
     async def test_another_counters_new_number_goes_on_from_our_own_visits(self, w: World) -> None:
         own = await view(w, page=ADS)
         assert await view(w, "9001", first_visit=own) == "9001"

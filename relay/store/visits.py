@@ -148,7 +148,9 @@ def current(tx: Tx, view: PageView, now: float, random: Callable[[int], bytes]) 
         view.visit_timeout,
         foreign=not row.own and not view.ours,  # what our cookie has kept of a counter that is gone, nobody renews
     ):
-        return _new_visit(tx, view, _own_number(tx, view.site_id, random), True, row, now)
+        # Another tab may have begun a later visit than this one's.
+        before = _latest_with(tx, view, row) or row
+        return _new_visit(tx, view, _own_number(tx, view.site_id, random), True, before, now)
     tx.run(_SEEN, visit=row.id, last_seen_at=now)
     return Visit(row.id, given, row.first_visit, False)
 
@@ -163,7 +165,12 @@ def _find(tx: Tx, view: PageView, number: str | None) -> _Known | None:
 def _latest(tx: Tx, view: PageView) -> _Known | None:
     """The latest visit of a browser that still knows its first one."""
     first = _find(tx, view, view.first_visit)
-    return first and _known(tx.one(_LATEST_OF_BROWSER, site=view.site_id, first=first.first_id or first.id))
+    return first and _latest_with(tx, view, first)
+
+
+def _latest_with(tx: Tx, view: PageView, visit: _Known) -> _Known | None:
+    """The latest visit of the browser that ``visit`` is of; None if all of them are erased."""
+    return _known(tx.one(_LATEST_OF_BROWSER, site=view.site_id, first=visit.first_id or visit.id))
 
 
 def _known(row: Row | None) -> _Known | None:
