@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from relay import check_clock, check_dns, check_peers, check_tls, geoip
+from relay import check_clock, check_cookies, check_dns, check_peers, check_tls, geoip
 from relay.check_findings import FAIL, OK, PATIENCE, WARN, Finding, Subject, gather
 from relay.config import Config, Endpoint
 from relay.control import ControlError, NotRunning, call
@@ -80,6 +80,7 @@ def _checks() -> Mapping[str, Check]:
         "clock": check_clock.clock,
         "geoip": geoip_files,
         "daemon": daemon,
+        "cookies": check_cookies.cookies,
         "tls": check_tls.certificates,
         "dns": check_dns.names,
         "next_hops": check_peers.next_hops,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy import func, select
 
@@ -21,11 +22,18 @@ from relay.store.reader import Reader
 from relay.store.schema import messages
 from relay.store.store import DATABASE, revision
 
-__all__ = ["FAIL", "OK", "WARN", "Finding", "Level", "Subject", "gather"]
+__all__ = ["FAIL", "OK", "WARN", "CookieScope", "Finding", "Level", "Subject", "gather"]
 
 _UNUSABLE = (OSError, sqlite3.Error, StoreUnavailable, migrate.WrongRevision, damage.Damaged, KeysError, SealError)
 #: Seconds that any check may take in all.
 PATIENCE = 60.0
+
+
+class CookieScope(NamedTuple):
+    """Where a site's cookies are kept: on the hosts of its origins, and, where it has one, all over its domain."""
+
+    origins: tuple[str, ...]
+    domain: str | None
 
 
 @dataclass(slots=True)
@@ -34,8 +42,8 @@ class Subject:
 
     ``domains`` are those of substitutes, ``origins`` those of sites, ``mailboxes`` the domains of all targets in the
     database, removed ones too: their substitutes go on. ``webhooks``: (site, URL) and why it is disabled, None for an
-    enabled one. ``revision`` is the database's schema, None without a database. ``patience``: seconds for any check in
-    all.
+    enabled one. ``cookies``: where each site keeps its own, by its name. ``revision`` is the database's schema, None
+    without a database. ``patience``: seconds for any check in all.
     """
 
     config: Config
@@ -49,6 +57,7 @@ class Subject:
     origins: set[str] = field(default_factory=set)
     recipients: dict[NextHop | None, set[Address]] = field(default_factory=lambda: defaultdict(set))
     webhooks: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    cookies: dict[str, CookieScope] = field(default_factory=dict)
 
     @property
     def beyond_loopback(self) -> bool:
@@ -77,6 +86,7 @@ async def gather(config: Config, now: float, patience: float = PATIENCE) -> tupl
             subject.domains.update(filter(None, (target.domain, *(address.domain for address in target.pool))))
         subject.domains.update(static.address.domain for static in site.statics)
         subject.origins.update(site.origins)
+        subject.cookies[site.name] = CookieScope(tuple(site.origins), site.cookie_domain)
         subject.webhooks.update({(site.name, hook.url): _why(hook.enabled, None) for hook in site.webhooks})
     path = config.data_dir / DATABASE
     try:
@@ -106,6 +116,7 @@ async def _from_database(subject: Subject) -> None:
     for site in sites.by_id.values():
         if not site.declared:  # a declared one stands in relay.toml, which counts from the next start on
             subject.origins.update(site.origins)
+            subject.cookies[site.name] = CookieScope(tuple(site.origins), site.settings.cookie_domain)
             for target in site.targets:
                 _add(subject, target)
         # Its state lives in the database, whoever declared it.

@@ -27,7 +27,7 @@ _WORST_FIRST = ("fail", "warn", "unknown", "ok")
 
 State = Literal["ok", "warn", "fail", "unknown"]
 Name = Literal[
-    "data_dir", "database", "disk", "clock", "geoip", "daemon", "tls", "dns", "next_hops", "webhooks"
+    "data_dir", "database", "disk", "clock", "geoip", "daemon", "cookies", "tls", "dns", "next_hops", "webhooks"
 ]  # core/check.py NAMES, for the type checker
 
 

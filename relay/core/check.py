@@ -42,6 +42,7 @@ CHECKS = (
     Check("clock", "Clock", "Whether the time is believable, and something keeps it right."),
     Check("geoip", "City and country", "Whether visits get a place, and from how old a file."),
     Check("daemon", "Daemon", "Whether it runs, and where it listens."),
+    Check("cookies", "Cookies", "Whether the visit that one site keeps in the browser is kept from every other site."),
     Check(
         "tls",
         "TLS certificates",
