@@ -148,6 +148,23 @@ async def test_a_page_whose_api_is_down_shows_the_real_address_when_the_lease_ha
         assert 3 <= len(site.binds) <= 12  # one at first, then from the half of the lease at most one a minute
 
 
+async def test_between_two_tries_the_real_address_is_back_when_the_lease_ends(browser: Browser) -> None:
+    async with serving(PAGE) as site, await browser.new_context(base_url=site.url) as visitor:
+        site.answer = BOUND | {"lease": 90}
+        page = await visitor.new_page()
+        await opened_and_stopped(page)
+        site.answer = 503
+        async with page.expect_response("**/v1/bind") as failed:
+            await page.clock.run_for(46_000)
+        await (await failed.value).finished()
+        await page.clock.run_for(40_000)
+        assert await shown(page) == [SHOWN, f"mailto:{SHOWN}", SHOWN]
+        await page.clock.run_for(5_000)
+        await page.wait_for_function(f"document.querySelector('p').textContent === '{SALES}'")
+        assert await shown(page) == REAL
+        assert len(site.binds) == 2  # the next is due 60 seconds after the one that failed
+
+
 @pytest.mark.parametrize("event", ["visibilitychange", "pointerdown", "click", "keyboard", "pageshow"])
 async def test_after_the_lease_the_real_address_is_back_before_anything_else_and_then_a_new_one(
     browser: Browser, event: str

@@ -2,7 +2,7 @@
 import type { Answer } from "../mailtrack";
 import { api, consent, on, undecided } from "./api";
 import { tell } from "./events";
-import { fresh, lapsed, lease, onPage, targets } from "./lease";
+import { ends, fresh, lapsed, lease, onPage, targets } from "./lease";
 import { scan } from "./page";
 import { arrival, forget, keep, keptMapping, known, leads, renumbered, type Mapping } from "./visit";
 
@@ -55,7 +55,9 @@ export function check(person?: boolean) {
   const unseen = document.hidden && soonest; // a page that opens in the background is bound once
   if (busy || early || unseen || !on()) return;
   // Another counter's number comes late: its visit began on this page, which only a bind from here can say.
-  timer = setTimeout(bind, Math.max(soonest, fresh || renumbered() ? 0 : due) - Date.now());
+  const next = Math.max(soonest, fresh || renumbered() ? 0 : due);
+  // While the API fails, the lease may end before.
+  timer = setTimeout(ends() < next ? check : bind, Math.min(ends(), next) - Date.now());
 }
 
 /** JSON.stringify leaves out what is undefined. */

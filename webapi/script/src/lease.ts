@@ -42,6 +42,9 @@ const live = () => on() && Date.now() < end!;
 /** Something of ours stands on the page that should not any more. */
 export const lapsed = () => touched && !live();
 
+/** When something of ours has to go from the page. */
+export const ends = () => (touched ? end! : Infinity);
+
 /** Whether one of these was new. So many in all: a page may be full of what its visitors have written. */
 export function addTargets(list: string[]) {
   const before = targets.size;
