@@ -75,6 +75,25 @@ async def test_what_is_filled_in_or_hidden_or_ignored_stays_byte_for_byte(browse
         assert await page.input_value("textarea >> nth=1") == SALES
 
 
+@pytest.mark.parametrize("attribute", ["contenteditable", "data-mailtrack-ignore"])
+async def test_what_is_kept_only_later_has_the_pages_own_text_then(browser: Browser, attribute: str) -> None:
+    link = f"<a href='mailto:{SALES}'>{SALES}</a>"
+    body = f"<p>{link}<u data-mailtrack-ignore>{SHOWN}</u></p><div {attribute}='x'>{SHOWN}</div><b>{SALES}</b>"
+    async with serving(body) as site, visiting(browser, site) as page:
+        await page.goto("/")
+        await bound(page)
+        assert await page.get_attribute("a", "href") == f"mailto:{SHOWN}"
+        assert await page.inner_text("a") == SHOWN
+        await page.evaluate(
+            "name => ['p', 'div'].forEach(place => document.querySelector(place).setAttribute(name, ''))", attribute
+        )
+        await quiet(page)
+        assert await page.get_attribute("a", "href") == f"mailto:{SALES}"
+        assert await page.inner_text("p") == f"{SALES}{SHOWN}"
+        assert await page.inner_text("div") == SHOWN  # it was kept before, and only its attribute's value is another
+        assert await page.inner_text("b") == SHOWN
+
+
 async def test_the_title_is_not_touched_and_no_node_is_replaced(browser: Browser) -> None:
     async with serving() as site:
         site.pages["/"] = html(

@@ -56,12 +56,15 @@ export function addTargets(list: string[]) {
   return targets.size > before;
 }
 
+/** The element in which everything of ours is put back just now. */
+export const returning: { to?: Element } = {};
+
 const put = replacer((address) => {
   const origin = real[address] || address;
   onPage[origin] = 1;
   if (!asked[origin]) fresh = true;
   const shown = api.addresses[origin];
-  if (!shown || !live()) return origin;
+  if (!shown || !live() || returning.to) return origin;
   touched = true;
   if (shown === address) lastShown = shown;
   return shown;

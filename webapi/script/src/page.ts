@@ -1,12 +1,12 @@
 /** The document: walks over it, and watches it. Text and attributes are edited, nodes never replaced. */
 import { on } from "./api";
-import { addTargets, startFinding, swapped } from "./lease";
+import { addTargets, returning, startFinding, swapped } from "./lease";
 import { linkSwapper } from "./swap";
 
 // What visitors or scripts fill in, what nobody sees, and what the page excepts.
-const KEEP =
-  "head,script,style,noscript,input,textarea,select,[contenteditable]," +
-  "[data-mailtrack-ignore]";
+const EDITABLE = "contenteditable";
+const IGNORE = "data-mailtrack-ignore";
+const KEEP = `head,script,style,noscript,input,textarea,select,[${EDITABLE}],[${IGNORE}]`;
 const CLIPBOARD = "data-clipboard-text";
 const ADD = "data-mailtrack-add";
 
@@ -31,7 +31,8 @@ const linkSwapped = linkSwapper(swapped);
 export const kept = (element: Element | null) => element?.closest(KEEP);
 
 function edit(node: Text | Attr | null, element: Element | null, change: (value: string) => string) {
-  if (!node || kept(element)) return;
+  // What else is kept within what is put back stays as it is.
+  if (!node || kept(element) != returning.to) return;
   const value = change(node.nodeValue!);
   if (value === node.nodeValue) return;
   if (!edits) setTimeout(() => (edits = 0), Edits.Within);
@@ -58,14 +59,23 @@ function walk(root: Node) {
       edit(node as Text, node.parentElement, swapped);
 }
 
+/** The page keeps `element` from now on, and is to keep its own text and not ours. */
+function putBack(element: Element) {
+  if (kept(element.parentElement)) return;
+  returning.to = element;
+  walk(element);
+  returning.to = undefined;
+}
+
 let observer: MutationObserver;
 
 /** From the next scan on, what is added or changed is looked at, and then `then` is called. */
 export function watch(then: () => void) {
   observer = new MutationObserver((changes) => {
     const changed = new Set<Node | null>();
-    for (const { type, target, addedNodes } of changes) {
-      if (type === "attributes") editAttributes(target as Element);
+    for (const { type, target, addedNodes, attributeName, oldValue } of changes) {
+      if (KEEP.includes(attributeName!)) oldValue ?? putBack(target as Element);
+      else if (type === "attributes") editAttributes(target as Element);
       else if (type === "characterData") changed.add(target);
       else addedNodes.forEach((node) => changed.add(node));
     }
@@ -87,7 +97,8 @@ export function scan() {
   observer.observe(document, {
     childList: true,
     characterData: true,
-    attributeFilter: ["href", CLIPBOARD, ADD],
+    attributeFilter: ["href", CLIPBOARD, ADD, EDITABLE, IGNORE],
+    attributeOldValue: true,
     subtree: true,
   });
   edits = -Infinity;
