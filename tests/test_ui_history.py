@@ -26,6 +26,7 @@ from tests.store_fixtures import DAY, TRACK, part
 from tests.ui_fixtures import Pages, pages
 from webapi import csv_file
 from webapi.ui import export, history_csv, history_events, history_figures
+from webapi.ui.history import ANSWERED
 from webapi.ui.session import COOKIE
 
 
@@ -110,6 +111,21 @@ class TestRow:
             "/ui/history?sender=ann%40example.org",
         ):
             assert wanted in links
+
+    async def test_is_looked_at_again_until_its_deal_may_have_come(self, p: Pages) -> None:
+        async def moves() -> bool:
+            return "data-moving" in (await p.get("/ui/history")).text
+
+        accepted = await letter(p, f"card@{TRACK}")
+        await p.world.store.write(lambda tx: tx.sql("UPDATE deliveries SET state = 'forwarded'"))
+        await p.world.store.write(lambda tx: tx.sql("UPDATE messages SET state = 'forwarded'"))
+        assert await moves()
+        p.world.pass_time(ANSWERED)
+        assert not await moves()
+        p.world.pass_time(-1)
+        assert await moves()
+        await p.world.store.write(lambda tx: deals.set_deal(tx, accepted.message_id, "D-17", None))
+        assert not await moves()
 
     async def test_says_why_it_is_not_sent_to_the_crm(self, p: Pages) -> None:
         await letter(p, f"card@{TRACK}", automatic="mailing list")

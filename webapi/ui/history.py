@@ -21,6 +21,8 @@ from webapi.values import cursor_of
 ROWS = 50
 #: States that are about to change by themselves.
 _MOVING = (DeliveryState.QUEUED.value,)
+#: Seconds for which the CRM's answer, in which the deal may be, is waited for once a letter is posted.
+ANSWERED = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ async def show(view: View) -> web.Response:
         status=400 if asked.problem else 200,
         block="list" if is_part else None,
         asked=asked,
-        lines=[line(row, seen) for row in page.rows],
+        lines=[line(row, seen, view.context.clock()) for row in page.rows],
         narrowed=page.narrowed,
         next_url=None if page.next is None else asked.url(cursor=cursor_of(page.next)),
         ended_early=page.next is not None and len(page.rows) < ROWS,
@@ -81,12 +83,14 @@ async def show(view: View) -> web.Response:
     return response
 
 
-def line(row: MessageRow, sites: frozenset[int] | None) -> Line:
+def line(row: MessageRow, sites: frozenset[int] | None, now: float) -> Line:
     """A letter as somebody sees it who sees ``sites``."""
     chosen = message_views.spokesman(row)
     deal_id, deal_url = row.deal_at(chosen.site if chosen else None)
     state = message_views.state_of(row, sites)
     waits = row.extraction == "waiting" or any(receipt.state == "waiting" for receipt in row.receipts)
+    is_new = now - row.received_at < ANSWERED
+    is_asked = deal_id is None and is_new and any(receipt.state == "posted" for receipt in row.receipts)
     return Line(
         id=row.id,
         received_at=row.received_at,
@@ -105,7 +109,7 @@ def line(row: MessageRow, sites: frozenset[int] | None) -> Line:
         files=row.files,
         state=state,
         answer=next((delivery.answer for delivery in row.deliveries if delivery.state == state), None),
-        moving=waits or state in _MOVING,
+        moving=waits or is_asked or state in _MOVING,
     )
 
 
