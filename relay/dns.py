@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _MAX_TTL = 3600.0
 _MAX_NEGATIVE_TTL = 60.0
 _CACHE_ENTRIES = 4096
-#: Seconds that one family of addresses is waited for when the other has some.
-_OTHER_FAMILY = 1.0
+#: Seconds for which addresses of IPv6 are waited for when there are some of IPv4.
+_LATE = 1.0
 
 
 class DnsError(Exception):
@@ -128,8 +128,8 @@ class Resolver:
     async def addresses(self, host: str) -> list[str]:
         """IP addresses of ``host`` (a name, an address or an address literal), IPv4 first; empty: it has none.
 
-        IPv4 comes first because many receivers refuse IPv6 senders whose reverse DNS is not perfect. A family that has
-        no answer yet a second after the other gave some is left out.
+        IPv4 comes first because many receivers refuse IPv6 senders whose reverse DNS is not perfect. IPv6 that has no
+        answer a second after IPv4 gave some is left out.
 
         :raises DomainNotFound: NXDOMAIN.
         :raises DnsTemporary: no usable answer for either family and no address.
@@ -142,11 +142,10 @@ class Resolver:
             return ["127.0.0.1", "::1"]  # RFC 6761 §6.3
         if name in self._hosts:
             return list(self._hosts[name])
-        looks = [self._begin(name, "A"), self._begin(name, "AAAA")]
-        done, late = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
-        if late:
-            has_some = any(look.exception() is None and look.result() for look in done)
-            await asyncio.wait(late, timeout=_OTHER_FAMILY if has_some else None)
+        ipv4, ipv6 = looks = [self._begin(name, "A"), self._begin(name, "AAAA")]
+        await asyncio.wait([ipv4])
+        has_some = ipv4.exception() is None and ipv4.result()
+        await asyncio.wait([ipv6], timeout=_LATE if has_some else None)
         found: list[str] = []
         problem: BaseException | None = None
         for look in looks:

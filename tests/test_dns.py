@@ -211,15 +211,26 @@ async def test_one_family_suffices_when_the_other_fails(dns: DnsServer, resolver
     assert await resolver.addresses("mx.example.com") == ["192.0.2.1"]
 
 
-@pytest.mark.parametrize(("family", "address"), [("A", "192.0.2.1"), ("AAAA", "2001:db8::1")])
-async def test_a_family_that_has_no_answer_holds_up_the_other_for_a_moment_only(
-    dns: DnsServer, monkeypatch: pytest.MonkeyPatch, family: str, address: str
+async def test_ipv6_that_has_no_answer_holds_up_ipv4_for_a_moment_only(
+    dns: DnsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.dns._OTHER_FAMILY", 0.05)
-    dns.table["mx.example.com", "A"] = dns.table["mx.example.com", "AAAA"] = Fault.SILENT
-    dns.table["mx.example.com", family] = [address]
+    monkeypatch.setattr("relay.dns._LATE", 0.05)
+    dns.table |= {("mx.example.com", "A"): ["192.0.2.1"], ("mx.example.com", "AAAA"): Fault.SILENT}
     async with asyncio.timeout(PATIENCE):
-        assert await Resolver([dns.address], lifetime=10 * PATIENCE).addresses("mx.example.com") == [address]
+        assert await Resolver([dns.address], lifetime=10 * PATIENCE).addresses("mx.example.com") == ["192.0.2.1"]
+
+
+async def test_ipv4_whose_answer_is_lost_once_is_asked_for_again_and_comes_first(
+    dns: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.dns._LATE", 0.0)
+    dns.table |= {("mx.example.com", "A"): Fault.SILENT, ("mx.example.com", "AAAA"): ["2001:db8::1"]}
+    resolver = Resolver([dns.address], timeout=0.2, lifetime=PATIENCE)
+    looking = asyncio.create_task(resolver.addresses("mx.example.com"))
+    while len(dns.queries) < 2:
+        await asyncio.sleep(0)
+    dns.table["mx.example.com", "A"] = ["192.0.2.1"]
+    assert await looking == ["192.0.2.1", "2001:db8::1"]
 
 
 async def test_a_family_that_comes_too_late_is_there_for_the_next_one(
@@ -229,7 +240,7 @@ async def test_a_family_that_comes_too_late_is_there_for_the_next_one(
     await resolver.addresses("mx.example.com")  # that of A stays in the cache
     dns.table["mx.example.com", "AAAA"] = ["2001:db8::1"]
     resolver._cache.pop(("mx.example.com", "AAAA"))
-    monkeypatch.setattr("relay.dns._OTHER_FAMILY", 0.0)
+    monkeypatch.setattr("relay.dns._LATE", 0.0)
     dns.slowness = 0.05
     assert await resolver.addresses("mx.example.com") == ["192.0.2.1"]
     await asyncio.wait(resolver._looks)
