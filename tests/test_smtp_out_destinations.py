@@ -13,6 +13,7 @@ from relay.core.model import Outcome, OutcomeKind
 from relay.core.nexthop import NextHop
 from relay.dns import Resolver
 from relay.smtp_out import Content, Sender, Timeouts
+from relay.smtp_out import sender as sender_module
 from tests.dns_server import DnsServer, Fault
 from tests.sending import BODY, send, sending
 from tests.smtp_sink import Close, Hang, Later, Script, SinkSession, Slow, SmtpSink, Stall, Step
@@ -123,6 +124,10 @@ async def test_no_more_than_eight_addresses_are_tried(dns: DnsServer) -> None:
         assert 2 <= sink.sessions <= 3
     assert ("mx2.test", "A", "udp") in dns.queries
     assert ("mx3.test", "A", "udp") not in dns.queries
+
+
+def test_the_last_try_that_is_left_is_of_ipv4() -> None:
+    assert sender_module._some(["192.0.2.1", "2001:db8::1"], 1) == ["192.0.2.1"]
 
 
 @many_addresses
@@ -454,6 +459,19 @@ async def test_a_server_that_is_busy_with_another_domain_is_not_taken_for_one_th
         outcome = await second
         assert (outcome.kind, outcome.code, outcome.reached) == (TEMPORARY, 421, None)
         assert (await send(sender, "two.test")).reached is False  # nobody is inside any more
+
+
+async def test_what_else_a_server_says_to_one_destination_costs_the_others_there_nothing(dns: DnsServer) -> None:
+    dns.table |= {(domain, "MX"): ["10 mx.test."] for domain in ("one.test", "two.test")}
+    dns.table["mx.test", "A"] = ["127.0.0.1"]
+    async with SmtpSink() as sink, sending(dns, mx_port=sink.port) as sender:
+        await send(sender, "one.test")
+        sink.script["ehlo"] = "454 4.7.0 not now"
+        outcome = await send(sender, "two.test")
+        assert (outcome.kind, outcome.code, outcome.reached) == (TEMPORARY, 454, False)
+        assert sink.sessions == 2
+        assert (await send(sender, "one.test")).kind is DELIVERED
+        assert sink.sessions == 2
 
 
 async def test_who_was_refused_and_is_cancelled_leaves_the_others_their_turn() -> None:

@@ -162,11 +162,11 @@ class Sender:
                     return outcome
                 others = slots.taken - 1 + len(destination.idle)
                 is_limit = outcome.code is not None and outcome.code // 100 == 4
-                if is_limit and self._is_shared(destination, outcome.host):
+                if outcome.code == 421 and self._is_shared(destination, outcome.host):
                     outcome = replace(outcome, reached=None)  # the server is well, and has enough of us
                 if others and is_limit:
                     slots.lower(others)
-                elif is_limit and not has_waited and (leaving := self._make_room(destination, outcome.host)):
+                elif is_limit and not has_waited and (leaving := self._make_room(destination, outcome)):
                     has_waited = True  # it may still count one that is saying QUIT
                     await asyncio.wait(leaving, timeout=2 * QUIT_TIME, return_when=asyncio.FIRST_COMPLETED)
                 else:
@@ -184,13 +184,16 @@ class Sender:
         others = (other for other in self._destinations.values() if other is not destination)
         return any(_server(label) in map(_server, other.open.values()) for other in others)
 
-    def _make_room(self, destination: _Destination, label: str) -> list[asyncio.Future[None]]:
-        """Retire all that are kept at the server of this label; done when a session is closed that it may still count.
+    def _make_room(self, destination: _Destination, refused: Outcome) -> list[asyncio.Future[None]]:
+        """When each session is closed that the server may still count: those of this destination, of which nobody uses
+        one, and where it says that it takes no more of us, those that others keep there, which are retired.
 
-        Nobody uses one of this destination.
+        With any other code it may be this login alone that it does not like.
         """
         leaving = [connection.closed for connection in destination.open]
-        for session in [session for session in self._kept if _server(session.host) == _server(label)]:
+        if refused.code != 421:
+            return leaving
+        for session in [session for session in self._kept if _server(session.host) == _server(refused.host)]:
             leaving.append(session.connection.closed)
             self._retire(session)
         return leaving
@@ -355,7 +358,8 @@ def _server(label: str) -> str:
 
 def _some(addresses: list[str], most: int) -> list[str]:
     """The first of them, and the last one, for it is of the other family where there is one (relay/dns.py)."""
-    return addresses if len(addresses) <= most else [*addresses[: most - 1], addresses[-1]]
+    few = len(addresses) <= most or most < 2
+    return addresses[:most] if few else [*addresses[: most - 1], addresses[-1]]
 
 
 def _no_address(host: str) -> list[str]:
