@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -27,8 +28,8 @@ PAGE = 4096
 SHORT, LONG = 500, 4000
 #: Pages that a verb writes until it is known, and at least, later.
 FIRST, LEAST = 40.0, 1.0
-#: The exit code of an input/output error (sysexits.h).
-EX_IOERR = 74
+#: Where relay.db-shm has how far the log was brought in, and its octets (sqlite.org/walformat.html, nBackfill).
+BROUGHT, OCTETS = 96, 4
 
 
 class Checkpoints:
@@ -40,7 +41,7 @@ class Checkpoints:
     A failure is logged, and the log grows until the next one. But what somebody reads cuts one short, and SQLite syncs
     only what reaches the end of the log. When the sync of the next one fails, the system may have dropped pages of the
     one before, too, and does not tell again (fsync(2)); SQLite would not write them again, and begin a new log. All of
-    them are still in this one: the process ends at once, as if killed, and the next one reads the whole log.
+    them are still in this one: the process ends at once, as if killed, and the next one brings in the whole log.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,7 +101,16 @@ class Checkpoints:
     def _end_if_pages_may_be_lost(self, error: sqlite3.Error) -> None:
         if self._is_partial and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_FSYNC:
             log.critical("pages of the database may be lost, ending: the next start has them", reason=str(error))
-            os._exit(EX_IOERR)
+            self._forget()
+            os._exit(os.EX_IOERR)
+
+    def _forget(self) -> None:
+        """Have nothing count as brought in: who just reads, as a backup does, keeps for the next process what does."""
+        with suppress(OSError):
+            index = os.open(
+                self._path.with_name(self._path.name.removesuffix("wal") + "shm"), os.O_WRONLY | os.O_CLOEXEC
+            )
+            os.pwrite(index, bytes(OCTETS), BROUGHT)
 
     def _sequence(self) -> bytes:
         """Its number and salts (sqlite.org/fileformat.html, The WAL file format), which each log has of its own.

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
-from relay.store.checkpoint import EX_IOERR, PAGE, SHORT, Checkpoints
+from relay.store.checkpoint import PAGE, SHORT, Checkpoints
 from relay.store.connection import connect
 from relay.store.engine import CommitUnknown, Writer
 from tests.faults.injection import LOG_CALLS, believes_a_failed_sync, injecting, require_strace, struck
@@ -56,26 +56,18 @@ class Ended(Exception):
     """The process, as far as this test goes."""
 
 
-def without(pages: list[int], before: bytes, path: Path, copy: Path) -> None:
-    """The database as the disk has it that dropped these pages, if nobody wrote them since, beside its log."""
-    octets = bytearray(path.read_bytes())
-    for number in pages:
-        octets[number * PAGE : (number + 1) * PAGE] = page(before, number)
-    copy.write_bytes(octets)
-    copy.with_name(f"{copy.name}-wal").write_bytes(path.with_name(f"{path.name}-wal").read_bytes())
-
-
 def page(octets: bytes, number: int) -> bytes:
     return octets[number * PAGE : (number + 1) * PAGE].ljust(PAGE, b"\0")
 
 
-async def kept(directory: Path) -> list[str]:
-    """What the next start reads of a row whose page a checkpoint had written that a reader cut short.
+async def kept(directory: Path, beside: bool) -> list[str]:
+    """What is read behind the next start of a row whose page a checkpoint had written that a reader cut short.
 
-    No sync followed, the one of the next checkpoint fails, and the disk has dropped the page.
+    No sync followed, the one of the next checkpoint fails, and the disk has dropped the page. ``beside``: somebody has
+    the database open all the while.
     """
     require_strace("a checkpoint's sync that fails")
-    path, copy = directory / "relay.db", directory / "copy.db"
+    path = directory / "relay.db"
     checkpoints = Checkpoints(path.with_name("relay.db-wal"))
 
     def written(connection: sqlite3.Connection) -> None:
@@ -102,24 +94,47 @@ async def kept(directory: Path) -> list[str]:
                 for _ in range(3):  # the one that fails, the next one, and the first of a new log
                     written(connection)
         assert struck(output)
-        without(pages, before, path, copy)
-    with closing(connect(copy)) as connection:
-        return [name for (name,) in connection.execute("SELECT * FROM early")]
+        names = ("relay.db", "relay.db-wal")
+        octets = {name: bytearray((directory / name).read_bytes()) for name in names}
+        for number in pages:
+            octets["relay.db"][number * PAGE : (number + 1) * PAGE] = page(before, number)
+        with closing(sqlite3.connect(path)) if beside else nullcontext() as other:
+            if other is not None:
+                other.execute("SELECT * FROM early").fetchall()
+            connection.close()  # which the last of all does not: it would bring the log in, or begin it anew
+            for name, content in octets.items():
+                with (directory / name).open("r+b" if beside else "wb") as file:
+                    file.write(content)
+            with closing(connect(path)) as after_start:
+                assert Checkpoints(path.with_name("relay.db-wal")).reset(after_start, 0.0) is None
+                return [name for (name,) in after_start.execute("SELECT * FROM early")]
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a reader"])
 async def test_a_checkpoint_whose_sync_fails_behind_one_cut_short_ends_the_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ended(code: int) -> None:
-        assert code == EX_IOERR
+        assert code == os.EX_IOERR
         raise Ended
 
     monkeypatch.setattr(os, "_exit", ended)
-    assert await kept(tmp_path) == ["kept"]
+    assert await kept(tmp_path, beside) == ["kept"]
 
 
 async def test_a_process_that_goes_on_behind_it_would_be_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoints, "_end_if_pages_may_be_lost", lambda checkpoints, error: None)
-    assert await kept(tmp_path) == []
+    assert await kept(tmp_path, beside=False) == []
+
+
+async def test_one_that_leaves_beside_a_reader_what_counts_as_brought_in_would_be_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(code: int) -> None:
+        raise Ended
+
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(Checkpoints, "_forget", lambda checkpoints: None)
+    assert await kept(tmp_path, beside=True) == []
