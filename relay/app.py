@@ -113,12 +113,11 @@ async def running(
         pace = Pace()
         poster = make_poster(store, _poster_settings(config, keys), clock, pace)
         watch = ClockWatch(store, clock, lambda by: forwarder.clock_set_back(by))
-        away = await watch.begin()
+        await watch.begin()
         forwarder = await _start_forwarding(stack, config, store, bodies, keys, poster, clock, watch.is_doubtful)
         _background(stack, background.begin("clock", watch.run))
         extraction = await _start_posting(stack, config, store, bodies, poster, clock, pace)
         sweeper = Sweeper(store, bodies, _ages(config), clock)
-        await sweeper.begin(away)
         _background(stack, background.begin("sweep", sweeper.run))
         stopping = asyncio.Event()
         agents.load()  # what the first page view would else wait for

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import structlog
 
 from relay.bodies import Bodies
 from relay.store import changes, retention
-from relay.store import clock as clock_verbs
+from relay.store.clock import DISTRUST, LEAP, is_doubted
 from relay.store.engine import StoreUnavailable, Turn
 from relay.store.retention import Cut
 from relay.store.store import Store
@@ -27,10 +26,6 @@ FIRST = 600.0
 #: Seconds that a body file must have been left alone before it may be an orphan. One of a message that is still being
 #: received or stored is none, however old (Bodies.names).
 ORPHAN_AGE = 3600.0
-#: Seconds by which the clock has leapt ahead when it is not to be trusted, and for how long it is not. At a start it is
-#: not where no daemon ran for longer than that: a machine that is off at night must come to delete, too.
-LEAP = 3600.0
-DISTRUST = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +45,6 @@ class Ages:
 
 
 class Sweeper:
-    """:meth:`begin`, then :meth:`run`."""
-
     def __init__(self, store: Store, bodies: Bodies, ages: Ages, clock: Callable[[], float]) -> None:
         self._store = store
         self._bodies = bodies
@@ -59,18 +52,6 @@ class Sweeper:
         self._clock = clock
         self._ahead = clock() - time.monotonic()
         self._trusted_at = 0.0
-
-    async def begin(self, away: float) -> None:
-        """``away``: seconds for which no daemon ran before this start, by the clock. Raises StoreUnavailable.
-
-        A start on the day after the clock was doubted goes on to doubt it.
-        """
-        if away > DISTRUST:
-            await self._doubt()
-        elif (since := await clock_verbs.doubted(self._store.reader)) is not None:
-            left = since + DISTRUST - self._clock()
-            if 0 < left <= DISTRUST:  # beyond that it was set back since
-                self._trusted_at = time.monotonic() + left
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -86,20 +67,17 @@ class Sweeper:
             await asyncio.sleep(INTERVAL)
 
     async def trusts_clock(self) -> bool:
-        """Whether things may be deleted by the clock: not on the day after it leapt ahead, for it may be corrected."""
+        """Whether things may be deleted by the clock: not on the day after it leapt ahead, for it may be corrected.
+
+        Raises StoreUnavailable.
+        """
         passed = time.monotonic()
         ahead = self._clock() - passed
         leap, self._ahead = ahead - self._ahead, ahead
         if leap > LEAP:
             log.error("nothing is deleted: the clock leapt ahead", seconds=round(leap), hours=DISTRUST / 3600)
-            await self._doubt()
-        return passed >= self._trusted_at
-
-    async def _doubt(self) -> None:
-        self._trusted_at = time.monotonic() + DISTRUST
-        now = self._clock()
-        with contextlib.suppress(StoreUnavailable):  # the writer has logged why; a full disk is no reason not to start
-            await self._store.write(lambda tx: clock_verbs.doubt(tx, now), turn=Turn.IDLE)
+            self._trusted_at = passed + DISTRUST  # ClockWatch may not have looked yet, which notes it for later starts
+        return passed >= self._trusted_at and not await is_doubted(self._store.reader, self._clock())
 
     async def sweep(self) -> int:
         """Everything that is past its time, in small bites; the number of body files removed."""

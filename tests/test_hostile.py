@@ -26,9 +26,10 @@ from relay.core.message import scan
 from relay.core.wire import stuff
 from relay.extract import Extractor
 from relay.extraction import Extraction
+from relay.store.clock import DISTRUST
 from relay.store.engine import StoreUnavailable, Turn
 from relay.store.schema import messages
-from relay.sweep import DISTRUST, Ages, Sweeper
+from relay.sweep import Ages, Sweeper
 from tests.certificates import Certificate
 from tests.daemon import PATIENCE
 from tests.parts import DOMAIN, Parts, running_parts
@@ -215,49 +216,45 @@ async def test_a_leap_ahead_deletes_nothing_for_a_day(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(("away", "trusted"), [(DISTRUST + 60, False), (DISTRUST - 60, True)])
 async def test_a_start_more_than_a_day_after_the_last_run_by_the_clock_deletes_nothing_for_a_day(
-    away: float, trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    away: float, trusted: bool, tmp_path: Path
 ) -> None:
-    passed = [1000.0]
     async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
-        monkeypatch.setattr("relay.sweep.time.monotonic", lambda: passed[0])
+        await ClockWatch(parts.store, parts.clock, lambda by: None).begin()
+        parts.clock.ahead += away
+        await ClockWatch(parts.store, parts.clock, lambda by: None).begin()
         sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR, YEAR, YEAR), parts.clock)
-        await sweeper.begin(away)
         assert await sweeper.trusts_clock() is trusted
-        passed[0] += DISTRUST - 1
-        parts.clock.ahead += DISTRUST - 1
+        parts.clock.ahead += DISTRUST - 60
+        sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR, YEAR, YEAR), parts.clock)
         assert await sweeper.trusts_clock() is trusted
-        passed[0] += 2
-        parts.clock.ahead += 2
+        parts.clock.ahead += 60
         assert await sweeper.trusts_clock()
 
 
 @pytest.mark.parametrize("leaps", [True, False], ids=["it leapt while the daemon ran", "it was ahead at a start"])
 async def test_starts_on_the_day_after_delete_nothing_either_unless_the_clock_was_set_back(
-    leaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    leaps: bool, tmp_path: Path
 ) -> None:
     async with running_parts(tmp_path, "smtp://127.0.0.1:9", start_forwarding=False) as parts:
-        monkeypatch.setattr("relay.sweep.time.monotonic", lambda: 1000.0)
 
-        async def begun(away: float = 0.0) -> Sweeper:
+        async def trusted() -> bool:
+            """Whether a daemon that begins now trusts the clock."""
+            await ClockWatch(parts.store, parts.clock, lambda by: None).begin()
             sweeper = Sweeper(parts.store, parts.bodies, Ages(YEAR, YEAR, YEAR, YEAR, YEAR, YEAR), parts.clock)
-            await sweeper.begin(away)
-            return sweeper
+            return await sweeper.trusts_clock()
 
+        assert await trusted()
+        watch = ClockWatch(parts.store, parts.clock, lambda by: None)
+        parts.clock.ahead = 2 * YEAR
         if leaps:
-            running = await begun()
-            parts.clock.ahead = 2 * YEAR
-            assert not await running.trusts_clock()
-        else:
-            parts.clock.ahead = 2 * YEAR
-            assert not await (await begun(2 * YEAR)).trusts_clock()
-        for _ in range(2):
-            parts.clock.ahead += DISTRUST / 3
-            later = await begun()
-            assert not await later.trusts_clock()
+            await watch.look()
+        for _ in range(3):
+            assert not await trusted()
+            parts.clock.ahead += DISTRUST / 4
         parts.clock.ahead = 0.0
-        assert await (await begun()).trusts_clock()
+        assert await trusted()
         parts.clock.ahead = 2 * YEAR + DISTRUST + 1
-        assert await (await begun()).trusts_clock()
+        assert await trusted() is False  # it is ahead once more
 
 
 def test_a_rate_refills_after_the_clock_was_set_back() -> None:

@@ -20,6 +20,10 @@ TOLERANCE = 10.0
 #: Seconds by which a start may be later than the last note before that counts. More than between two notes
 #: (relay/clockwatch.py): else a daemon that is started again and again would never give anything up.
 AWAY = 3600.0
+#: Seconds by which the clock has leapt ahead when it is doubted, and for how long nothing is deleted by it then. At a
+#: start it is doubted where no daemon ran for longer than that: a machine that is off at night has to delete, too.
+LEAP = 3600.0
+DISTRUST = 86400.0
 
 #: Rows of the table.
 RAN, DOUBTED = 1, 2
@@ -111,15 +115,10 @@ def note(tx: Tx, now: float) -> None:
     _note(tx, RAN, now)
 
 
-def doubt(tx: Tx, now: float) -> None:
-    """The clock says ``now`` and may be far ahead: nothing is to be deleted by it for a while, in later starts too."""
-    _note(tx, DOUBTED, now)
-
-
-async def doubted(reader: Reader) -> float | None:
-    """What the clock said when it was doubted last; None: never. Raises StoreUnavailable."""
+async def is_doubted(reader: Reader, now: float) -> bool:
+    """Whether the clock, which says ``now``, was far ahead lately: it may be corrected. Raises StoreUnavailable."""
     rows = await reader.run(_NOTED, row=DOUBTED)
-    return rows[0][0] if rows else None
+    return bool(rows) and 0 <= now - rows[0][0] < DISTRUST  # set back since, it is as it was before
 
 
 def _note(tx: Tx, row: int, now: float) -> None:
@@ -135,6 +134,8 @@ def was_set(tx: Tx, by: float, now: float, moved: Moved | None = None) -> Moved 
     note(tx, now)
     if by < 0:
         return _set_back(tx, -by, now) or moved
+    if by > LEAP:
+        _note(tx, DOUBTED, now)
     tx.run(_EXTEND, by=by, now=now, before=now - by)
     if moved is not None:
         tx.run(_HOLDINGS_BACK, by=min(by, moved.by), first=moved.first, last=moved.last, until=moved.until)
@@ -151,6 +152,8 @@ def began(tx: Tx, now: float) -> Began:
     if now - noted > AWAY:
         away = now - noted
         note(tx, now)
+        if away > DISTRUST:
+            _note(tx, DOUBTED, now)
         tx.run(_EXTEND, by=away, now=now, before=now)
         return Began(away)
     _, _, latest = tx.all(_FIND_HOLDINGS, now=now)[0]
