@@ -311,7 +311,6 @@ class TestOneMessage:
         (post,) = seen["posts"]
         assert (event["state"], post["event"]) == ("posted", event["id"])
         assert (post["url"], post["status"], post["seconds"]) == ("https://crm.example/hook", 500, 0.25)
-        assert "state" not in post  # the post's of now is none of an attempt that was
 
     async def test_a_message_whose_text_is_not_read_yet_is_shown(self, api: Api) -> None:
         accepted = await api.letter(f"card@{TRACK}")

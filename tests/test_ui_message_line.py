@@ -110,6 +110,7 @@ def post_attempt(at: float, status: int | None, answer: str = "") -> dict[str, A
         "uid": "e1",
         "webhook_id": 3,
         "url": "https://user:pw@crm.example/hook",
+        "state": "delivered",
         "started_at": at,
         "duration": 0.1,
         "status": status,

@@ -139,10 +139,11 @@ class WebhookPostView(BaseModel):
 
 
 class PostView(BaseModel):
-    """One attempt. What has become of the post since then is said of the event's webhooks."""
+    """One attempt."""
 
     event: str
     url: str
+    state: str
     started_at: str
     seconds: float
     status: int | None

@@ -106,6 +106,7 @@ _POST_ATTEMPTS = (
         events.c.uid,
         posts.c.webhook_id,
         webhooks.c.url,
+        posts.c.state,
         post_attempts.c.started_at,
         post_attempts.c.duration,
         post_attempts.c.status,
