@@ -181,7 +181,7 @@ async def test_erasure_leaves_nothing_of_a_message_and_nothing_of_a_sender(past:
     await relay.call("GET", f"/v1/messages/{one}", expect=404)
     assert await listed(past, q="xyzzy") == []
     assert list((relay.daemon.data_dir / "bodies").iterdir()) == []
-    assert await relay.call("DELETE", "/v1/senders/Erase@ME.test") == {"erased": 1, "left": 0}
+    assert await relay.call("DELETE", "/v1/senders/Erase@ME.test") == {"erased": 1, "left": 0, "unblocked": False}
     assert await listed(past, sender="erase@me.test") == []
     for table in ("deliveries", "paths", "events", "bodies", "texts"):
         assert await relay.rows(f"SELECT 1 FROM {table} WHERE message_id IN (?, ?)", one, two) == []
